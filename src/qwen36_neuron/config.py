@@ -1,0 +1,368 @@
+"""What a checkpoint's `config.json` says, and what one tensor-parallel rank gets of it.
+
+`ModelConfig` is read straight from the JSON (nested `text_config` or flat), so that it does not depend on which
+transformers release knows `qwen3_5`. Every derived size that other rooms need is a property here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigError, UnsupportedModelError
+
+BLOCK_SIZE = 64
+"""Tokens in a KV block, in a DeltaNet chunk and between two possible state checkpoints."""
+
+DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
+MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+STATE_BYTES = 4  # the recurrent state is always fp32
+
+
+class LayerType(str, Enum):
+    """The mixer of a decoder layer, by its name in `layer_types`."""
+
+    DELTANET = "linear_attention"
+    ATTENTION = "full_attention"
+
+
+@dataclass(frozen=True, slots=True)
+class MoEConfig:
+    """The fields that `qwen3_5_moe` adds."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+    shared_expert_intermediate_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding on the first `dim` of each head's dimensions; three position axes, interleaved."""
+
+    theta: float
+    dim: int
+    mrope_section: tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RankShape:
+    """The share of one tensor-parallel rank.
+
+    Key/value heads are replicated when there are more ranks than heads (`kv_replicas` ranks hold the same one).
+    """
+
+    tp: int
+    num_query_heads: int
+    num_kv_heads: int
+    kv_replicas: int
+    num_key_heads: int
+    num_value_heads: int
+    conv_channels: int
+    intermediate_size: int
+    vocab_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """A validated Qwen3.5/3.6 text model description. Sizes are in elements unless the name says bytes."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    layer_types: tuple[LayerType, ...]
+    num_query_heads: int
+    num_kv_heads: int
+    head_dim: int
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel: int
+    rms_norm_eps: float
+    rope: RopeConfig
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    num_mtp_layers: int
+    eos_token_ids: tuple[int, ...]
+    moe: MoEConfig | None = None
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> ModelConfig:
+        """Read `config.json` from a checkpoint folder, or from the file itself.
+
+        Raises:
+            ConfigError: the file is missing, is not JSON, or holds a value that cannot be used.
+        """
+        file = Path(path)
+        if file.is_dir():
+            file = file / "config.json"
+        if not file.is_file():
+            raise ConfigError("model", str(path), "no config.json there", "Give a checkpoint folder in Hugging Face layout")
+        try:
+            raw = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError("config.json", str(file), f"is not JSON ({error})", "Download the checkpoint again") from error
+        if not isinstance(raw, dict):
+            raise ConfigError("config.json", type(raw).__name__, "must hold an object", "Download the checkpoint again")
+        return cls.from_dict(raw)
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """Build from the parsed JSON, nested (`text_config`) or flat.
+
+        Raises:
+            UnsupportedModelError: a mixture of experts, or another model family.
+            ConfigError: a field is missing or has a value that cannot be used.
+        """
+        nested = raw.get("text_config")
+        if nested is not None and not isinstance(nested, Mapping):
+            raise ConfigError("text_config", nested, "must be an object", "Use the published config.json")
+        text: dict[str, Any] = dict(nested) if nested is not None else dict(raw)
+        read = _Reader(text)
+        model_type = str(raw.get("model_type", text.get("model_type")))
+        if model_type not in DENSE_TYPES + MOE_TYPES:
+            raise UnsupportedModelError(
+                "model_type", model_type, "is not a Qwen3.5/3.6 model", f"Supported: {', '.join(DENSE_TYPES)}"
+            )
+        num_layers = read.size("num_hidden_layers")
+        moe = _read_moe(read) if model_type in MOE_TYPES else None
+        config = cls(
+            model_type=model_type,
+            vocab_size=read.size("vocab_size"),
+            hidden_size=read.size("hidden_size"),
+            intermediate_size=read.size("moe_intermediate_size" if moe else "intermediate_size"),
+            num_layers=num_layers,
+            layer_types=_read_layer_types(read, num_layers),
+            num_query_heads=read.size("num_attention_heads"),
+            num_kv_heads=read.size("num_key_value_heads"),
+            head_dim=read.size("head_dim", 256),
+            num_key_heads=read.size("linear_num_key_heads"),
+            num_value_heads=read.size("linear_num_value_heads"),
+            key_head_dim=read.size("linear_key_head_dim", 128),
+            value_head_dim=read.size("linear_value_head_dim", 128),
+            conv_kernel=read.size("linear_conv_kernel_dim", 4),
+            rms_norm_eps=read.number("rms_norm_eps", 1e-6),
+            rope=_read_rope(read),
+            max_position_embeddings=read.size("max_position_embeddings", 32768),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            num_mtp_layers=read.size("mtp_num_hidden_layers", 0, minimum=0),
+            eos_token_ids=_read_eos(raw, text),
+            moe=moe,
+        )
+        config._validate(text)
+        if moe is not None:
+            raise UnsupportedModelError(
+                "model_type",
+                model_type,
+                f"a mixture of {moe.num_experts} experts is not supported yet",
+                f"Use a dense checkpoint ({', '.join(DENSE_TYPES)})",
+            )
+        return config
+
+    def _validate(self, text: Mapping[str, Any]) -> None:
+        for field, expected in (("hidden_act", "silu"), ("attention_bias", False), ("attn_output_gate", True)):
+            if text.get(field, expected) != expected:
+                raise ConfigError(field, text[field], f"only {expected!r} is implemented", "Use a published checkpoint")
+        if self.num_query_heads % self.num_kv_heads:
+            raise ConfigError(
+                "num_attention_heads",
+                self.num_query_heads,
+                f"must be a multiple of num_key_value_heads={self.num_kv_heads}",
+                "Correct config.json",
+            )
+        if self.num_value_heads % self.num_key_heads:
+            raise ConfigError(
+                "linear_num_value_heads",
+                self.num_value_heads,
+                f"must be a multiple of linear_num_key_heads={self.num_key_heads}",
+                "Correct config.json",
+            )
+        if self.rope.dim > self.head_dim or self.rope.dim % 2:
+            raise ConfigError(
+                "partial_rotary_factor",
+                self.rope.dim / self.head_dim,
+                f"gives {self.rope.dim} rotary dimensions of {self.head_dim}",
+                "It must give an even number of at most head_dim",
+            )
+        if self.conv_kernel < 2:
+            raise ConfigError("linear_conv_kernel_dim", self.conv_kernel, "must be at least 2", "Correct config.json")
+
+    # ---- derived sizes -----------------------------------------------------------------------------------------
+
+    @property
+    def attention_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that hold KV."""
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind is LayerType.ATTENTION)
+
+    @property
+    def deltanet_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that hold a recurrent state."""
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind is LayerType.DELTANET)
+
+    @property
+    def key_dim(self) -> int:
+        """DeltaNet key channels over all heads."""
+        return self.num_key_heads * self.key_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        """DeltaNet value channels over all heads."""
+        return self.num_value_heads * self.value_head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Channels of the causal convolution: q, k and v together."""
+        return 2 * self.key_dim + self.value_dim
+
+    def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
+        """Bytes of keys and values for one token in all attention layers, all ranks, without replication."""
+        return len(self.attention_layers) * 2 * self.num_kv_heads * self.head_dim * element_bytes
+
+    def state_bytes_per_lane(self, tp: int = 1, conv_element_bytes: int = 2) -> int:
+        """Bytes of running state of one sequence on one rank: fp32 recurrent state and the convolution window."""
+        rank = self.rank(tp)
+        recurrent = rank.num_value_heads * self.key_head_dim * self.value_head_dim * STATE_BYTES
+        window = rank.conv_channels * (self.conv_kernel - 1) * conv_element_bytes
+        return len(self.deltanet_layers) * (recurrent + window)
+
+    def num_parameters(self, include_mtp: bool = False) -> int:
+        """Parameters of the text model."""
+        h, d = self.hidden_size, self.head_dim
+        mlp = 3 * h * self.intermediate_size
+        attention = h * d * (2 * self.num_query_heads + 2 * self.num_kv_heads) + self.num_query_heads * d * h + 2 * d
+        deltanet = (
+            h * (self.conv_channels + self.value_dim + 2 * self.num_value_heads)
+            + self.conv_channels * self.conv_kernel
+            + 2 * self.num_value_heads
+            + self.value_head_dim
+            + self.value_dim * h
+        )
+        layers = len(self.attention_layers) * attention + len(self.deltanet_layers) * deltanet
+        layers += self.num_layers * (mlp + 2 * h)
+        embeddings = self.vocab_size * h * (1 if self.tie_word_embeddings else 2)
+        mtp = self.num_mtp_layers * (attention + mlp + 2 * h) + (2 * h * h + 3 * h if self.num_mtp_layers else 0)
+        return layers + embeddings + h + (mtp if include_mtp else 0)
+
+    def rank(self, tp: int) -> RankShape:
+        """The share of one of `tp` ranks.
+
+        Raises:
+            ConfigError: a size does not divide by `tp`.
+        """
+        if tp < 1:
+            raise ConfigError("tp_degree", tp, "must be at least 1", "Use 4 on a trn2.3xlarge")
+        for field, value in (
+            ("num_attention_heads", self.num_query_heads),
+            ("linear_num_key_heads", self.num_key_heads),
+            ("linear_num_value_heads", self.num_value_heads),
+            ("intermediate_size", self.intermediate_size),
+            ("vocab_size", self.vocab_size),
+        ):
+            if value % tp:
+                raise ConfigError("tp_degree", tp, f"{field}={value} does not divide by it", "Use a smaller tp_degree")
+        if max(tp, self.num_kv_heads) % min(tp, self.num_kv_heads):
+            raise ConfigError(
+                "tp_degree",
+                tp,
+                f"num_key_value_heads={self.num_kv_heads} can be neither split nor replicated evenly",
+                "Use a power of two",
+            )
+        return RankShape(
+            tp=tp,
+            num_query_heads=self.num_query_heads // tp,
+            num_kv_heads=max(1, self.num_kv_heads // tp),
+            kv_replicas=max(1, tp // self.num_kv_heads),
+            num_key_heads=self.num_key_heads // tp,
+            num_value_heads=self.num_value_heads // tp,
+            conv_channels=self.conv_channels // tp,
+            intermediate_size=self.intermediate_size // tp,
+            vocab_size=self.vocab_size // tp,
+        )
+
+
+class _Reader:
+    """Typed access to raw JSON fields, with errors that name the field."""
+
+    def __init__(self, raw: Mapping[str, Any]) -> None:
+        self.raw = raw
+
+    def get(self, field: str, default: Any = None) -> Any:
+        value = self.raw.get(field)
+        value = default if value is None else value
+        if value is None:
+            raise ConfigError(field, None, "is missing", "Use the config.json published with the checkpoint")
+        return value
+
+    def size(self, field: str, default: int | None = None, minimum: int = 1) -> int:
+        value = self.get(field, default)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ConfigError(field, value, f"must be an integer of at least {minimum}", "Correct config.json")
+        return value
+
+    def number(self, field: str, default: float | None = None) -> float:
+        value = self.get(field, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise ConfigError(field, value, "must be a positive number", "Correct config.json")
+        return float(value)
+
+
+def _read_moe(read: _Reader) -> MoEConfig:
+    return MoEConfig(
+        num_experts=read.size("num_experts"),
+        num_experts_per_tok=read.size("num_experts_per_tok"),
+        moe_intermediate_size=read.size("moe_intermediate_size"),
+        shared_expert_intermediate_size=read.size("shared_expert_intermediate_size"),
+    )
+
+
+def _read_layer_types(read: _Reader, num_layers: int) -> tuple[LayerType, ...]:
+    names = read.raw.get("layer_types")
+    if names is None:
+        interval = read.size("full_attention_interval", 4)
+        names = [
+            (LayerType.DELTANET if (i + 1) % interval else LayerType.ATTENTION).value for i in range(num_layers)
+        ]
+    known = {kind.value for kind in LayerType}
+    for name in names:
+        if name not in known:
+            raise ConfigError("layer_types", name, "is not a known layer type", f"Known: {', '.join(sorted(known))}")
+    if len(names) != num_layers:
+        raise ConfigError(
+            "layer_types", f"{len(names)} entries", f"num_hidden_layers is {num_layers}", "Make the two agree"
+        )
+    return tuple(LayerType(name) for name in names)
+
+
+def _read_rope(read: _Reader) -> RopeConfig:
+    rope = read.raw.get("rope_parameters") or read.raw.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise ConfigError("rope_parameters", rope, "must be an object", "Correct config.json")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "mrope"):
+        raise ConfigError("rope_parameters.rope_type", kind, "only 'default' is implemented", "Remove the rope scaling")
+    fields = _Reader({**read.raw, **rope})
+    dim = round(read.size("head_dim", 256) * fields.number("partial_rotary_factor", 0.25))
+    section = rope.get("mrope_section", (dim // 2 - 2 * (dim // 6), dim // 6, dim // 6))
+    if not isinstance(section, list | tuple) or len(section) != 3 or sum(section) != dim // 2:
+        raise ConfigError(
+            "rope_parameters.mrope_section", section, f"must be three sizes that add up to {dim // 2}", "Correct it"
+        )
+    if not rope.get("mrope_interleaved", True):
+        raise ConfigError("rope_parameters.mrope_interleaved", False, "only True is implemented", "Correct it")
+    return RopeConfig(theta=fields.number("rope_theta"), dim=dim, mrope_section=(section[0], section[1], section[2]))
+
+
+def _read_eos(raw: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[int, ...]:
+    value = raw.get("eos_token_id", text.get("eos_token_id"))
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list | tuple) else (int(value),)

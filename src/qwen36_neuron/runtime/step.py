@@ -1,0 +1,216 @@
+"""The step contract: all that passes between the engine side and a device.
+
+The engine side says which rows to run and where their memory is; the device answers with tokens or logits. CPU and
+Neuron take exactly these objects, so a scheduler tested on CPU is tested on what a device will be told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import torch
+
+from ..config import BLOCK_SIZE
+
+
+class Output(Enum):
+    """What a row must give back."""
+
+    NOTHING = "nothing"
+    """A prefill chunk that is not the last: only the caches change."""
+    TOKEN = "token"
+    """The most likely next token, chosen where the logits are."""
+    LOGITS = "logits"
+    """The logits after the last token run."""
+    ALL_LOGITS = "all_logits"
+    """The logits after every token run, for prompt log-probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Copy the state after `boundary` tokens of the sequence into checkpoint slot `slot`.
+
+    `boundary` is an absolute position, a multiple of BLOCK_SIZE, after at least one token of the row.
+    """
+
+    boundary: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """The work of one sequence in one step.
+
+    Attributes:
+        request_id: for messages only.
+        lane: running-state lane that the sequence owns; 1 or more, 0 is scratch.
+        tokens: the token ids to run now. They are positions `start` .. `start + len(tokens) - 1`.
+        start: tokens of the sequence that the lane and the KV blocks already hold. At 0 the lane is zeroed first.
+        blocks: ids of the KV blocks of the sequence in order, enough to hold every token run.
+        restore: checkpoint slot to copy into the lane before running; only for a row whose prefix was reused.
+        commits: checkpoints to write, in ascending order of boundary.
+        output: what to give back.
+    """
+
+    request_id: str
+    lane: int
+    tokens: Sequence[int]
+    start: int
+    blocks: Sequence[int]
+    restore: int | None = None
+    commits: tuple[Commit, ...] = ()
+    output: Output = Output.TOKEN
+
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence that are held once the row has run."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The rows to run together. A lane appears in one row at most.
+
+    Attributes:
+        rows: the work.
+        released_lanes: lanes whose sequences ended or were preempted since the last step.
+    """
+
+    rows: tuple[Row, ...]
+    released_lanes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What one row gave back.
+
+    Attributes:
+        tokens: sampled token ids, for Output.TOKEN.
+        logits: fp32 [1, vocab] for Output.LOGITS, [len(row.tokens), vocab] for Output.ALL_LOGITS.
+    """
+
+    tokens: tuple[int, ...] = ()
+    logits: torch.Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """One result a row, in the order of the step's rows."""
+
+    rows: tuple[RowResult, ...] = ()
+
+
+class StepError(RuntimeError):
+    """A step that breaks the contract. Nothing was run and nothing was changed."""
+
+
+class DeviceError(RuntimeError):
+    """The device failed or did not answer in time; its state is not to be trusted any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """How much a runtime was built to hold."""
+
+    num_blocks: int
+    num_lanes: int
+    num_slots: int
+    max_model_len: int
+    max_step_tokens: int
+    """Tokens that one step may run, over all rows."""
+
+
+class Runtime(Protocol):
+    """One model on one device, driven step by step by one caller."""
+
+    @property
+    def capacity(self) -> Capacity: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def warm_up(self) -> None:
+        """Run every graph once, and leave no trace in any lane, block or slot."""
+
+    def run(self, step: Step) -> StepResult:
+        """Run one step.
+
+        Raises:
+            StepError: the step breaks the contract.
+            DeviceError: the device failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the device back."""
+
+
+@dataclass(slots=True)
+class StepChecker:
+    """Refuses steps that would read stale state, write twice or fall outside the memory.
+
+    Keeps the number of tokens that each lane holds, which is all that is needed to tell.
+    """
+
+    capacity: Capacity
+    vocab_size: int
+    held: dict[int, int] = field(default_factory=dict)
+
+    def check(self, step: Step) -> None:
+        """Raises StepError naming the request and the rule; changes nothing."""
+        held = {lane: n for lane, n in self.held.items() if lane not in step.released_lanes}
+        if sum(len(row.tokens) for row in step.rows) > self.capacity.max_step_tokens:
+            raise StepError(f"a step may run {self.capacity.max_step_tokens} tokens at most")
+        lanes: set[int] = set()
+        written: set[int] = set()
+        restored = {row.restore for row in step.rows}
+        for row in step.rows:
+            where = f"request {row.request_id} lane {row.lane}"
+            self._check_row(row, where, held)
+            if row.lane in lanes:
+                raise StepError(f"{where}: the lane is in two rows of one step")
+            lanes.add(row.lane)
+            for commit in row.commits:
+                if commit.slot in written or commit.slot in restored:
+                    raise StepError(f"{where}: slot {commit.slot} is also written or read by another row of this step")
+                written.add(commit.slot)
+
+    def _check_row(self, row: Row, where: str, held: dict[int, int]) -> None:
+        cap = self.capacity
+        if not 1 <= row.lane <= cap.num_lanes:
+            raise StepError(f"{where}: lanes are 1..{cap.num_lanes}")
+        if not row.tokens:
+            raise StepError(f"{where}: no tokens to run")
+        if row.end > cap.max_model_len:
+            raise StepError(f"{where}: would hold {row.end} tokens, the maximum is {cap.max_model_len}")
+        if min(row.tokens) < 0 or max(row.tokens) >= self.vocab_size:
+            raise StepError(f"{where}: token ids must be 0..{self.vocab_size - 1}")
+        if len(row.blocks) * BLOCK_SIZE < row.end:
+            raise StepError(f"{where}: {len(row.blocks)} blocks cannot hold {row.end} tokens")
+        needed = row.blocks[: -(-row.end // BLOCK_SIZE)]
+        if min(needed) < 1 or max(needed) >= cap.num_blocks:
+            raise StepError(f"{where}: block ids must be 1..{cap.num_blocks - 1}, block 0 is scratch")
+        if row.restore is not None:
+            if not 1 <= row.restore <= cap.num_slots:
+                raise StepError(f"{where}: slots are 1..{cap.num_slots}, cannot restore {row.restore}")
+            if row.start == 0 or row.start % BLOCK_SIZE:
+                raise StepError(f"{where}: a checkpoint is of a positive multiple of {BLOCK_SIZE} tokens, not {row.start}")
+        elif row.start and held.get(row.lane) != row.start:
+            raise StepError(f"{where}: holds {held.get(row.lane, 0)} tokens but the row starts at {row.start}")
+        boundary = row.start
+        for commit in row.commits:
+            if commit.boundary % BLOCK_SIZE or not boundary < commit.boundary <= row.end:
+                raise StepError(f"{where}: no checkpoint can be taken at {commit.boundary} in {row.start}..{row.end}")
+            if not 1 <= commit.slot <= cap.num_slots:
+                raise StepError(f"{where}: slots are 1..{cap.num_slots}, cannot write {commit.slot}")
+            boundary = commit.boundary
+
+    def apply(self, step: Step) -> None:
+        """Remember what the lanes hold after `step`."""
+        for lane in step.released_lanes:
+            self.held.pop(lane, None)
+        for row in step.rows:
+            self.held[row.lane] = row.end
