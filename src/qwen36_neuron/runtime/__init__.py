@@ -1,5 +1,6 @@
 """One step on a device: the step contract and the runtimes that keep it."""
 
+from .config import RuntimeConfig
 from .step import (
     Capacity,
     Commit,
@@ -22,6 +23,7 @@ __all__ = [
     "Row",
     "RowResult",
     "Runtime",
+    "RuntimeConfig",
     "Step",
     "StepChecker",
     "StepError",

@@ -1,0 +1,70 @@
+"""What a runtime is built from: one typed object, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from ..config import BLOCK_SIZE
+from ..errors import ConfigError
+
+Device = Literal["cpu", "neuron"]
+DType = Literal["float32", "bfloat16"]
+Kernels = Literal["torch", "interpreter"]
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeConfig:
+    """How much a runtime holds and what it runs on.
+
+    Attributes:
+        model: checkpoint folder in Hugging Face layout.
+        device: "cpu", or "neuron" for a Trn2.
+        dtype: of weights, activations, KV and convolution windows. The recurrent state is fp32 always.
+        max_model_len: tokens a sequence may hold.
+        max_step_tokens: tokens one step may run, over all rows.
+        num_lanes: sequences that may run at once.
+        num_blocks: KV blocks of 64 tokens, block 0 being scratch.
+        num_slots: checkpoint slots, 0 for none.
+        tp_degree: tensor-parallel ranks; 1 on CPU.
+        kernels: on CPU, the torch operations or the NKI kernels in the interpreter.
+    """
+
+    model: Path
+    device: Device = "cpu"
+    dtype: DType = "float32"
+    max_model_len: int = 4096
+    max_step_tokens: int = 2048
+    num_lanes: int = 8
+    num_blocks: int = 1025
+    num_slots: int = 0
+    tp_degree: int = 1
+    kernels: Kernels = "torch"
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("device", Device), ("dtype", DType), ("kernels", Kernels)):
+            value = getattr(self, field)
+            if value not in get_args(allowed):
+                raise ConfigError(field, value, "is not known", f"Use one of: {', '.join(get_args(allowed))}")
+        for field, minimum in (
+            ("max_model_len", 1),
+            ("max_step_tokens", 1),
+            ("num_lanes", 1),
+            ("num_blocks", 2),
+            ("num_slots", 0),
+            ("tp_degree", 1),
+        ):
+            value = getattr(self, field)
+            if value < minimum:
+                raise ConfigError(field, value, f"must be at least {minimum}", "Raise it")
+        if (self.num_blocks - 1) * BLOCK_SIZE < self.max_model_len:
+            raise ConfigError(
+                "num_blocks",
+                self.num_blocks,
+                f"{self.num_blocks - 1} usable blocks of {BLOCK_SIZE} tokens cannot hold one sequence of max_model_len="
+                f"{self.max_model_len}",
+                f"Use at least {-(-self.max_model_len // BLOCK_SIZE) + 1}, or lower max_model_len",
+            )
+        if self.device == "cpu" and self.tp_degree != 1:
+            raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")
