@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: reading them into runtime weights, and making small ones."""
