@@ -1,0 +1,104 @@
+"""The tensors of a Hugging Face Qwen3.5/3.6 checkpoint: their names and shapes.
+
+Names here are canonical: those of the text model without a prefix (`layers.0.mlp.up_proj.weight`), the head
+(`lm_head.weight`) and the multi-token-prediction layer (`mtp.fc.weight`).
+"""
+
+from __future__ import annotations
+
+from ..config import LayerType, ModelConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+TEXT_PREFIXES = ("model.language_model.", "model.")
+"""Of conditional-generation and of text-only checkpoints; the first that fits is taken off."""
+
+VISION_PREFIX = "model.visual."
+MTP_PREFIX = "mtp."
+HEAD = "lm_head.weight"
+
+
+def canonical_name(name: str) -> str | None:
+    """The canonical name of a checkpoint tensor; None for the vision tower, which the text model does not use."""
+    if name.startswith(VISION_PREFIX):
+        return None
+    for prefix in TEXT_PREFIXES:
+        if name.startswith(prefix):
+            return name.removeprefix(prefix)
+    return name
+
+
+def text_shapes(config: ModelConfig) -> Shapes:
+    """Shapes of the text model's tensors, without the multi-token-prediction layer, by canonical name."""
+    shapes: Shapes = {"embed_tokens.weight": (config.vocab_size, config.hidden_size)}
+    for index, kind in enumerate(config.layer_types):
+        mixer = _attention(config) if kind is LayerType.ATTENTION else _deltanet(config)
+        shapes |= _under(f"layers.{index}.", mixer | _around_mixer(config))
+    shapes["norm.weight"] = (config.hidden_size,)
+    if not config.tie_word_embeddings:
+        shapes[HEAD] = (config.vocab_size, config.hidden_size)
+    return shapes
+
+
+def mtp_shapes(config: ModelConfig) -> Shapes:
+    """Shapes of the multi-token-prediction layer's tensors; empty when the model has none."""
+    if not config.num_mtp_layers:
+        return {}
+    h = config.hidden_size
+    shapes: Shapes = {
+        "mtp.fc.weight": (h, 2 * h),
+        "mtp.pre_fc_norm_embedding.weight": (h,),
+        "mtp.pre_fc_norm_hidden.weight": (h,),
+        "mtp.norm.weight": (h,),
+    }
+    for index in range(config.num_mtp_layers):
+        shapes |= _under(f"mtp.layers.{index}.", _attention(config) | _around_mixer(config))
+    return shapes
+
+
+def _under(prefix: str, shapes: Shapes) -> Shapes:
+    return {prefix + name: shape for name, shape in shapes.items()}
+
+
+def _around_mixer(config: ModelConfig) -> Shapes:
+    h, i = config.hidden_size, config.intermediate_size
+    return {
+        "input_layernorm.weight": (h,),
+        "post_attention_layernorm.weight": (h,),
+        "mlp.gate_proj.weight": (i, h),
+        "mlp.up_proj.weight": (i, h),
+        "mlp.down_proj.weight": (h, i),
+    }
+
+
+def _attention(config: ModelConfig) -> Shapes:
+    h, d = config.hidden_size, config.head_dim
+    return _under(
+        "self_attn.",
+        {
+            "q_proj.weight": (config.num_query_heads * 2 * d, h),
+            "k_proj.weight": (config.num_kv_heads * d, h),
+            "v_proj.weight": (config.num_kv_heads * d, h),
+            "o_proj.weight": (h, config.num_query_heads * d),
+            "q_norm.weight": (d,),
+            "k_norm.weight": (d,),
+        },
+    )
+
+
+def _deltanet(config: ModelConfig) -> Shapes:
+    h, heads = config.hidden_size, config.num_value_heads
+    return _under(
+        "linear_attn.",
+        {
+            "in_proj_qkv.weight": (config.conv_channels, h),
+            "in_proj_z.weight": (config.value_dim, h),
+            "in_proj_b.weight": (heads, h),
+            "in_proj_a.weight": (heads, h),
+            "conv1d.weight": (config.conv_channels, 1, config.conv_kernel),
+            "A_log": (heads,),
+            "dt_bias": (heads,),
+            "norm.weight": (config.value_head_dim,),
+            "out_proj.weight": (h, config.value_dim),
+        },
+    )
