@@ -233,14 +233,19 @@ def write_weights(folder: Path, tensors: Mapping[str, torch.Tensor], max_shard_b
         filled += tensor.nbytes
         total += tensor.nbytes
     if max_shard_bytes is None:
-        save_file(shards[0], folder / "model.safetensors", metadata={"format": "pt"})
+        _save(shards[0], folder / "model.safetensors")
         return
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
+        _save(shard, folder / file)
         weight_map |= dict.fromkeys(shard, file)
     _write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(0o644)  # safetensors lets only the owner read
 
 
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
