@@ -1,0 +1,62 @@
+"""How big the hybrid cache is: one description for what is allocated and for what is planned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ..config import BLOCK_SIZE, ModelConfig
+
+
+@dataclass(frozen=True, slots=True)
+class CacheSpec:
+    """Shapes of the cache of one rank.
+
+    Attributes:
+        num_blocks: KV blocks of BLOCK_SIZE tokens; block 0 is scratch.
+        num_lanes: running sequences; lane 0 is scratch and comes on top.
+        num_slots: state checkpoints; slot 0 means none and comes on top.
+        dtype: of KV and of the convolution windows. The recurrent state is fp32.
+    """
+
+    config: ModelConfig
+    num_blocks: int
+    num_lanes: int
+    num_slots: int
+    dtype: torch.dtype
+    tp: int = 1
+
+    @property
+    def kv_shape(self) -> tuple[int, int, int]:
+        """Keys, or values, of one attention layer: [token slots, kv heads, head_dim]."""
+        return self.num_blocks * BLOCK_SIZE, self.config.rank(self.tp).num_kv_heads, self.config.head_dim
+
+    @property
+    def recurrent_shape(self) -> tuple[int, int, int]:
+        """State of one sequence in one DeltaNet layer: [value heads, dk, dv]."""
+        return self.config.rank(self.tp).num_value_heads, self.config.key_head_dim, self.config.value_head_dim
+
+    @property
+    def window_shape(self) -> tuple[int, int]:
+        """Convolution window of one sequence in one DeltaNet layer: [kernel - 1, channels]."""
+        return self.config.conv_kernel - 1, self.config.rank(self.tp).conv_channels
+
+    @property
+    def block_bytes(self) -> int:
+        """One KV block in all attention layers of this rank."""
+        _, heads, dim = self.kv_shape
+        return len(self.config.attention_layers) * 2 * BLOCK_SIZE * heads * dim * self.dtype.itemsize
+
+    @property
+    def lane_bytes(self) -> int:
+        """One lane, or one checkpoint slot, in all DeltaNet layers of this rank."""
+        return self.config.state_bytes_per_lane(self.tp, self.dtype.itemsize)
+
+    @property
+    def total_bytes(self) -> int:
+        """All that `HybridCache` allocates."""
+        states = self.num_lanes + 1 + (self.num_slots + 1 if self.num_slots else 0)
+        return self.num_blocks * self.block_bytes + states * self.lane_bytes
+
+

@@ -1,0 +1,41 @@
+"""Gated grouped-query attention with per-head query and key norms and partial rotary embedding."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..config import ModelConfig
+from ..ops.rope import apply_rotary
+from .layers import LayerFactory
+from .norm import RMSNorm
+from .state import StepState
+
+
+class Attention(nn.Module):
+    """softmax(q k^T / sqrt(d)) v * sigmoid(gate), projected out.
+
+    One projection gives a rank's queries, gates, keys and values in that order; the checkpoint's per-head
+    interleaving of query and gate is undone by the loader.
+    """
+
+    def __init__(self, config: ModelConfig, layers: LayerFactory, index: int) -> None:
+        super().__init__()
+        rank = config.rank(layers.tp)
+        self.index, self.head_dim = index, config.head_dim
+        self.query_heads, self.kv_heads = rank.num_query_heads, rank.num_kv_heads
+        heads = layers.tp * (2 * rank.num_query_heads + 2 * rank.num_kv_heads)
+        self.in_proj_qgkv = layers.column(config.hidden_size, heads * config.head_dim)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.o_proj = layers.row(config.num_query_heads * config.head_dim, config.hidden_size)
+
+    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], state: StepState) -> torch.Tensor:
+        """[batch, tokens, hidden] in and out; `rotary` is the (cos, sin) of the tokens' positions."""
+        batch, tokens = x.shape[:2]
+        heads = self.in_proj_qgkv(x).view(batch, tokens, -1, self.head_dim)
+        q, gate, k, v = heads.split((self.query_heads, self.query_heads, self.kv_heads, self.kv_heads), dim=2)
+        q = apply_rotary(self.q_norm(q), *rotary)
+        k = apply_rotary(self.k_norm(k), *rotary)
+        out = state.attend(self.index, q, k, v) * torch.sigmoid(gate)
+        return self.o_proj(out.reshape(batch, tokens, -1))

@@ -1,0 +1,58 @@
+"""Gated DeltaNet: convolution, gates, gated delta rule and gated norm."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..config import ModelConfig
+from .layers import LayerFactory
+from .norm import GatedRMSNorm
+from .state import StepState
+
+
+class GatedDeltaNet(nn.Module):
+    """The linear-attention mixer.
+
+    beta = sigmoid(b) and g = -exp(A_log) * softplus(a + dt_bias), both fp32; the parameter A is -exp(A_log).
+    """
+
+    A: nn.Parameter
+    dt_bias: nn.Parameter
+
+    def __init__(self, config: ModelConfig, layers: LayerFactory, index: int) -> None:
+        super().__init__()
+        rank = config.rank(layers.tp)
+        self.index = index
+        self.key_heads, self.value_heads = rank.num_key_heads, rank.num_value_heads
+        self.key_head_dim, self.value_head_dim = config.key_head_dim, config.value_head_dim
+        self.conv_channels = rank.conv_channels
+        self.in_proj_qkvz = layers.column(config.hidden_size, config.conv_channels + config.value_dim)
+        self.in_proj_ba = layers.column(config.hidden_size, 2 * config.num_value_heads)
+        self.conv_weight = nn.Parameter(torch.empty(rank.conv_channels, config.conv_kernel), requires_grad=False)
+        self.A = nn.Parameter(torch.empty(rank.num_value_heads, dtype=torch.float32), requires_grad=False)
+        self.dt_bias = nn.Parameter(torch.empty(rank.num_value_heads, dtype=torch.float32), requires_grad=False)
+        self.norm = GatedRMSNorm(config.value_head_dim, config.rms_norm_eps)
+        self.out_proj = layers.row(config.value_dim, config.hidden_size)
+
+    def forward(self, x: torch.Tensor, state: StepState) -> torch.Tensor:
+        """[batch, tokens, hidden] in and out."""
+        batch, tokens = x.shape[:2]
+        qkvz = self.in_proj_qkvz(x)
+        z = qkvz[..., self.conv_channels :].view(batch, tokens, self.value_heads, self.value_head_dim)
+        b, a = self.in_proj_ba(x).chunk(2, dim=-1)
+        beta = torch.sigmoid(b).float()
+        g = self.A * F.softplus(a.float() + self.dt_bias)
+        qkv = state.convolve(self.index, qkvz[..., : self.conv_channels], self.conv_weight)
+        key_dim = self.key_heads * self.key_head_dim
+        q, k, v = qkv.split((key_dim, key_dim, self.value_heads * self.value_head_dim), dim=-1)
+        out = state.delta_rule(
+            self.index,
+            q.view(batch, tokens, self.key_heads, self.key_head_dim),
+            k.view(batch, tokens, self.key_heads, self.key_head_dim),
+            v.view(batch, tokens, self.value_heads, self.value_head_dim),
+            g,
+            beta,
+        )
+        return self.out_proj(self.norm(out, z).reshape(batch, tokens, -1))

@@ -1,0 +1,32 @@
+"""RMSNorm layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..ops.norm import gated_rms_norm, rms_norm
+
+
+class RMSNorm(nn.Module):
+    """Zero-centred in the checkpoint: the loader stores 1 + weight here, in fp32."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dtype=torch.float32), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class GatedRMSNorm(nn.Module):
+    """Normalises the delta rule's output per head, then gates it with silu(z). Its weight is not zero-centred."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        return gated_rms_norm(x, gate, self.weight, self.eps)

@@ -1,0 +1,49 @@
+"""What the network asks of a sequence's memory.
+
+The blocks hold weights and arithmetic only. Whatever reads or writes a cache goes through a `StepState`, which knows
+the rows of the step: lanes updated in place on CPU, gathered and returned as aliased outputs on a device.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+
+
+class StepState(Protocol):
+    """The memory of the rows of one call: all tensors are [batch, tokens, ...], padded on the right."""
+
+    def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Causal convolution with SiLU that continues each row's window.
+
+        Args:
+            layer: index of the decoder layer.
+            x: [batch, tokens, channels]; weight: [channels, kernel].
+        Returns:
+            [batch, tokens, channels].
+        """
+        ...
+
+    def delta_rule(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor
+    ) -> torch.Tensor:
+        """Gated delta rule that continues each row's recurrent state.
+
+        Args:
+            q, k: [batch, tokens, key_heads, dk]; v: [batch, tokens, value_heads, dv].
+            g, beta: [batch, tokens, value_heads] fp32.
+        Returns:
+            [batch, tokens, value_heads, dv] fp32.
+        """
+        ...
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Store the new keys and values, then attend causally to all that each row holds.
+
+        Args:
+            q: [batch, tokens, query_heads, head_dim]; k, v: [batch, tokens, kv_heads, head_dim].
+        Returns:
+            [batch, tokens, query_heads, head_dim].
+        """
+        ...

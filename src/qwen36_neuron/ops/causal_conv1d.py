@@ -1,0 +1,51 @@
+"""Depthwise causal convolution with SiLU, and the window that it carries between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+
+def causal_conv1d(x: torch.Tensor, window: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """silu(sum_j weight[:, j] * x[t - K + 1 + j]), the past of the first token being the window.
+
+    The taps over real tokens are added shifted, in place; only the first K - 1 tokens look into the window, so the
+    input is never copied to be joined to it.
+
+    Args:
+        x: [batch, tokens, channels].
+        window: [batch, K - 1, channels], the inputs before the first token, oldest first; zeros at position 0.
+        weight: [channels, K], the last column for the token itself.
+    Returns:
+        [batch, tokens, channels].
+    """
+    kernel, tokens, taps = weight.shape[1], x.shape[1], weight.t()
+    y = x * taps[kernel - 1]
+    for back in range(1, kernel):
+        tap = taps[kernel - 1 - back]
+        if tokens > back:
+            y[:, back:].addcmul_(x[:, : tokens - back], tap)
+        seen = min(back, tokens)
+        y[:, :seen].addcmul_(window[:, kernel - 1 - back : kernel - 1 - back + seen], tap)
+    return F.silu(y, inplace=True)
+
+
+def conv_window(x: torch.Tensor, window: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+    """The window after `lengths[b]` tokens of row b: it ends at the last real token, not at the padding.
+
+    Args:
+        x, window: as given to `causal_conv1d`.
+    Returns:
+        [batch, K - 1, channels].
+    """
+    size = window.shape[1]
+    return torch.cat(
+        [
+            x[row : row + 1, n - size : n]
+            if n >= size
+            else torch.cat((window[row : row + 1, n:], x[row : row + 1, :n]), dim=1)
+            for row, n in enumerate(lengths)
+        ]
+    )

@@ -1,0 +1,92 @@
+"""Grouped-query attention over paged keys and values.
+
+The cache of a layer is one flat buffer of token slots, [slots, kv_heads, head_dim]; a block is BLOCK_SIZE slots in a
+row. A sequence whose blocks are neighbours is read in place, without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from ..config import BLOCK_SIZE
+
+
+@dataclass(frozen=True, slots=True)
+class PagedRow:
+    """Where one sequence's tokens are.
+
+    Attributes:
+        index: slots of tokens 0 .. end - 1: a slice where the blocks are neighbours, else int64 [end].
+        start: tokens held before this call.
+        end: tokens held after it.
+    """
+
+    index: slice | torch.Tensor
+    start: int
+    end: int
+
+    @classmethod
+    def of(cls, blocks: Sequence[int], start: int, end: int) -> PagedRow:
+        """From a block table, of which only the part that `end` tokens need is read."""
+        used = -(-end // BLOCK_SIZE)
+        first = blocks[0]
+        if all(block == first + i for i, block in enumerate(blocks[:used])):
+            return cls(slice(first * BLOCK_SIZE, first * BLOCK_SIZE + end), start, end)
+        table = torch.tensor(blocks[:used], dtype=torch.int64)
+        slots = (table[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:end]
+        return cls(slots, start, end)
+
+    @property
+    def new(self) -> slice | torch.Tensor:
+        """Slots of tokens start .. end - 1."""
+        if isinstance(self.index, slice):
+            return slice(self.index.start + self.start, self.index.stop)
+        return self.index[self.start :]
+
+
+def write_kv(cache: tuple[torch.Tensor, torch.Tensor], k: torch.Tensor, v: torch.Tensor, row: PagedRow) -> None:
+    """Store the keys and values [tokens, kv_heads, head_dim] of a row's new tokens."""
+    for buffer, value in zip(cache, (k, v), strict=True):
+        if isinstance(row.new, slice):
+            buffer[row.new] = value
+        else:
+            buffer.index_copy_(0, row.new, value)
+
+
+def attend(q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], row: PagedRow) -> torch.Tensor:
+    """Causal attention of a row's new tokens over all its tokens; scores are scaled by head_dim^-0.5.
+
+    The tokens held before and the new ones are attended to apart, neither needing a mask, and merged by their
+    log-sum-exp, so that the cost is that of the unmasked part alone.
+
+    Args:
+        q: [tokens, query_heads, head_dim]; query head h reads kv head h // (query_heads / kv_heads).
+        cache: (keys, values), each [slots, kv_heads, head_dim], the new tokens already written.
+    Returns:
+        [tokens, query_heads, head_dim].
+    """
+    tokens, query_heads, head_dim = q.shape
+    keys, values = cache[0][row.index], cache[1][row.index]
+    kv_heads = keys.shape[1]
+    group = query_heads // kv_heads
+    if tokens == 1:
+        # One token: the heads of a group are the queries, and keys are read once for all of them.
+        out = F.scaled_dot_product_attention(
+            q.view(kv_heads, 1, group, head_dim), keys.transpose(0, 1).unsqueeze(1), values.transpose(0, 1).unsqueeze(1)
+        )
+        return out.view(1, query_heads, head_dim)
+    queries = q.view(tokens, kv_heads, group, head_dim).permute(1, 2, 0, 3)
+
+    def spread(x: torch.Tensor) -> torch.Tensor:
+        return x.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
+
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, lse = flash(queries, spread(keys[row.start :]), spread(values[row.start :]), is_causal=True)
+    if row.start:
+        past, past_lse = flash(queries, spread(keys[: row.start]), spread(values[: row.start]))
+        out = torch.lerp(out, past, torch.sigmoid(past_lse - lse).unsqueeze(-1).to(out.dtype))
+    return out.permute(2, 0, 1, 3).reshape(tokens, query_heads, head_dim)

@@ -1,0 +1,149 @@
+"""The CPU runtime: the same network, cache and step contract as on a device, in plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..cache import CacheSpec, HybridCache
+from ..checkpoint.load import load_weights
+from ..config import BLOCK_SIZE, ModelConfig
+from ..model import Qwen36Model
+from ..ops.paged_attention import PagedRow
+from .config import RuntimeConfig
+from .cpu_layers import PackedRank, pack_layers
+from .cpu_state import CpuDecode, CpuPrefill, lane_index
+from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
+
+PADDING_LIMIT = 0.25
+"""Prefill rows are run together while padding stays below this part of the call."""
+
+
+class CpuRuntime:
+    """One rank on torch CPU. Decode rows run as one call, prefill rows in groups of like length."""
+
+    def __init__(self, config: RuntimeConfig) -> None:
+        model_config = ModelConfig.from_pretrained(config.model)
+        dtype = getattr(torch, config.dtype)
+        self.config = config
+        weights = load_weights(config.model, model_config, dtype=dtype)
+        self.model = Qwen36Model.from_weights(model_config, weights, PackedRank())
+        pack_layers(self.model)
+        self.cache = HybridCache(
+            CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype)
+        )
+        self._capacity = Capacity(
+            config.num_blocks, config.num_lanes, config.num_slots, config.max_model_len, config.max_step_tokens
+        )
+        self._checker = StepChecker(self._capacity, model_config.vocab_size)
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @property
+    def vocab_size(self) -> int:
+        return self.model.config.vocab_size
+
+    def warm_up(self) -> None:
+        """Touch both code paths on the scratch lane and block, so that the first request pays for no set-up."""
+        tokens = min(BLOCK_SIZE, self._capacity.max_step_tokens, self._capacity.max_model_len)
+        row = Row("warm-up", 0, [0] * tokens, 0, [0])
+        with torch.inference_mode():
+            self._prefill([row])
+            self._decode([Row("warm-up", 0, [0], 0, [0])])
+        self.cache.zero(0)
+
+    def run(self, step: Step) -> StepResult:
+        self._checker.check(step)
+        with torch.inference_mode():
+            results = self._run(step.rows)
+        self._checker.apply(step)
+        return StepResult(tuple(results))
+
+    def close(self) -> None:
+        """Nothing is held outside this process."""
+
+    # ---- one step ----------------------------------------------------------------------------------------------
+
+    def _run(self, rows: Sequence[Row]) -> list[RowResult]:
+        for row in rows:
+            if row.restore is not None:
+                self.cache.restore(row.lane, row.restore)
+            elif row.start == 0:
+                self.cache.zero(row.lane)
+        results: dict[int, RowResult] = {}
+        for group in group_rows(rows):
+            hidden = self._decode(group) if len(group[0].tokens) == 1 else self._prefill(group)
+            for row, result in zip(group, self._outputs(group, hidden), strict=True):
+                results[id(row)] = result
+        for row in rows:
+            for commit in row.commits:
+                if commit.boundary == row.end:
+                    self.cache.commit(row.lane, commit.slot)
+        return [results[id(row)] for row in rows]
+
+    def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
+        tokens = torch.tensor([[row.tokens[0]] for row in rows])
+        positions = torch.tensor([[row.start] for row in rows])
+        state = CpuDecode(self.cache, lane_index([row.lane for row in rows]), _paged(rows))
+        return self.model(tokens, positions, state)
+
+    def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
+        lengths = [len(row.tokens) for row in rows]
+        tokens = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
+        for index, row in enumerate(rows):
+            tokens[index, : lengths[index]] = torch.tensor(row.tokens)
+        starts = torch.tensor([[row.start] for row in rows])
+        state = CpuPrefill(
+            cache=self.cache,
+            lanes=lane_index([row.lane for row in rows]),
+            rows=_paged(rows),
+            lengths=lengths,
+            lead=rows[0].start % BLOCK_SIZE,
+            commits=[[c for c in row.commits if c.boundary < row.end] for row in rows],
+        )
+        return self.model(tokens, starts + torch.arange(max(lengths)), state)
+
+    def _outputs(self, rows: Sequence[Row], hidden: torch.Tensor) -> list[RowResult]:
+        """Project only the positions that something is asked of."""
+        takes = {Output.NOTHING: 0, Output.TOKEN: 1, Output.LOGITS: 1, Output.ALL_LOGITS: None}
+        kept = []
+        for index, row in enumerate(rows):
+            length, take = len(row.tokens), takes[row.output]
+            kept.append(hidden[index, length - (length if take is None else take) : length])
+        counts = [len(part) for part in kept]
+        if not sum(counts):
+            return [RowResult() for _ in rows]
+        logits = self.model.logits(torch.cat(kept)).split(counts)
+        chosen = [part.argmax(-1) if row.output is Output.TOKEN else None for row, part in zip(rows, logits, strict=True)]
+        return [
+            RowResult(tokens=tuple(tokens.tolist()))
+            if tokens is not None
+            else RowResult(logits=part if len(part) else None)
+            for tokens, part in zip(chosen, logits, strict=True)
+        ]
+
+
+def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Decode rows in one group, by lane; prefill rows with others of the same start % BLOCK_SIZE and like length."""
+    decode = sorted((row for row in rows if len(row.tokens) == 1), key=lambda row: row.lane)
+    groups = [decode] if decode else []
+    prefill = [row for row in rows if len(row.tokens) > 1]
+    prefill.sort(key=lambda row: (row.start % BLOCK_SIZE, -len(row.tokens), row.lane))
+    group: list[Row] = []
+    for row in prefill:
+        if group:
+            longest = len(group[0].tokens)
+            real = sum(len(other.tokens) for other in group) + len(row.tokens)
+            padded = longest * (len(group) + 1)
+            if row.start % BLOCK_SIZE != group[0].start % BLOCK_SIZE or padded - real > PADDING_LIMIT * padded:
+                groups.append(group)
+                group = []
+        group.append(row)
+    return [*groups, group] if group else groups
+
+
+def _paged(rows: Sequence[Row]) -> list[PagedRow]:
+    return [PagedRow.of(row.blocks, row.start, row.end) for row in rows]

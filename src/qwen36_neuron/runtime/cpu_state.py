@@ -1,0 +1,118 @@
+"""A step's memory on CPU: caches updated in place, rows read where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..cache import HybridCache
+from ..config import BLOCK_SIZE
+from ..ops.causal_conv1d import causal_conv1d, conv_window
+from ..ops.gated_delta_rule import StateCopy, gated_delta_rule_chunked, gated_delta_rule_step
+from ..ops.paged_attention import PagedRow, attend, write_kv
+from .step import Commit
+
+
+def lane_index(lanes: Sequence[int]) -> slice | torch.Tensor:
+    """Lanes as a slice where they are neighbours, so that states are used in place, else as an index."""
+    first = lanes[0]
+    if all(lane == first + i for i, lane in enumerate(lanes)):
+        return slice(first, first + len(lanes))
+    return torch.tensor(lanes, dtype=torch.int64)
+
+
+@dataclass(slots=True)
+class CpuPrefill:
+    """Rows of many tokens, padded on the right.
+
+    Attributes:
+        lanes: the rows' lanes.
+        rows: where the rows' KV is.
+        lengths: real tokens of each row.
+        lead: start % BLOCK_SIZE, the same for all rows.
+        commits: checkpoints to take inside each row; not at its end, which is a plain copy of the lane.
+    """
+
+    cache: HybridCache
+    lanes: slice | torch.Tensor
+    rows: Sequence[PagedRow]
+    lengths: Sequence[int]
+    lead: int
+    commits: Sequence[Sequence[Commit]]
+
+    def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        windows = self.cache.lanes[layer].window
+        window = windows[self.lanes]
+        y = causal_conv1d(x, window, weight)
+        for index, (row, commits) in enumerate(zip(self.rows, self.commits, strict=True)):
+            one = slice(index, index + 1)
+            for commit in commits:
+                at = [commit.boundary - row.start]
+                self.cache.slots[layer].window[commit.slot] = conv_window(x[one], window[one], at)[0]
+        windows[self.lanes] = conv_window(x, window, self.lengths)
+        return y
+
+    def delta_rule(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor
+    ) -> torch.Tensor:
+        for index, length in enumerate(self.lengths):
+            g[index, length:] = 0.0
+            beta[index, length:] = 0.0
+        slots, states = self.cache.slots[layer].recurrent, self.cache.lanes[layer].recurrent
+        copies = [
+            StateCopy(index, (commit.boundary - row.start + self.lead) // BLOCK_SIZE - 1, slots[commit.slot])
+            for index, (row, commits) in enumerate(zip(self.rows, self.commits, strict=True))
+            for commit in commits
+        ]
+        out, final = gated_delta_rule_chunked(q, k, v, g, beta, states[self.lanes], self.lead, copies)
+        states[self.lanes] = final
+        return out
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        cache = self.cache.kv[layer]
+        out = torch.empty_like(q) if len(self.rows) > 1 else None
+        for index, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
+            write_kv(cache, k[index, :length], v[index, :length], row)
+            result = attend(q[index, :length], cache, row)
+            if out is None:
+                return result.unsqueeze(0)
+            out[index, :length] = result
+            out[index, length:] = 0.0  # padding must stay finite: a NaN would pass through beta = 0
+        assert out is not None
+        return out
+
+
+@dataclass(slots=True)
+class CpuDecode:
+    """Rows of one token: tensors are [batch, 1, ...]."""
+
+    cache: HybridCache
+    lanes: slice | torch.Tensor
+    rows: Sequence[PagedRow]
+
+    def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        windows = self.cache.lanes[layer].window
+        window = windows[self.lanes]
+        y = causal_conv1d(x, window, weight)
+        windows[self.lanes] = torch.cat((window[:, 1:], x), dim=1)
+        return y
+
+    def delta_rule(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor
+    ) -> torch.Tensor:
+        states = self.cache.lanes[layer].recurrent
+        current = states[self.lanes]
+        out = gated_delta_rule_step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], current)
+        if isinstance(self.lanes, torch.Tensor):
+            states[self.lanes] = current
+        return out.unsqueeze(1)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        cache = self.cache.kv[layer]
+        out = torch.empty_like(q)
+        for index, row in enumerate(self.rows):
+            write_kv(cache, k[index], v[index], row)
+            out[index] = attend(q[index], cache, row)
+        return out
