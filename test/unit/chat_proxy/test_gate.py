@@ -1,0 +1,82 @@
+"""The gate: the limit, the closing, the drain."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vllm_integration.chat_proxy.errors import ProxyError
+from vllm_integration.chat_proxy.gate import Gate
+
+
+class Guest:
+    def __init__(self) -> None:
+        self.told: ProxyError | None = None
+        self.leave = asyncio.Event()
+
+    def abort(self, error: ProxyError) -> None:
+        self.told = error
+        self.leave.set()
+
+
+async def visit(gate: Gate, guest: Guest) -> None:
+    with gate.admit(guest):
+        await guest.leave.wait()
+
+
+async def enter(gate: Gate) -> tuple[Guest, asyncio.Task[None]]:
+    guest = Guest()
+    task = asyncio.create_task(visit(gate, guest))
+    await asyncio.sleep(0)
+    return guest, task
+
+
+async def test_the_limit_is_exact_and_a_place_is_given_back():
+    gate = Gate(2)
+    (first, first_task), (second, second_task) = await enter(gate), await enter(gate)
+    with pytest.raises(ProxyError) as caught, gate.admit(Guest()):
+        pass
+    assert (caught.value.status, caught.value.retry_after) == (429, 1)
+    first.leave.set()
+    await first_task
+    with gate.admit(Guest()):
+        assert len(gate) == 2
+    second.leave.set()
+    await second_task
+    assert len(gate) == 0
+
+
+async def test_a_place_is_given_back_after_an_error():
+    gate = Gate(1)
+    with pytest.raises(ZeroDivisionError), gate.admit(Guest()):
+        raise ZeroDivisionError
+    assert len(gate) == 0
+
+
+async def test_drain_waits_for_the_last_one_and_refuses_the_next():
+    gate = Gate(4)
+    guest, task = await enter(gate)
+    drain = asyncio.create_task(gate.drain(10))
+    await asyncio.sleep(0)
+    with pytest.raises(ProxyError) as caught, gate.admit(Guest()):
+        pass
+    assert caught.value.status == 503
+    assert not drain.done()
+    guest.leave.set()
+    await task
+    assert await drain == 0
+    assert guest.told is None
+
+
+async def test_drain_cuts_who_does_not_leave():
+    gate = Gate(4)
+    guest, task = await enter(gate)
+    assert await gate.drain(0.01) == 1
+    assert guest.told is not None
+    assert guest.told.status == 503
+    await task
+
+
+async def test_an_empty_gate_drains_at_once():
+    assert await Gate(1).drain(0.01) == 0

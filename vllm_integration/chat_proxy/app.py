@@ -1,0 +1,187 @@
+"""The proxy as an ASGI application: its routes and what each does to a request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from . import metrics
+from .backend import Backend, State
+from .body import parse_object, read_body
+from .defaults import fill_mode, fill_sampling
+from .errors import ProxyError
+from .exchange import Exchange, end_to_end
+from .gate import Gate
+from .settings import ProxySettings
+
+Fill = Callable[[dict[str, Any]], None]
+"""Fills in what a request left open, changing top-level fields only."""
+
+
+class Proxy:
+    """The parts of one proxy.
+
+    Args:
+        settings: what it was told at start.
+    """
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self.settings = settings
+        self.backend = Backend(settings)
+        self.gate = Gate(settings.max_concurrent)
+        self.metrics = metrics.ProxyMetrics(
+            in_flight=lambda: len(self.gate), ready=lambda: self.backend.state is State.READY
+        )
+        self._key = _digest(settings.api_key) if settings.api_key else None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Follow the backend while the application runs."""
+        watch = asyncio.create_task(self.backend.watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await self.backend.client.aclose()
+
+    def authorize(self, headers: Headers) -> None:
+        """Raises ProxyError 401 unless the client presents the key."""
+        if self._key is None:
+            return
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not secrets.compare_digest(_digest(token), self._key):
+            raise ProxyError(401, "The API key is missing or wrong.", reason="unauthorized")
+
+    def fill_chat(self, body: dict[str, Any]) -> None:
+        thinks = fill_mode(body, self.settings.enable_thinking)
+        if thinks is not None and self.settings.sampling_defaults:
+            fill_sampling(body, thinks)
+
+    def fill_tokenize(self, body: dict[str, Any]) -> None:
+        """Messages are counted as a chat request would render them."""
+        if "messages" in body:
+            fill_mode(body, self.settings.enable_thinking)
+
+    async def health(self, _: Request) -> Response:
+        """200 when a request would be served, otherwise 503 and why."""
+        state = await self.backend.confirm()
+        status = "draining" if self.gate.closed else state.value
+        return JSONResponse({"status": status}, status_code=200 if status == State.READY.value else 503)
+
+    async def show_metrics(self, _: Request) -> Response:
+        """The proxy's and the backend's metrics, in the text exposition format."""
+        try:
+            answer = await self.backend.client.get("/metrics", headers={"accept": "text/plain"}, timeout=5.0)
+            text = answer.text if answer.status_code == 200 else ""
+        except httpx.TransportError:
+            text = ""
+        return Response(self.metrics.render(text), headers={"content-type": metrics.CONTENT_TYPE})
+
+
+class Forward:
+    """One forwarded route, as an ASGI application.
+
+    Args:
+        proxy: the parts it uses.
+        method: "GET", or "POST" with a JSON object.
+        path: of the route, the same at the backend.
+        fill: what is filled into the JSON object.
+    """
+
+    def __init__(self, proxy: Proxy, method: str, path: str, fill: Fill | None = None) -> None:
+        self.proxy, self.method, self.path, self.fill = proxy, method, path, fill
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self.path, self.proxy.backend, self.proxy.metrics, receive, send)
+        await exchange.run(self._serve(exchange, scope, receive))
+
+    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
+        proxy = self.proxy
+        headers = Headers(scope=scope)
+        proxy.authorize(headers)
+        with proxy.gate.admit(exchange):
+            proxy.backend.require_warm()
+            content = await self._content(headers, receive) if self.method == "POST" else None
+            url = httpx.URL(self.path, query=scope["query_string"] or None)
+            request = proxy.backend.client.build_request(
+                self.method, url, headers=end_to_end(scope["headers"]), content=content
+            )
+            await exchange.forward(request)
+
+    async def _content(self, headers: Headers, receive: Receive) -> bytes:
+        """The request's body, as the client wrote it unless something had to be filled in."""
+        limits = self.proxy.settings
+        declared = headers.get("content-length", "")
+        raw = await read_body(
+            receive, int(declared) if declared.isdigit() else None, limits.max_body_bytes, limits.body_timeout
+        )
+        self.proxy.metrics.bytes_in.labels(self.path).inc(len(raw))
+        body = parse_object(raw, limits.max_json_depth)
+        if self.fill is None:
+            return raw
+        written = dict(body)
+        self.fill(body)
+        return raw if body == written else json.dumps(body).encode()
+
+
+def create_app(settings: ProxySettings) -> Starlette:
+    """The proxy's application. `app.state.proxy` is its Proxy.
+
+    Only what clients need is forwarded: the engine's administrative routes stay behind the proxy.
+    """
+    proxy = Proxy(settings)
+    forwards = (
+        Forward(proxy, "POST", "/v1/chat/completions", proxy.fill_chat),
+        Forward(proxy, "POST", "/v1/completions"),
+        Forward(proxy, "GET", "/v1/models"),
+        Forward(proxy, "POST", "/tokenize", proxy.fill_tokenize),
+        Forward(proxy, "POST", "/detokenize"),
+        Forward(proxy, "GET", "/version"),
+    )
+    app = Starlette(
+        routes=[
+            Route("/health", proxy.health),
+            Route("/metrics", proxy.show_metrics),
+            *(Route(forward.path, forward, methods=[forward.method]) for forward in forwards),
+        ],
+        exception_handlers={HTTPException: _http_error, Exception: _internal_error},
+        lifespan=lambda _: proxy.running(),
+    )
+    app.state.proxy = proxy
+    return app
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path}: {error.detail}."
+    return Response(
+        ProxyError(error.status_code, message, reason="route").body,
+        error.status_code,
+        headers={"content-type": "application/json", **(error.headers or {})},
+    )
+
+
+async def _internal_error(_: Request, error: Exception) -> Response:
+    return Response(
+        ProxyError(500, "The proxy failed; its log says how.", reason="internal").body,
+        500,
+        headers={"content-type": "application/json"},
+    )

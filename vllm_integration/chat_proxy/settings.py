@@ -1,0 +1,63 @@
+"""What the proxy is told at start: one typed object, validated once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from qwen36_neuron.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ProxySettings:
+    """Where the backend is, what is filled in for clients and what is refused.
+
+    Attributes:
+        backend: base URL of vLLM's server, without a path.
+        host: address to listen on.
+        port: TCP port to listen on.
+        api_key: bearer token that clients must present; None lets everybody in. Also sent by the warm-up request.
+        enable_thinking: the mode of a chat request that does not choose one.
+        sampling_defaults: whether sampling parameters that a chat request left out are filled in by mode.
+        max_body_bytes: largest request body.
+        max_json_depth: deepest nesting of a request body.
+        max_concurrent: requests in flight at once, beyond which clients are told to come back.
+        body_timeout: seconds a client may take to send its body.
+        connect_timeout: seconds to reach the backend.
+        response_timeout: seconds without a byte from the backend, before or between the pieces of its answer.
+        health_interval: seconds between two looks at the backend.
+        drain_timeout: seconds that running requests are given to end after SIGTERM.
+
+    Raises:
+        ConfigError: a value that cannot be used.
+    """
+
+    backend: str
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = field(default=None, repr=False)
+    enable_thinking: bool = True
+    sampling_defaults: bool = True
+    max_body_bytes: int = 8 << 20
+    max_json_depth: int = 64
+    max_concurrent: int = 256
+    body_timeout: float = 30.0
+    connect_timeout: float = 5.0
+    response_timeout: float = 600.0
+    health_interval: float = 1.0
+    drain_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        url = urlsplit(self.backend)
+        if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query:
+            raise ConfigError("backend", self.backend, "is not a base URL", "Use a form like http://127.0.0.1:8001")
+        if not 0 <= self.port <= 65535:
+            raise ConfigError("port", self.port, "is not a TCP port", "Use 1..65535, or 0 for any free one")
+        if self.api_key == "":
+            raise ConfigError("api_key", "", "is empty, which would let everybody in", "Set a key or leave it out")
+        for name in ("max_body_bytes", "max_json_depth", "max_concurrent"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "must be at least 1", "Raise it")
+        for name in ("body_timeout", "connect_timeout", "response_timeout", "health_interval", "drain_timeout"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(name, getattr(self, name), "must be more than 0 seconds", "Raise it")
