@@ -7,9 +7,10 @@ transformers release knows `qwen3_5`. Every derived size that other rooms need i
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
 STATE_BYTES = 4  # the recurrent state is always fp32
 
 
-class LayerType(str, Enum):
+class LayerType(StrEnum):
     """The mixer of a decoder layer, by its name in `layer_types`."""
 
     DELTANET = "linear_attention"
@@ -106,14 +107,14 @@ class ModelConfig:
         if file.is_dir():
             file = file / "config.json"
         if not file.is_file():
-            raise ConfigError("model", str(path), "no config.json there", "Give a checkpoint folder in Hugging Face layout")
-        try:
-            raw = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise ConfigError("config.json", str(file), f"is not JSON ({error})", "Download the checkpoint again") from error
-        if not isinstance(raw, dict):
-            raise ConfigError("config.json", type(raw).__name__, "must hold an object", "Download the checkpoint again")
-        return cls.from_dict(raw)
+            raise ConfigError(
+                "model", str(path), "no config.json there", "Give a checkpoint folder in Hugging Face layout"
+            )
+        raw = _read_json(file)
+        # The tokens that end an answer are published beside the model's own, which end a training document.
+        generation = file.with_name("generation_config.json")
+        ends = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+        return cls.from_dict(raw if ends is None else {**raw, "eos_token_id": ends})
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
@@ -153,7 +154,7 @@ class ModelConfig:
             rms_norm_eps=read.number("rms_norm_eps", 1e-6),
             rope=_read_rope(read),
             max_position_embeddings=read.size("max_position_embeddings", 32768),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", text.get("tie_word_embeddings", False))),
+            tie_word_embeddings=_Reader({**text, **raw}).flag("tie_word_embeddings", False),
             num_mtp_layers=read.size("mtp_num_hidden_layers", 0, minimum=0),
             eos_token_ids=_read_eos(raw, text),
             moe=moe,
@@ -310,9 +311,25 @@ class _Reader:
 
     def number(self, field: str, default: float | None = None) -> float:
         value = self.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise ConfigError(field, value, "must be a positive number", "Correct config.json")
         return float(value)
+
+    def flag(self, field: str, default: bool) -> bool:
+        value = self.get(field, default)
+        if not isinstance(value, bool):
+            raise ConfigError(field, value, "must be true or false", "Correct config.json")
+        return value
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(file.name, str(file), f"is not JSON ({error})", "Download the checkpoint again") from error
+    if not isinstance(content, dict):
+        raise ConfigError(file.name, type(content).__name__, "must hold an object", "Download the checkpoint again")
+    return content
 
 
 def _read_moe(read: _Reader) -> MoEConfig:
@@ -328,13 +345,13 @@ def _read_layer_types(read: _Reader, num_layers: int) -> tuple[LayerType, ...]:
     names = read.raw.get("layer_types")
     if names is None:
         interval = read.size("full_attention_interval", 4)
-        names = [
-            (LayerType.DELTANET if (i + 1) % interval else LayerType.ATTENTION).value for i in range(num_layers)
-        ]
-    known = {kind.value for kind in LayerType}
+        names = [(LayerType.DELTANET if (i + 1) % interval else LayerType.ATTENTION).value for i in range(num_layers)]
+    if not isinstance(names, list | tuple):
+        raise ConfigError("layer_types", names, "must be a list of layer types", "Correct config.json")
+    known = [kind.value for kind in LayerType]
     for name in names:
         if name not in known:
-            raise ConfigError("layer_types", name, "is not a known layer type", f"Known: {', '.join(sorted(known))}")
+            raise ConfigError("layer_types", name, "is not a known layer type", f"Known: {', '.join(known)}")
     if len(names) != num_layers:
         raise ConfigError(
             "layer_types", f"{len(names)} entries", f"num_hidden_layers is {num_layers}", "Make the two agree"
@@ -351,10 +368,12 @@ def _read_rope(read: _Reader) -> RopeConfig:
         raise ConfigError("rope_parameters.rope_type", kind, "only 'default' is implemented", "Remove the rope scaling")
     fields = _Reader({**read.raw, **rope})
     dim = round(read.size("head_dim", 256) * fields.number("partial_rotary_factor", 0.25))
-    section = rope.get("mrope_section", (dim // 2 - 2 * (dim // 6), dim // 6, dim // 6))
-    if not isinstance(section, list | tuple) or len(section) != 3 or sum(section) != dim // 2:
+    half = dim // 2
+    section = rope.get("mrope_section", ((half + 2) // 3, (half + 1) // 3, half // 3))
+    sizes = isinstance(section, list | tuple) and all(type(size) is int and size >= 0 for size in section)
+    if not sizes or len(section) != 3 or sum(section) != half:
         raise ConfigError(
-            "rope_parameters.mrope_section", section, f"must be three sizes that add up to {dim // 2}", "Correct it"
+            "rope_parameters.mrope_section", section, f"must be three sizes that add up to {half}", "Correct it"
         )
     if not rope.get("mrope_interleaved", True):
         raise ConfigError("rope_parameters.mrope_interleaved", False, "only True is implemented", "Correct it")
@@ -365,4 +384,7 @@ def _read_eos(raw: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[int, ...
     value = raw.get("eos_token_id", text.get("eos_token_id"))
     if value is None:
         return ()
-    return tuple(value) if isinstance(value, list | tuple) else (int(value),)
+    ids = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not all(type(token) is int and token >= 0 for token in ids):
+        raise ConfigError("eos_token_id", value, "must be a token id or a list of them", "Correct config.json")
+    return ids

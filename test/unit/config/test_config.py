@@ -1,0 +1,293 @@
+"""The model description: the published sizes, both layouts of config.json, and every bad value named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig
+
+from qwen36_neuron.config import LayerType, ModelConfig, RopeConfig
+from qwen36_neuron.errors import ConfigError, UnsupportedModelError
+
+Raw = dict[str, Any]
+
+
+@pytest.fixture
+def big(published_27b: Raw) -> ModelConfig:
+    return ModelConfig.from_dict(published_27b)
+
+
+def test_published_sizes(big: ModelConfig) -> None:
+    assert big.num_parameters() / 1e9 == pytest.approx(26.9, abs=0.05)
+    assert big.kv_bytes_per_token() == 64 * 1024
+    assert big.state_bytes_per_lane(tp=4) / 1e6 == pytest.approx(38.49, abs=0.005)
+    assert big.state_bytes_per_lane() == 4 * big.state_bytes_per_lane(tp=4)
+    assert big.conv_channels == 10240
+    assert (big.key_dim, big.value_dim) == (2048, 6144)
+    assert len(big.deltanet_layers) == 48
+    assert big.attention_layers == tuple(range(3, 64, 4))
+    assert big.rope == RopeConfig(theta=1e7, dim=64, mrope_section=(11, 11, 10))
+
+
+def test_state_bytes_by_number_format(big: ModelConfig) -> None:
+    recurrent = 48 * 48 * 128 * 128 * 4  # fp32 whatever the model's dtype is
+    assert big.state_bytes_per_lane(conv_element_bytes=2) == recurrent + 48 * 3 * 10240 * 2
+    assert big.state_bytes_per_lane(conv_element_bytes=4) == recurrent + 48 * 3 * 10240 * 4
+    assert big.kv_bytes_per_token(element_bytes=4) == 128 * 1024
+
+
+def test_the_draft_layer_adds_its_parameters(big: ModelConfig) -> None:
+    mlp, attention = 3 * 5120 * 17408, 5120 * (12288 + 2048 + 6144) + 2 * 256
+    assert big.num_parameters(include_mtp=True) - big.num_parameters() == mlp + attention + 2 * 5120**2 + 5 * 5120
+
+
+def test_flat_and_nested_read_alike(published_27b: Raw, big: ModelConfig) -> None:
+    flat = ModelConfig.from_dict(published_27b["text_config"])
+    assert flat.model_type == "qwen3_5_text"
+    assert {**_fields(flat), "model_type": "qwen3_5"} == _fields(big)
+
+
+def _fields(config: ModelConfig) -> Raw:
+    return {name: getattr(config, name) for name in ModelConfig.__dataclass_fields__}
+
+
+def test_layer_pattern_from_the_interval_or_from_the_list(published_27b: Raw, big: ModelConfig) -> None:
+    text = published_27b["text_config"]
+    text["layer_types"] = [kind.value for kind in big.layer_types]
+    assert ModelConfig.from_dict(published_27b).layer_types == big.layer_types
+    del text["layer_types"], text["full_attention_interval"]
+    assert ModelConfig.from_dict(published_27b).layer_types == big.layer_types
+    text["full_attention_interval"] = 2
+    assert ModelConfig.from_dict(published_27b).layer_types == (LayerType.DELTANET, LayerType.ATTENTION) * 32
+
+
+@pytest.mark.parametrize(
+    ("tp", "query", "kv", "replicas", "key", "value"),
+    [(1, 24, 4, 1, 16, 48), (2, 12, 2, 1, 8, 24), (4, 6, 1, 1, 4, 12), (8, 3, 1, 2, 2, 6)],
+)
+def test_rank_shares(big: ModelConfig, tp: int, query: int, kv: int, replicas: int, key: int, value: int) -> None:
+    rank = big.rank(tp)
+    assert (rank.num_query_heads, rank.num_kv_heads, rank.kv_replicas) == (query, kv, replicas)
+    assert (rank.num_key_heads, rank.num_value_heads) == (key, value)
+    assert rank.conv_channels == (2 * key + value) * 128
+    assert rank.intermediate_size * tp == 17408
+    assert rank.vocab_size * tp == 248320
+
+
+@pytest.mark.parametrize(("tp", "field"), [(0, "tp_degree"), (-4, "tp_degree"), (3, "tp_degree"), (16, "tp_degree")])
+def test_impossible_rank_counts(big: ModelConfig, tp: int, field: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        big.rank(tp)
+    assert caught.value.field == field
+    assert caught.value.value == tp
+
+
+def test_kv_heads_that_neither_split_nor_repeat(published_27b: Raw) -> None:
+    published_27b["text_config"]["num_key_value_heads"] = 3
+    with pytest.raises(ConfigError, match="neither split nor replicated"):
+        ModelConfig.from_dict(published_27b).rank(4)
+
+
+BAD_VALUES: list[tuple[str, Any, str]] = [
+    *(
+        (field, value, field)
+        for field in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "linear_num_key_heads",
+            "linear_num_value_heads",
+            "linear_key_head_dim",
+            "linear_value_head_dim",
+            "linear_conv_kernel_dim",
+            "max_position_embeddings",
+        )
+        for value in (0, -1, 2.5, "8", True, [8])
+    ),
+    ("linear_conv_kernel_dim", 1, "linear_conv_kernel_dim"),
+    ("mtp_num_hidden_layers", -1, "mtp_num_hidden_layers"),
+    ("full_attention_interval", 0, "full_attention_interval"),
+    ("num_attention_heads", 25, "num_attention_heads"),
+    ("linear_num_value_heads", 40, "linear_num_value_heads"),
+    *(("rms_norm_eps", value, "rms_norm_eps") for value in (0, -1e-6, "small", float("nan"), float("inf"))),
+    ("hidden_act", "gelu", "hidden_act"),
+    ("attention_bias", True, "attention_bias"),
+    ("attn_output_gate", False, "attn_output_gate"),
+    *(("layer_types", value, "layer_types") for value in ("full_attention", 3, ["full_attention"], ["mamba"] * 64)),
+    ("layer_types", [["full_attention"]] * 64, "layer_types"),
+    *(("eos_token_id", value, "eos_token_id") for value in ("<|im_end|>", -1, [1, "2"], 1.5, True)),
+    ("rope_parameters", 3, "rope_parameters"),
+    ("rope_parameters", {}, "rope_theta"),
+    ("rope_parameters", {"rope_theta": 0}, "rope_theta"),
+    ("rope_parameters", {"rope_theta": 1e7, "rope_type": "yarn"}, "rope_parameters.rope_type"),
+    ("rope_parameters", {"rope_theta": 1e7, "mrope_interleaved": False}, "rope_parameters.mrope_interleaved"),
+    *(
+        ("rope_parameters", {"rope_theta": 1e7, "mrope_section": section}, "rope_parameters.mrope_section")
+        for section in ([11, 11, 11], [16, 16], "11", [-11, 33, 10], [11, 11, "10"], 32)
+    ),
+    ("rope_parameters", {"rope_theta": 1e7, "partial_rotary_factor": 2.0}, "partial_rotary_factor"),
+    ("rope_parameters", {"rope_theta": 1e7, "partial_rotary_factor": 0.012}, "partial_rotary_factor"),
+]
+
+
+@pytest.mark.parametrize(("field", "value", "named"), BAD_VALUES)
+def test_bad_values_are_named(published_27b: Raw, field: str, value: Any, named: str) -> None:
+    published_27b["text_config"][field] = value
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(published_27b)
+    assert caught.value.field == named
+    assert str(caught.value).startswith(f"{named}=")
+    assert str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "linear_num_key_heads",
+        "linear_num_value_heads",
+    ],
+)
+@pytest.mark.parametrize("how", [lambda text, field: text.pop(field), lambda text, field: text.update({field: None})])
+def test_missing_fields_are_named(published_27b: Raw, field: str, how: Callable[[Raw, str], object]) -> None:
+    how(published_27b["text_config"], field)
+    with pytest.raises(ConfigError, match="is missing") as caught:
+        ModelConfig.from_dict(published_27b)
+    assert caught.value.field == field
+
+
+def test_text_that_says_true_is_not_true(published_27b: Raw) -> None:
+    published_27b["tie_word_embeddings"] = "false"
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(published_27b)
+    assert caught.value.field == "tie_word_embeddings"
+
+
+@pytest.mark.parametrize("where", ["outside", "inside"])
+def test_tied_embeddings_count_once(published_27b: Raw, big: ModelConfig, where: str) -> None:
+    if where == "inside":
+        del published_27b["tie_word_embeddings"]
+    (published_27b["text_config"] if where == "inside" else published_27b)["tie_word_embeddings"] = True
+    tied = ModelConfig.from_dict(published_27b)
+    assert big.num_parameters() - tied.num_parameters() == 248320 * 5120
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "llama", None])
+def test_other_families_are_refused(published_27b: Raw, model_type: str | None) -> None:
+    published_27b["model_type"] = model_type
+    with pytest.raises(UnsupportedModelError, match="Supported: qwen3_5"):
+        ModelConfig.from_dict(published_27b)
+
+
+def moe_of(dense: Raw) -> Raw:
+    """The published 35B-A3B's expert fields on a dense description."""
+    text = dense["text_config"]
+    del text["intermediate_size"]
+    text |= {
+        "model_type": "qwen3_5_moe_text",
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+    }
+    return dense | {"model_type": "qwen3_5_moe"}
+
+
+def test_a_mixture_of_experts_is_read_and_refused(published_27b: Raw) -> None:
+    with pytest.raises(UnsupportedModelError, match="256 experts is not supported yet") as caught:
+        ModelConfig.from_dict(moe_of(published_27b))
+    assert caught.value.field == "model_type"
+    assert caught.value.value == "qwen3_5_moe"
+
+
+@pytest.mark.parametrize(
+    "field", ["num_experts", "num_experts_per_tok", "moe_intermediate_size", "shared_expert_intermediate_size"]
+)
+@pytest.mark.parametrize("value", [None, 0, "8"])
+def test_bad_expert_fields_are_named(published_27b: Raw, field: str, value: object) -> None:
+    raw = moe_of(published_27b)
+    raw["text_config"][field] = value
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(raw)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "3", '"text"', "\xff"])
+def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="latin-1")
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_pretrained(tmp_path)
+    assert caught.value.field == "config.json"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        ModelConfig.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("nested", [3, "x", [], None])
+def test_a_text_config_that_is_no_object(published_27b: Raw, nested: object) -> None:
+    published_27b["text_config"] = nested
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(published_27b)
+    assert caught.value.field == ("num_hidden_layers" if nested is None else "text_config")
+
+
+def test_folder_and_file_read_alike(published_27b: Raw, big: ModelConfig, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    assert ModelConfig.from_pretrained(tmp_path) == ModelConfig.from_pretrained(tmp_path / "config.json") == big
+
+
+def test_tokens_that_end_an_answer_come_from_the_generation_config(published_27b: Raw, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    assert ModelConfig.from_pretrained(tmp_path).eos_token_ids == (248044,)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [248046, 248044]}))
+    assert ModelConfig.from_pretrained(tmp_path).eos_token_ids == (248046, 248044)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"temperature": 1.0}))
+    assert ModelConfig.from_pretrained(tmp_path).eos_token_ids == (248044,)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_pretrained(tmp_path)
+    assert caught.value.field == "generation_config.json"
+
+
+@pytest.mark.parametrize("checkpoint", ["tiny_checkpoint", "demo_checkpoint"])
+def test_a_made_checkpoint_reads_as_transformers_reads_it(checkpoint: str, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(checkpoint)
+    ours, theirs = ModelConfig.from_pretrained(folder), AutoConfig.from_pretrained(folder).text_config
+    for name, other in {
+        "vocab_size": "vocab_size",
+        "hidden_size": "hidden_size",
+        "intermediate_size": "intermediate_size",
+        "num_layers": "num_hidden_layers",
+        "num_query_heads": "num_attention_heads",
+        "num_kv_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+        "num_key_heads": "linear_num_key_heads",
+        "num_value_heads": "linear_num_value_heads",
+        "key_head_dim": "linear_key_head_dim",
+        "value_head_dim": "linear_value_head_dim",
+        "conv_kernel": "linear_conv_kernel_dim",
+        "rms_norm_eps": "rms_norm_eps",
+        "max_position_embeddings": "max_position_embeddings",
+        "tie_word_embeddings": "tie_word_embeddings",
+    }.items():
+        assert getattr(ours, name) == getattr(theirs, other), name
+    assert [kind.value for kind in ours.layer_types] == theirs.layer_types
+    rope = theirs.rope_parameters
+    assert ours.rope.theta == rope["rope_theta"]
+    assert ours.rope.dim == theirs.head_dim * rope["partial_rotary_factor"]
+    assert list(ours.rope.mrope_section) == rope["mrope_section"]
