@@ -1,0 +1,259 @@
+"""What a configuration costs in device memory on a trn2.3xlarge, before anything is compiled. All figures are modelled.
+
+Sizes come from the same tables that loading and allocation go by: the shapes of each rank's weights, and `CacheSpec`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import torch
+
+from ..checkpoint.names import mtp_shapes, text_shapes
+from ..checkpoint.sharding import Part, rank_weights
+from ..config import BLOCK_SIZE, ModelConfig
+from ..errors import ConfigError
+from .spec import CacheSpec
+
+GIB, MIB = 1 << 30, 1 << 20
+SCALE_BYTES = 4  # one fp32 scale for each output channel of an FP8 matrix
+
+
+class WeightFormat(StrEnum):
+    """How the matrices are stored; everything else is bf16, or fp32 where the network keeps fp32."""
+
+    BF16 = "bf16"
+    FP8_MLP = "fp8-mlp"
+    FP8 = "fp8"
+
+
+QUANTISED: dict[WeightFormat, tuple[str, ...]] = {
+    WeightFormat.BF16: (),
+    WeightFormat.FP8_MLP: ("gate_up_proj.weight", "down_proj.weight"),
+    WeightFormat.FP8: (
+        "gate_up_proj.weight",
+        "down_proj.weight",
+        "in_proj_qkvz.weight",
+        "in_proj_qgkv.weight",
+        "out_proj.weight",
+        "o_proj.weight",
+        "lm_head.weight",
+    ),
+}
+"""Endings of the names of the matrices held in FP8. The draft layer stays in bf16 throughout."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The device memory that ranks share.
+
+    Attributes:
+        cores: logical cores, one for each rank.
+        core_bytes: memory of one logical core.
+        reserve_bytes: held back on each logical core for what is neither weights nor cache.
+    """
+
+    name: str
+    cores: int
+    core_bytes: int
+    reserve_bytes: int
+    reserve_source: str
+
+
+TRN2_3XLARGE = Machine(
+    name="trn2.3xlarge (LNC=2)",
+    cores=4,
+    core_bytes=24 * GIB,
+    reserve_bytes=3 * GIB,
+    reserve_source=(
+        "estimate: runtime microcode is 96 MiB a physical core (Neuron documentation, Neuron Device Memory), the rest "
+        "is for graph code, scratchpad, DMA rings and collectives; one published 27B port with FP8 MLP weights at 128K "
+        "tokens peaked at 53.25 GB, about 2 GB a rank over its weights and KV"
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PlanRequest:
+    """What is to be held.
+
+    Attributes:
+        max_model_len: tokens of the longest sequence.
+        max_num_seqs: sequences that run at once, each able to grow to `max_model_len`.
+        slots: checkpoint slots.
+        kv_dtype: of KV and of the convolution windows.
+        num_blocks: KV blocks, scratch included, when not enough for every sequence at full length.
+        mtp: hold the multi-token-prediction layer and its KV.
+    """
+
+    max_model_len: int
+    max_num_seqs: int = 1
+    slots: int = 0
+    tp: int = 4
+    weights: WeightFormat = WeightFormat.BF16
+    kv_dtype: torch.dtype = torch.bfloat16
+    num_blocks: int | None = None
+    mtp: bool = False
+
+    def __post_init__(self) -> None:
+        for field, minimum in (("max_model_len", 1), ("max_num_seqs", 1), ("slots", 0)):
+            value = getattr(self, field)
+            if value < minimum:
+                raise ConfigError(field, value, f"must be at least {minimum}", "Raise it")
+        if self.num_blocks is not None and self.num_blocks <= self.blocks_per_sequence:
+            raise ConfigError(
+                "num_blocks",
+                self.num_blocks,
+                f"cannot hold one sequence of max_model_len={self.max_model_len}",
+                f"Use at least {self.blocks_per_sequence + 1}, or lower max_model_len",
+            )
+
+    @property
+    def blocks_per_sequence(self) -> int:
+        """KV blocks of the longest sequence."""
+        return -(-self.max_model_len // BLOCK_SIZE)
+
+    @property
+    def blocks(self) -> int:
+        """KV blocks to hold, the scratch block included."""
+        return self.num_blocks or self.max_num_seqs * self.blocks_per_sequence + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One use of memory."""
+
+    name: str
+    rank_bytes: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The memory that `request` takes of `machine`, rank by rank (all ranks are alike)."""
+
+    config: ModelConfig
+    request: PlanRequest
+    machine: Machine = TRN2_3XLARGE
+
+    def __post_init__(self) -> None:
+        tp, limit = self.request.tp, self.config.max_position_embeddings
+        if tp > self.machine.cores:
+            raise ConfigError(
+                "tp", tp, f"{self.machine.name} has {self.machine.cores} logical cores", f"Use {self.machine.cores}"
+            )
+        if self.request.max_model_len > limit:
+            raise ConfigError(
+                "max_model_len", self.request.max_model_len, f"the model was made for {limit} tokens", "Lower it"
+            )
+
+    @cached_property
+    def lines(self) -> tuple[Line, ...]:
+        """Every use of memory, weights first."""
+        return (*self._weight_lines(), *self._cache_lines(), self._reserve_line())
+
+    @property
+    def used_bytes(self) -> int:
+        """Of one rank, the reserve included."""
+        return sum(line.rank_bytes for line in self.lines)
+
+    @property
+    def free_bytes(self) -> int:
+        """Left over on one rank; negative when it does not fit."""
+        return self.machine.core_bytes - self.used_bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.free_bytes >= 0
+
+    @cached_property
+    def limits(self) -> dict[str, int | None]:
+        """For each limit, the largest value that fits while the others stay; None when no value does."""
+        highest = {"max_model_len": self.config.max_position_embeddings, "max_num_seqs": 1 << 16, "slots": 1 << 20}
+        return {field: self._largest(field, value) for field, value in highest.items()}
+
+    def check(self) -> None:
+        """Raises ConfigError when it does not fit, with the limits that would."""
+        if self.fits:
+            return
+        fitting = " or ".join(f"{field}={value}" for field, value in self.limits.items() if value is not None)
+        raise ConfigError(
+            "memory",
+            f"{self.used_bytes / GIB:.2f} GiB a rank",
+            f"{self.machine.name} has {self.machine.core_bytes / GIB:.0f} GiB a rank",
+            f"Lower one limit: {fitting} would fit"
+            if fitting
+            else "Lowering one limit is not enough: lower several, or store the weights smaller (fp8-mlp, fp8)",
+        )
+
+    def _largest(self, field: str, highest: int) -> int | None:
+        def fits(value: int) -> bool:
+            changed: dict[str, Any] = {field: value}
+            try:
+                return replace(self, request=replace(self.request, **changed)).fits
+            except ConfigError:
+                return False
+
+        low, high = (0 if field == "slots" else 1), highest
+        if not fits(low):
+            return None
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(middle) else (low, middle - 1)
+        return low
+
+    def _weight_lines(self) -> list[Line]:
+        layout = rank_weights(self.config, self.request.tp, include_mtp=self.request.mtp)
+        shapes = text_shapes(self.config) | mtp_shapes(self.config)
+        lines = []
+        for part in Part:
+            size = scales = 0
+            formats = set()
+            for name, weight in layout.items():
+                if weight.part is not part:
+                    continue
+                shape, in_fp8 = weight.shape(shapes), self._in_fp8(name)
+                formats.add("fp8" if in_fp8 else "fp32" if weight.fp32 else "bf16")
+                size += prod(shape) * (1 if in_fp8 else 4 if weight.fp32 else 2)
+                scales += shape[0] * SCALE_BYTES if in_fp8 else 0
+            if size:
+                detail = ", ".join(sorted(formats)) + (f", {scales / MIB:.1f} MiB of scales" if scales else "")
+                lines.append(Line(f"weights: {part.value}", size + scales, detail))
+        return lines
+
+    def _in_fp8(self, name: str) -> bool:
+        return name.endswith(QUANTISED[self.request.weights]) and not name.startswith("mtp.")
+
+    def _cache_lines(self) -> list[Line]:
+        request, spec = self.request, self.spec
+        dtype = str(request.kv_dtype).removeprefix("torch.")
+        token = spec.block_bytes // BLOCK_SIZE
+        state = f"{spec.lane_bytes / 1e6:.2f} MB each, fp32 state"
+        kv = f"{dtype}, {spec.num_blocks} blocks of {BLOCK_SIZE} tokens, {token} B a token"
+        lanes = (request.max_num_seqs + 1) * spec.lane_bytes
+        lines = [
+            Line("KV", spec.num_blocks * spec.block_bytes, kv),
+            Line("running lanes", lanes, f"{request.max_num_seqs} + scratch, {state}"),
+        ]
+        if request.slots:
+            slots = (request.slots + 1) * spec.lane_bytes
+            lines.append(Line("checkpoint slots", slots, f"{request.slots} + scratch, {state}"))
+        if request.mtp:
+            layer = 2 * prod(spec.kv_shape) * request.kv_dtype.itemsize
+            states = request.max_num_seqs + 1 + (request.slots + 1 if request.slots else 0)
+            hidden = states * self.config.hidden_size * request.kv_dtype.itemsize
+            lines.append(Line("draft layer cache", layer + hidden, "its KV, and a last hidden state a lane and slot"))
+        return lines
+
+    @property
+    def spec(self) -> CacheSpec:
+        """The cache that would be allocated on each rank."""
+        request = self.request
+        return CacheSpec(self.config, request.blocks, request.max_num_seqs, request.slots, request.kv_dtype, request.tp)
+
+    def _reserve_line(self) -> Line:
+        return Line("reserve", self.machine.reserve_bytes, "graphs, scratchpad, runtime (estimate)")

@@ -1,0 +1,151 @@
+"""The `qwen36` command."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import StrEnum
+from functools import cache
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .cache.plan import GIB, Plan, PlanRequest, WeightFormat
+from .config import ModelConfig
+from .errors import ConfigError
+
+commands = typer.Typer(help="Qwen3.6 on AWS Trainium2, and on a CPU.", no_args_is_help=True, add_completion=False)
+
+
+class Preset(StrEnum):
+    """Shapes of made checkpoints."""
+
+    TINY = "tiny"
+    DEMO = "demo"
+
+
+class KVType(StrEnum):
+    """Numbers of the KV cache."""
+
+    BF16 = "bf16"
+    FP32 = "fp32"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self is KVType.BF16 else torch.float32
+
+
+@commands.command("make-checkpoint")
+def make_checkpoint(
+    folder: Annotated[Path, typer.Argument(help="New folder to write.")],
+    preset: Annotated[Preset, typer.Option(help="Its shape.")] = Preset.DEMO,
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    mtp: Annotated[bool, typer.Option(help="Add the multi-token-prediction layer.")] = False,
+) -> None:
+    """Write a small checkpoint with random weights in Hugging Face layout."""
+    from .checkpoint.maker import PRESETS
+    from .checkpoint.maker import make_checkpoint as make  # brings transformers, slow to import
+
+    make(folder, replace(PRESETS[preset.value], seed=seed, num_mtp_layers=int(mtp)))
+    parameters = ModelConfig.from_pretrained(folder).num_parameters(include_mtp=True)
+    print(f"{folder}: {parameters / 1e6:.1f} M parameters")
+
+
+@commands.command()
+def plan(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder, or its config.json.")],
+    max_model_len: Annotated[int, typer.Option(help="Tokens of the longest sequence.")],
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at once.")] = 1,
+    slots: Annotated[int, typer.Option(help="State checkpoints for prefix reuse.")] = 0,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel ranks, one a logical core.")] = 4,
+    weights: Annotated[WeightFormat, typer.Option(help="Number format of the matrices.")] = WeightFormat.BF16,
+    kv_dtype: Annotated[KVType, typer.Option(help="Number format of the KV cache.")] = KVType.BF16,
+    num_blocks: Annotated[
+        int | None, typer.Option(help="KV blocks, when not enough for every sequence at full length.")
+    ] = None,
+    mtp: Annotated[bool, typer.Option(help="Hold the multi-token-prediction layer.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
+) -> None:
+    """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit."""
+    request = PlanRequest(max_model_len, max_num_seqs, slots, tp, weights, kv_dtype.dtype, num_blocks, mtp)
+    result = Plan(ModelConfig.from_pretrained(model), request)
+    if as_json:
+        print(json.dumps(plan_json(result), indent=2))
+    else:
+        console = Console()
+        console.print(plan_table(result))
+        limits = ", ".join(f"{field} {'none' if value is None else value}" for field, value in result.limits.items())
+        console.print(f"Changing one limit alone, the largest that fits: {limits}.")
+        console.print(f"All figures are modelled. Reserve: {result.machine.reserve_source}.", style="dim")
+    result.check()
+
+
+def plan_table(result: Plan) -> Table:
+    """The plan as a table in GiB."""
+    request, machine = result.request, result.machine
+    table = Table(
+        title=f"{machine.name}, TP={request.tp}, {request.weights.value} weights: "
+        f"{request.max_num_seqs} x {request.max_model_len} tokens, {request.slots} slots"
+    )
+    table.add_column("")
+    table.add_column("GiB a rank", justify="right")
+    table.add_column("GiB in all", justify="right")
+    table.add_column("")
+    for line in result.lines:
+        table.add_row(line.name, *_gib(line.rank_bytes, request.tp), line.detail)
+    table.add_section()
+    table.add_row("used", *_gib(result.used_bytes, request.tp), f"of {machine.core_bytes / GIB:.0f} GiB a rank")
+    table.add_row("free", *_gib(result.free_bytes, request.tp), "fits" if result.fits else "DOES NOT FIT")
+    return table
+
+
+def plan_json(result: Plan) -> dict[str, object]:
+    """The plan for programs; sizes in bytes, for one rank."""
+    request, machine = result.request, result.machine
+    return {
+        "machine": machine.name,
+        "modelled": True,
+        "tp": request.tp,
+        "weights": request.weights.value,
+        "max_model_len": request.max_model_len,
+        "max_num_seqs": request.max_num_seqs,
+        "slots": request.slots,
+        "num_blocks": request.blocks,
+        "lines": [{"name": line.name, "rank_bytes": line.rank_bytes, "detail": line.detail} for line in result.lines],
+        "used_rank_bytes": result.used_bytes,
+        "free_rank_bytes": result.free_bytes,
+        "rank_bytes": machine.core_bytes,
+        "reserve_source": machine.reserve_source,
+        "fits": result.fits,
+        "largest_that_fits": result.limits,
+    }
+
+
+def _gib(rank_bytes: int, tp: int) -> tuple[str, str]:
+    return f"{rank_bytes / GIB:.2f}", f"{rank_bytes * tp / GIB:.2f}"
+
+
+@cache
+def _mount_kernels() -> None:
+    """Add `qwen36 kernels` where the kernels' own commands are installed."""
+    if importlib.util.find_spec("nki_kernels.profiling") is not None:
+        profiling = importlib.import_module("nki_kernels.profiling")
+        commands.add_typer(profiling.app, name="kernels", help="Run and profile the NKI kernels.")
+
+
+def app(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `qwen36` script. A configuration error is one line on stderr and exit code 2."""
+    _mount_kernels()
+    try:
+        commands(args=arguments)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
