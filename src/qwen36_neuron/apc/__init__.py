@@ -1,0 +1,22 @@
+"""Hybrid APC: which state checkpoints to keep, and which to give up.
+
+Pure Python on token counts and opaque prefix keys: the scheduler uses it, and so does the trace simulator, so what the
+simulator measures is what the engine does.
+"""
+
+from .boundaries import BoundaryPlanner, Kind, Plan
+from .config import PolicyConfig
+from .cost import PrefillCost
+from .pool import Checkpoint, DropReason, Key, SlotPool
+
+__all__ = [
+    "BoundaryPlanner",
+    "Checkpoint",
+    "DropReason",
+    "Key",
+    "Kind",
+    "Plan",
+    "PolicyConfig",
+    "PrefillCost",
+    "SlotPool",
+]

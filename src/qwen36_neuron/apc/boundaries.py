@@ -1,0 +1,122 @@
+"""Which block boundaries of a request are worth a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+
+from ..config import BLOCK_SIZE
+from .config import PolicyConfig
+
+
+class Kind(IntEnum):
+    """Why a boundary is kept. Where several reasons meet, and where the cap on slots bites, the smaller number wins."""
+
+    NAMED = 0
+    """The client named it."""
+    BRANCH = 1
+    """Another request's KV matched up to here, and no checkpoint did."""
+    PROMPT_END = 2
+    """The last full block of the prompt, or the one before it where only that one serves an exact repeat."""
+    PREAMBLE = 3
+    """The end of the first message: a system prompt and its tools."""
+    SPACED = 4
+    """Spaced over text without marks, each at most twice as deep as the one before."""
+    MESSAGE = 5
+    """The start or end of another message."""
+    TURN_END = 6
+    """Crossed while decoding. The last one stands for the end of the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to keep of one request.
+
+    Attributes:
+        prompt: the boundaries inside the prompt, in tokens, ascending, and why each is kept.
+        prompt_tokens: the length of the prompt. Boundaries after it are decoding's.
+    """
+
+    prompt: Mapping[int, Kind]
+    prompt_tokens: int
+
+    def kind(self, boundary: int) -> Kind | None:
+        """Why `boundary` is kept, or None where it is not."""
+        return Kind.TURN_END if boundary > self.prompt_tokens else self.prompt.get(boundary)
+
+
+class BoundaryPlanner:
+    """Plans one request at a time, from what is known when it is admitted."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        self.config = config
+
+    def plan(self, prompt: Sequence[int], restored: int = 0, branch: int = 0, named: Iterable[int] = ()) -> Plan:
+        """Choose the boundaries of a request.
+
+        Args:
+            prompt: token ids of the prompt.
+            restored: tokens whose state is reused, a multiple of BLOCK_SIZE. Nothing is kept up to there.
+            branch: tokens up to which KV of an earlier request matched; 0 if no further than `restored`.
+            named: lengths in tokens of the prefixes that the client wants kept. Rounded down to blocks; those outside
+                the prompt are ignored.
+
+        Returns:
+            A plan with at most `prompt_cap` boundaries in (restored, len(prompt)].
+        """
+        chosen: dict[int, Kind] = {}
+        for boundary, kind in self._candidates(prompt, restored, branch, named):
+            if len(chosen) == self.config.prompt_cap:
+                break
+            if restored < boundary <= len(prompt):
+                chosen.setdefault(boundary, kind)
+        return Plan(MappingProxyType(dict(sorted(chosen.items()))), len(prompt))
+
+    def _candidates(
+        self, prompt: Sequence[int], restored: int, branch: int, named: Iterable[int]
+    ) -> Iterator[tuple[int, Kind]]:
+        """Boundaries in the order in which they deserve a slot."""
+        end = len(prompt)
+        messages = self._messages(prompt, restored)
+        marked = {_floor(end), _floor(end - 1), _floor(branch), *messages[:1], *messages[-2:]}
+        yield from ((_floor(length), Kind.NAMED) for length in named)
+        yield _floor(branch), Kind.BRANCH
+        yield _floor(end), Kind.PROMPT_END
+        yield _floor(end - 1), Kind.PROMPT_END
+        if restored == 0:
+            yield from ((boundary, Kind.PREAMBLE) for boundary in messages[:1])
+        yield from ((boundary, Kind.MESSAGE) for boundary in messages[-2:])
+        yield from ((boundary, Kind.SPACED) for boundary in reversed(list(_spaced(restored, end, marked))))
+        yield from ((boundary, Kind.MESSAGE) for boundary in reversed(messages))
+
+    def _messages(self, prompt: Sequence[int], restored: int) -> list[int]:
+        """Boundaries at or just before the place where one message ends and another may start, ascending."""
+        starts, ends = self.config.message_starts, self.config.message_ends
+        found: dict[int, None] = {}
+        for index in range(restored, len(prompt)):
+            token = prompt[index]
+            if token in starts:
+                found[_floor(index)] = None
+            elif token in ends:
+                found[_floor(index + 1)] = None
+        return [boundary for boundary in found if boundary > restored]
+
+
+def _floor(tokens: int) -> int:
+    return max(tokens, 0) // BLOCK_SIZE * BLOCK_SIZE
+
+
+def _spaced(restored: int, end: int, marked: Iterable[int]) -> Iterator[int]:
+    """The fewest boundaries that, with `marked`, leave no gap wider than what lies before it.
+
+    So a later request that leaves this one anywhere after the first block finds a checkpoint at half of the shared
+    prefix or deeper.
+    """
+    last = restored
+    for mark in sorted({boundary for boundary in marked if restored < boundary <= end}):
+        while mark > max(2 * last, BLOCK_SIZE):
+            last = max(2 * last, BLOCK_SIZE)
+            yield last
+        last = mark
