@@ -1,0 +1,93 @@
+"""Engines in this process, on the fake runtime or on the real one."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    VLLM_NO_USAGE_STATS="1",
+    DO_NOT_TRACK="1",
+    VLLM_ENABLE_V1_MULTIPROCESSING="0",
+    VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+)
+
+CONFIG = {
+    "architectures": ["Qwen3_5ForConditionalGeneration"],
+    "model_type": "qwen3_5",
+    "text_config": {
+        "model_type": "qwen3_5_text",
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "layer_types": ["linear_attention"] * 3 + ["full_attention"],
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 64,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 1,
+        "linear_key_head_dim": 64,
+        "linear_value_head_dim": 64,
+        "linear_conv_kernel_dim": 4,
+        "max_position_embeddings": 32768,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def shape_only(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder with a config.json and nothing else: what the fake runtime needs."""
+    folder = tmp_path_factory.mktemp("shape")
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """Collects the engines of a test and shuts them down.
+
+    vLLM puts its own configuration classes into transformers' registry, for the whole process; they are taken out
+    again, since other tests load the same checkpoints with transformers alone.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", dict(CONFIG_MAPPING._extra_content))
+    made: list[Any] = []
+    yield made
+    for engine in made:
+        engine.close()
+
+
+@pytest.fixture
+def fake_engine(shape_only: Path, engines: list[Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes an `Engine` on the fake runtime, from vLLM's arguments."""
+    from engine import Engine
+    from fake_runtime import FakeRuntime
+
+    monkeypatch.setattr("vllm_integration.worker.open_runtime", FakeRuntime)
+
+    def make(**arguments: Any) -> Engine:
+        engines.append(Engine(shape_only, skip_tokenizer_init=True, **arguments))
+        return engines[-1]
+
+    return make
+
+
+@pytest.fixture
+def engine(tiny_checkpoint: Path, engines: list[Any]) -> Callable[..., Any]:
+    """Makes an `Engine` on the CPU runtime and the tiny checkpoint, from vLLM's arguments."""
+    from engine import Engine
+
+    def make(**arguments: Any) -> Engine:
+        engines.append(Engine(tiny_checkpoint, **arguments))
+        return engines[-1]
+
+    return make

@@ -1,0 +1,49 @@
+"""Greedy tokens through vLLM equal Hugging Face's `generate` on the same checkpoint, alone and together."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from engine import greedy
+
+COUNT = 12
+LENGTHS = (1, 5, 63, 64, 65, 130, 200, 333)
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_checkpoint: Path) -> list[list[int]]:
+    rng = random.Random(7)
+    return [[rng.randrange(1000) for _ in range(length)] for length in LENGTHS]
+
+
+@pytest.fixture(scope="module")
+def expected(tiny_checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
+    from transformers import Qwen3_5ForConditionalGeneration
+
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            full = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, do_sample=False, eos_token_id=None
+            )
+        outputs.append(full[0, len(prompt) :].tolist())
+    return outputs
+
+
+@pytest.mark.parametrize("budget", [64, 100, 512])
+def test_equals_hugging_face(engine, prompts, expected, budget):
+    served = engine(max_num_batched_tokens=budget, num_gpu_blocks_override=100)
+    alone = [served.generate([prompt], greedy(COUNT))[0] for prompt in prompts]
+    together = served.generate(prompts, greedy(COUNT))
+    assert alone == expected
+    assert together == expected
+
+
+def test_equals_hugging_face_under_preemption(engine, prompts, expected):
+    served = engine(max_num_batched_tokens=512, num_gpu_blocks_override=9, max_model_len=400)
+    assert served.generate(prompts, greedy(COUNT)) == expected

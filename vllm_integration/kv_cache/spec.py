@@ -1,0 +1,86 @@
+"""What the worker tells vLLM about its memory: one pseudo layer for all KV, one for all recurrent state.
+
+vLLM makes one group a spec, so these give exactly two groups, and one block id stands for the whole model's KV of 64
+tokens. The recurrent state is deliberately not a MambaSpec: vLLM would split every prefill chunk at block boundaries
+for one, which the DeltaNet scan does not need, since it has the state at every 64-token boundary in hand.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, KVCacheSpec
+
+from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vllm.config import VllmConfig
+
+
+@dataclass(frozen=True)
+class LaneSpec(KVCacheSpec):
+    """Recurrent state: a lane a running sequence, and checkpoint slots at block boundaries.
+
+    Lanes and slots are the runtime's own memory, of a size fixed at start-up; nothing of it comes out of vLLM's block
+    pool. vLLM wants equal pages in all groups, so the page claims the size of a KV block, and a request claims none.
+
+    Attributes:
+        kv_page_bytes: bytes of a KV block, for the claim.
+        num_slots: checkpoint slots that the runtime holds.
+    """
+
+    kv_page_bytes: int
+    num_slots: int
+
+    @property
+    def page_size_bytes(self) -> int:
+        """The claimed page."""
+        return self.kv_page_bytes
+
+    @property
+    def num_heads(self) -> int:
+        """One, so that a page is one element of layout."""
+        return 1
+
+    @property
+    def tokens_per_state(self) -> int:
+        """vLLM's mark for a state that does not grow with tokens."""
+        return -1
+
+    @property
+    def state_content_size_bytes(self) -> int:
+        """The claimed page."""
+        return self.kv_page_bytes
+
+    def max_memory_usage_bytes(self, vllm_config: VllmConfig) -> int:
+        """Bytes of the block pool that one request may take: none."""
+        return 0
+
+
+def kv_cache_specs(model: ModelConfig, dtype: torch.dtype, num_slots: int) -> dict[str, KVCacheSpec]:
+    """The two pseudo layers of `model`, its keys and values held as `dtype`."""
+    attention = FullAttentionSpec(
+        block_size=BLOCK_SIZE,
+        num_kv_heads=len(model.attention_layers) * model.num_kv_heads,
+        head_size=model.head_dim,
+        dtype=dtype,
+    )
+    lanes = LaneSpec(block_size=BLOCK_SIZE, kv_page_bytes=attention.page_size_bytes, num_slots=num_slots)
+    return {"attention": attention, "lanes": lanes}
+
+
+def group_indices(groups: Sequence[KVCacheGroupSpec]) -> tuple[int, int]:
+    """Indices of the attention group and of the lane group.
+
+    Raises:
+        RuntimeError: vLLM grouped the two pseudo layers in any other way.
+    """
+    lanes = [i for i, group in enumerate(groups) if isinstance(group.kv_cache_spec, LaneSpec)]
+    attention = [i for i, group in enumerate(groups) if isinstance(group.kv_cache_spec, FullAttentionSpec)]
+    if len(groups) != 2 or len(lanes) != 1 or len(attention) != 1:
+        raise RuntimeError(f"expected an attention and a lane group, vLLM made {[g.kv_cache_spec for g in groups]}")
+    return attention[0], lanes[0]

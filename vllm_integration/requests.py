@@ -1,0 +1,141 @@
+"""What the worker remembers of each request between steps: tokens, blocks, slots, lane and sampling state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import LogprobsTensors
+
+from .lanes import LaneAllocator
+
+
+@dataclass(slots=True)
+class RequestState:
+    """One request as the worker knows it.
+
+    Attributes:
+        prompt: its prompt's token ids.
+        output: token ids sampled so far. Logits processors hold this very list, so it is only ever grown or refilled
+            in place.
+        blocks: KV block ids, block i holding tokens 64 i .. 64 i + 63.
+        slots: checkpoint slot ids, entry i being of the state after 64 (i + 1) tokens; 0 where none is kept.
+        lane: the running-state lane it owns; 0 while it is preempted.
+        generator: its own random stream, if it asked for a seed.
+        owes_prompt_logprobs: whether prompt log-probabilities were asked for and not delivered yet.
+        prompt_logprobs: the table being filled with them.
+    """
+
+    request_id: str
+    params: SamplingParams
+    prompt: list[int]
+    output: list[int] = field(default_factory=list)
+    blocks: list[int] = field(default_factory=list)
+    slots: list[int] = field(default_factory=list)
+    lane: int = 0
+    generator: torch.Generator | None = None
+    owes_prompt_logprobs: bool = False
+    prompt_logprobs: LogprobsTensors | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens known: the prompt and what was sampled."""
+        return len(self.prompt) + len(self.output)
+
+    def tokens(self, start: int, end: int) -> list[int]:
+        """Token ids at positions start .. end - 1."""
+        split = len(self.prompt)
+        if start >= split:
+            return self.output[start - split : end - split]
+        return self.prompt[start:end] + (self.output[: end - split] if end > split else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """The part of one request that a step runs: tokens start .. end - 1.
+
+    `restores` says that the lane holds nothing yet and that the first `start` tokens come from a checkpoint.
+    """
+
+    state: RequestState
+    start: int
+    end: int
+    restores: bool
+
+    @property
+    def samples(self) -> bool:
+        """Whether a token comes out: every known token has been run then."""
+        return self.end == self.state.num_tokens
+
+
+class RequestTable:
+    """Follows vLLM's scheduler: applies each SchedulerOutput to the states and to the lanes."""
+
+    def __init__(self, lanes: LaneAllocator, attention_group: int, slot_group: int) -> None:
+        self.lanes = lanes
+        self.states: dict[str, RequestState] = {}
+        self._attention_group = attention_group
+        self._slot_group = slot_group
+
+    def update(self, output: SchedulerOutput) -> list[Scheduled]:
+        """Apply what happened since the last step; the rows of this one, in the scheduler's order."""
+        for request_id in output.finished_req_ids:
+            self.lanes.release(request_id)
+            self.states.pop(request_id, None)
+        for request_id in output.preempted_req_ids or ():
+            self.lanes.release(request_id)
+            if request_id in self.states:
+                self.states[request_id].lane = 0
+        rows: dict[str, Scheduled] = {}
+        for new in output.scheduled_new_reqs:
+            rows[new.req_id] = self._admit(new, output.num_scheduled_tokens[new.req_id])
+        cached = output.scheduled_cached_reqs
+        for index, request_id in enumerate(cached.req_ids):
+            rows[request_id] = self._advance(cached, index, output.num_scheduled_tokens[request_id])
+        return [rows[request_id] for request_id in output.num_scheduled_tokens]
+
+    def _admit(self, new: NewRequestData, num_tokens: int) -> Scheduled:
+        """A request's first step, or, where the scheduler announces them the same way, its first after preemption."""
+        state = self.states.get(new.req_id)
+        if state is None:
+            state = self._create(new)
+            self.states[new.req_id] = state
+        if new.prefill_token_ids is not None:
+            state.output[:] = new.prefill_token_ids[len(state.prompt) :]
+        self._place(state, new.block_ids)
+        start = new.num_computed_tokens
+        return Scheduled(state, start, start + num_tokens, restores=start > 0)
+
+    def _create(self, new: NewRequestData) -> RequestState:
+        params = new.sampling_params
+        if params is None or new.prompt_token_ids is None:
+            raise RuntimeError(f"request {new.req_id} has no sampling parameters or no token ids")
+        state = RequestState(new.req_id, params, list(new.prompt_token_ids))
+        if params.seed is not None:
+            state.generator = torch.Generator().manual_seed(params.seed)
+        state.owes_prompt_logprobs = params.prompt_logprobs is not None
+        return state
+
+    def _advance(self, cached: CachedRequestData, index: int, num_tokens: int) -> Scheduled:
+        request_id = cached.req_ids[index]
+        state = self.states[request_id]
+        start = cached.num_computed_tokens[index]
+        blocks = cached.new_block_ids[index]
+        resumed = request_id in cached.resumed_req_ids
+        if resumed:
+            tokens = cached.all_token_ids.get(request_id)
+            if tokens is not None:
+                state.output[:] = tokens[len(state.prompt) :]
+            self._place(state, blocks or ((), ()))
+        elif blocks is not None:
+            state.blocks.extend(blocks[self._attention_group])
+            state.slots.extend(blocks[self._slot_group])
+        return Scheduled(state, start, start + num_tokens, restores=resumed and start > 0)
+
+    def _place(self, state: RequestState, block_ids: Sequence[Sequence[int]]) -> None:
+        state.blocks = list(block_ids[self._attention_group])
+        state.slots = list(block_ids[self._slot_group])
+        state.lane = self.lanes.acquire(state.request_id)

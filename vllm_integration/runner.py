@@ -1,0 +1,127 @@
+"""One step: vLLM's SchedulerOutput in, the step contract across, vLLM's ModelRunnerOutput out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+
+from qwen36_neuron.config import BLOCK_SIZE
+from qwen36_neuron.runtime import Commit, Output, Row, RowResult, Runtime, Step, StepError
+
+from .outputs import RunnerOutput
+from .prompt_logprobs import PromptLogprobs
+from .requests import RequestTable, Scheduled
+from .sampling import HostSampler, is_plain_greedy
+
+logger = init_logger("vllm.vllm_integration.runner")
+
+
+@dataclass(slots=True)
+class _Pending:
+    """A step that has run and whose tokens are not chosen yet."""
+
+    rows: list[Scheduled]
+    results: tuple[RowResult, ...]
+
+
+class ModelRunner:
+    """Drives one runtime.
+
+    A step that the runtime refuses (StepError) changed nothing, so its requests fail and the engine goes on; a device
+    that fails (DeviceError) has state that nobody can vouch for, so the error is let through and ends the engine: vLLM
+    then fails every request, answers 503 on /health and exits.
+    """
+
+    def __init__(self, runtime: Runtime, table: RequestTable, sampler: HostSampler) -> None:
+        self.runtime = runtime
+        self.table = table
+        self.sampler = sampler
+        self.prompt_logprobs = PromptLogprobs(sampler.sampler, runtime.vocab_size)
+        self._pending: _Pending | None = None
+
+    def execute(self, scheduled: SchedulerOutput) -> RunnerOutput | None:
+        """Run a step. None means that `sample` must follow, with the grammars' bitmasks."""
+        rows = self.table.update(scheduled)
+        if not rows:
+            return self._output([])
+        try:
+            results = self.runtime.run(self._step(rows)).rows
+        except StepError as error:
+            logger.error("The runtime refused a step; its %d requests fail: %s", len(rows), error)
+            output = self._output([row.state.request_id for row in rows])
+            output.sampled_token_ids = [[] for _ in rows]
+            output.failure = str(error)
+            return output
+        self.table.lanes.announced()
+        self._pending = _Pending(rows, results)
+        return None if scheduled.has_structured_output_requests else self.sample(None)
+
+    def sample(self, grammar: GrammarOutput | None) -> RunnerOutput:
+        """Choose the tokens of the step that `execute` ran."""
+        if self._pending is None:
+            raise RuntimeError("no step waits for its tokens")
+        rows, results = self._pending.rows, self._pending.results
+        self._pending = None
+        # Log-probabilities are looked up by a request's index, so the rows that may have them go first.
+        order = sorted(range(len(rows)), key=lambda i: results[i].logits is None or not rows[i].samples)
+        rows, results = [rows[i] for i in order], tuple(results[i] for i in order)
+        output = self._output([row.state.request_id for row in rows])
+        for row, result in zip(rows, results, strict=True):
+            if row.state.owes_prompt_logprobs and result.logits is not None:
+                table = self.prompt_logprobs.collect(row, result.logits)
+                if table is not None:
+                    output.prompt_logprobs_dict[row.state.request_id] = table
+        hosted = [
+            (row.state, result.logits[-1:])
+            for row, result in zip(rows, results, strict=True)
+            if row.samples and result.logits is not None
+        ]
+        tokens: list[int] = []
+        if hosted:
+            states = [state for state, _ in hosted]
+            tokens, output.logprobs = self.sampler.sample(states, torch.cat([last for _, last in hosted]), grammar)
+        for i, (row, result) in enumerate(zip(rows, results, strict=True)):
+            chosen = [tokens[i]] if i < len(tokens) else list(result.tokens) if row.samples else []
+            row.state.output.extend(chosen)
+            output.sampled_token_ids.append(chosen)
+        return output
+
+    def _step(self, rows: list[Scheduled]) -> Step:
+        return Step(tuple(self._row(row) for row in rows), self.table.lanes.released)
+
+    def _row(self, row: Scheduled) -> Row:
+        state, start, end = row.state, row.start, row.end
+        slots = state.slots
+        first = start // BLOCK_SIZE
+        last = min(end // BLOCK_SIZE, len(slots))
+        return Row(
+            request_id=state.request_id,
+            lane=state.lane,
+            tokens=state.tokens(start, end),
+            start=start,
+            blocks=state.blocks,
+            restore=slots[first - 1] if row.restores else None,
+            commits=tuple(Commit((i + 1) * BLOCK_SIZE, slots[i]) for i in range(first, last) if slots[i]),
+            output=self._wanted(row),
+        )
+
+    def _wanted(self, row: Scheduled) -> Output:
+        state = row.state
+        if state.owes_prompt_logprobs:
+            return Output.ALL_LOGITS
+        if not row.samples:
+            return Output.NOTHING
+        if is_plain_greedy(state, self.sampler.has_custom_processors):
+            return Output.TOKEN
+        return Output.LOGITS
+
+    def _output(self, request_ids: list[str]) -> RunnerOutput:
+        return RunnerOutput(
+            req_ids=request_ids,
+            req_id_to_index={request_id: i for i, request_id in enumerate(request_ids)},
+            prompt_logprobs_dict={},
+            lanes_in_use=self.table.lanes.in_use,
+        )

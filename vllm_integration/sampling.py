@@ -1,0 +1,148 @@
+"""Sampling on the host: vLLM's own sampler on the rows that need more than the most likely token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import xgrammar
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import make_tensor_with_pad
+from vllm.v1.core.sched.output import GrammarOutput
+from vllm.v1.outputs import LogprobsLists
+from vllm.v1.sample.logits_processor import BatchUpdate, build_logitsprocs
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.sampler import Sampler
+
+from .requests import RequestState
+
+GREEDY_BELOW = 1e-5
+"""A lower temperature means the most likely token; the limit that vLLM's sampler uses."""
+
+
+def is_plain_greedy(state: RequestState, has_custom_processors: bool) -> bool:
+    """Whether the most likely token is the answer, with nothing to add, so that the device can choose it."""
+    params = state.params
+    return (
+        not has_custom_processors
+        and params.temperature < GREEDY_BELOW
+        and params.structured_outputs is None
+        and params.logprobs is None
+        and not params.logprob_token_ids
+        and params.repetition_penalty == 1.0
+        and params.frequency_penalty == 0.0
+        and params.presence_penalty == 0.0
+        and not params.logit_bias
+        and not params.bad_words_token_ids
+        and params.allowed_token_ids is None
+        and params.min_tokens <= len(state.output)
+    )
+
+
+class HostSampler:
+    """Turns logits into tokens as the requests ask. One call a step, rows in any order, each request once."""
+
+    def __init__(self, vllm_config: VllmConfig, vocab_size: int) -> None:
+        self.vocab_size = vocab_size
+        self.sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
+        custom = tuple(vllm_config.model_config.logits_processors or ())
+        self.has_custom_processors = bool(custom)
+        self._processors = build_logitsprocs(vllm_config, torch.device("cpu"), False, False, custom)
+        self._rows: tuple[RequestState, ...] = ()
+
+    def sample(
+        self, rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput | None
+    ) -> tuple[list[int], LogprobsLists | None]:
+        """Sample one token a row.
+
+        Args:
+            rows: the requests, in the order of the logits.
+            logits: fp32 [len(rows), vocab], overwritten.
+            grammar: bitmasks of the requests with structured output, if any.
+
+        Returns:
+            One token id a row, and the log-probabilities if any row asked for them, indexed by row.
+        """
+        if grammar is not None:
+            apply_grammar(rows, logits, grammar)
+        self._update_processors(tuple(rows))
+        output = self.sampler(logits, self._metadata(rows))
+        logprobs = output.logprobs_tensors
+        return output.sampled_token_ids[:, 0].tolist(), logprobs.tolists() if logprobs is not None else None
+
+    def _update_processors(self, rows: tuple[RequestState, ...]) -> None:
+        """Logits processors keep state by row; tell them when the rows are not those of the last call."""
+        update = None
+        if [id(state) for state in rows] != [id(state) for state in self._rows]:
+            update = BatchUpdate(
+                batch_size=len(rows),
+                removed=list(range(len(self._rows) - 1, len(rows) - 1, -1)),
+                added=[(i, state.params, state.prompt, state.output) for i, state in enumerate(rows)],
+                moved=[],
+            )
+            self._rows = rows
+        for processor in self._processors.all:
+            processor.update_state(update)
+
+    def _metadata(self, rows: Sequence[RequestState]) -> SamplingMetadata:
+        params = [state.params for state in rows]
+        greedy = [p.temperature < GREEDY_BELOW for p in params]
+        no_penalties = all(
+            p.repetition_penalty == 1.0 and p.frequency_penalty == 0.0 and p.presence_penalty == 0.0 for p in params
+        )
+        top_k = [p.top_k if 0 < p.top_k < self.vocab_size else self.vocab_size for p in params]
+        top_p = [p.top_p for p in params]
+        num_logprobs = [self.vocab_size if p.logprobs == -1 else p.logprobs for p in params if p.logprobs is not None]
+        return SamplingMetadata(
+            temperature=None if all(greedy) else torch.tensor([p.temperature for p in params]),
+            all_greedy=all(greedy),
+            all_random=not any(greedy),
+            top_p=torch.tensor(top_p) if min(top_p) < 1.0 else None,
+            top_k=torch.tensor(top_k, dtype=torch.int32) if min(top_k) < self.vocab_size else None,
+            generators={i: state.generator for i, state in enumerate(rows) if state.generator is not None},
+            max_num_logprobs=max(num_logprobs, default=None),
+            no_penalties=no_penalties,
+            prompt_token_ids=None if no_penalties else self._prompts(rows),
+            frequency_penalties=torch.tensor([p.frequency_penalty for p in params]),
+            presence_penalties=torch.tensor([p.presence_penalty for p in params]),
+            repetition_penalties=torch.tensor([p.repetition_penalty for p in params]),
+            output_token_ids=[state.output for state in rows],
+            allowed_token_ids_mask=self._forbidden(params),
+            bad_words_token_ids={i: p.bad_words_token_ids for i, p in enumerate(params) if p.bad_words_token_ids},
+            logitsprocs=self._processors,
+            logprob_token_ids={i: p.logprob_token_ids for i, p in enumerate(params) if p.logprob_token_ids} or None,
+        )
+
+    def _prompts(self, rows: Sequence[RequestState]) -> torch.Tensor:
+        return make_tensor_with_pad(
+            [state.prompt for state in rows], pad=self.vocab_size, dtype=torch.int64, device="cpu"
+        )
+
+    def _forbidden(self, params: Sequence[SamplingParams]) -> torch.Tensor | None:
+        """[rows, vocab], true where a token may not be sampled; None if no row restricts its tokens."""
+        if all(p.allowed_token_ids is None for p in params):
+            return None
+        mask = torch.zeros(len(params), self.vocab_size, dtype=torch.bool)
+        for i, p in enumerate(params):
+            if p.allowed_token_ids is not None:
+                mask[i] = True
+                mask[i, p.allowed_token_ids] = False
+        return mask
+
+
+def apply_grammar(rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput) -> None:
+    """Forbid, in place, what the grammars do not allow next.
+
+    The bitmask is int32 [number of structured requests, vocab / 32], in the order of the grammar's request ids, which
+    is not that of the rows.
+    """
+    row_of = {state.request_id: i for i, state in enumerate(rows)}
+    wanted = [(row_of[rid], j) for j, rid in enumerate(grammar.structured_output_request_ids) if rid in row_of]
+    if wanted:
+        bitmask = torch.from_numpy(np.ascontiguousarray(grammar.grammar_bitmask[[j for _, j in wanted]]))
+        full = torch.full((len(rows), bitmask.shape[1]), -1, dtype=torch.int32)
+        indices = [i for i, _ in wanted]
+        full[indices] = bitmask
+        xgrammar.apply_token_bitmask_inplace(logits, full, indices=indices)

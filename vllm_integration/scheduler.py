@@ -1,0 +1,106 @@
+"""vLLM's scheduler, with the checkpoint slots connected and two guards added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.metrics.stats import SchedulerStats
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from qwen36_neuron.config import BLOCK_SIZE
+
+from .kv_cache.slot_manager import SlotManager
+from .kv_cache.spec import group_indices
+from .metrics import Counters
+from .outputs import RunnerOutput
+
+logger = init_logger("vllm.vllm_integration.scheduler")
+
+
+class SlotScheduler(Scheduler):
+    """Adds to vLLM's scheduler what the slots need of it; schedules nothing differently."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.attention_group, lane_group = group_indices(self.kv_cache_config.kv_cache_groups)
+        manager = self.kv_cache_manager.coordinator.single_type_managers[lane_group]
+        if not isinstance(manager, SlotManager) or self.need_mamba_block_aligned_split:
+            raise RuntimeError("vLLM did not take the lane group's own manager")
+        self.slot_manager = manager
+        manager.requests = self.requests
+        self.lanes_in_use = 0
+
+    def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
+        """Preempt, and first take back the hashes of what the request will not write after all.
+
+        With policy=priority the victim may already be part of the step being scheduled. vLLM drops it from the step but
+        leaves the hashes of its new blocks published, and the next request to hit them would read memory that was never
+        written.
+        """
+        self._take_back(request, request.num_computed_tokens)
+        super()._preempt_request(request, timestamp, drop_stale_output)
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
+        """Forget all prefixes, those in slots too."""
+        done = super().reset_prefix_cache(reset_running_requests, reset_connector)
+        if done:
+            self.slot_manager.reset()
+        return done
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """Take a step's results; where the runtime refused the step, fail its requests and nothing else."""
+        failure = None
+        if isinstance(model_runner_output, RunnerOutput):
+            self.lanes_in_use = model_runner_output.lanes_in_use
+            failure = model_runner_output.failure
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if failure is not None:
+            self._fail(scheduler_output, outputs)
+        return outputs
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> SchedulerStats | None:
+        """vLLM's statistics, with the counters of lanes, blocks and slots."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None:
+            self.counters().put(stats)
+        return stats
+
+    def counters(self) -> Counters:
+        """What is in use now."""
+        pool = self.kv_cache_manager.block_pool
+        return Counters(
+            lanes_in_use=self.lanes_in_use,
+            kv_blocks_in_use=pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
+            slots_in_use=self.slot_manager.slots.in_use,
+        )
+
+    def _fail(self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Finish the requests of a step that was not run, with an error."""
+        scheduled = scheduler_output.num_scheduled_tokens
+        for request_id, num_tokens in scheduled.items():
+            request = self.requests.get(request_id)
+            if request is not None:
+                self._take_back(request, request.num_computed_tokens - num_tokens)
+        for request in self.finish_requests(scheduled, RequestStatus.FINISHED_ERROR):
+            outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
+                EngineCoreOutput(
+                    request_id=request.request_id,
+                    new_token_ids=[],
+                    finish_reason=request.get_finished_reason(),
+                    events=request.take_events(),
+                    trace_headers=request.trace_headers,
+                )
+            )
+
+    def _take_back(self, request: Request, num_computed_tokens: int) -> None:
+        """Unpublish, in both groups, what `request` holds beyond its first `num_computed_tokens` tokens."""
+        self.slot_manager.take_back(request, num_computed_tokens)
+        blocks = self.kv_cache_manager.get_block_ids(request.request_id)[self.attention_group]
+        self.kv_cache_manager.evict_blocks(set(blocks[num_computed_tokens // BLOCK_SIZE :]))

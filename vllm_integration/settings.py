@@ -1,0 +1,63 @@
+"""What the user sets through `--additional-config`: one typed object, parsed once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, get_args
+
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.runtime.config import Device, Kernels
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Settings that vLLM has no flag for.
+
+    Attributes:
+        device: "cpu" or "neuron".
+        tp_degree: tensor-parallel ranks inside the device; vLLM's own tensor parallelism stays 1.
+        num_slots: checkpoint slots for prefix reuse. Unused when prefix caching is off.
+        cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
+        kernels: on CPU, "torch" operations or the NKI kernels in the "interpreter".
+        threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
+    """
+
+    device: Device = "cpu"
+    tp_degree: int = 1
+    num_slots: int = 64
+    cache_gib: float = 2.0
+    kernels: Kernels = "torch"
+    threads: int | None = None
+
+    @classmethod
+    def parse(cls, raw: Mapping[str, Any]) -> Settings:
+        """Read vLLM's `additional_config`.
+
+        Raises:
+            ConfigError: a key is unknown, or a value cannot be used.
+        """
+        known = [field.name for field in fields(cls)]
+        for key in raw:
+            if key not in known:
+                raise ConfigError(f"additional_config.{key}", raw[key], "is not known", f"Known: {', '.join(known)}")
+        return cls(**raw)
+
+    def __post_init__(self) -> None:
+        for field, allowed in (("device", get_args(Device)), ("kernels", get_args(Kernels))):
+            if getattr(self, field) not in allowed:
+                self._refuse(field, "is not known", f"Use one of: {', '.join(allowed)}")
+        for field, minimum in (("tp_degree", 1), ("num_slots", 0)):
+            self._check_integer(field, minimum)
+        if self.threads is not None:
+            self._check_integer("threads", 1)
+        if isinstance(self.cache_gib, bool) or not isinstance(self.cache_gib, int | float) or self.cache_gib <= 0:
+            self._refuse("cache_gib", "must be a positive number of GiB", "Give how much memory KV blocks may take")
+
+    def _check_integer(self, field: str, minimum: int) -> None:
+        value = getattr(self, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            self._refuse(field, f"must be an integer of at least {minimum}", "Correct it")
+
+    def _refuse(self, field: str, problem: str, remedy: str) -> None:
+        raise ConfigError(f"additional_config.{field}", getattr(self, field), problem, remedy)

@@ -1,0 +1,200 @@
+"""The worker that vLLM's executor drives: opens the runtime, says how much it holds, runs the steps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
+from vllm.v1.kv_cache_layout import KVCacheLayout
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
+
+from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.runtime import Runtime, RuntimeConfig, open_runtime
+from qwen36_neuron.runtime.config import DType
+
+from .kv_cache.spec import group_indices, kv_cache_specs
+from .lanes import LaneAllocator
+from .requests import RequestTable
+from .runner import ModelRunner
+from .sampling import HostSampler
+from .settings import Settings
+
+logger = init_logger("vllm.vllm_integration.worker")
+
+_DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+class Worker(WorkerBase):
+    """One worker, in the engine's process, for all ranks of the device: the runtime spreads over them by itself."""
+
+    def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(vllm_config, *args, **kwargs)
+        self.settings = Settings.parse(vllm_config.additional_config)
+        self.num_slots = self.settings.num_slots if self.cache_config.enable_prefix_caching else 0
+        self.runtime: Runtime | None = None
+        self.runner: ModelRunner | None = None
+
+    # ---- start-up, in the order in which the engine calls ------------------------------------------------------------
+
+    def init_device(self) -> None:
+        """Threads and the random stream of requests without a seed of their own."""
+        if self.settings.threads is not None:
+            torch.set_num_threads(self.settings.threads)
+        torch.manual_seed(self.model_config.seed)
+        self.device = torch.device("cpu")
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """Find the checkpoint and read its shape. Weights are loaded with the runtime, once its memory is decided."""
+        self.checkpoint = self._checkpoint_folder()
+        self.model = ModelConfig.from_pretrained(self.checkpoint)
+
+    def get_supported_tasks(self) -> tuple[str, ...]:
+        """Text generation."""
+        return ("generate",)
+
+    def get_supported_kv_cache_layouts(self) -> list[str]:
+        """Any: the runtime lays its memory out by itself."""
+        return [layout.name for layout in KVCacheLayout]
+
+    def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
+        """One pseudo layer for all KV, one for all recurrent state."""
+        return kv_cache_specs(self.model, self.model_config.dtype, self.num_slots)
+
+    def determine_available_memory(self) -> int:
+        """Bytes for KV blocks, as set; vLLM makes blocks of them unless --num-gpu-blocks-override says how many."""
+        return int(self.settings.cache_gib * 2**30)
+
+    def update_max_model_len(self, max_model_len: int) -> None:
+        """vLLM fitted the length to the memory (--max-model-len auto)."""
+        self.model_config.max_model_len = max_model_len
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
+        """Open the runtime, now that the number of blocks is known."""
+        started = time.perf_counter()
+        self._check_memory(kv_cache_config.num_blocks)
+        config = RuntimeConfig(
+            model=self.checkpoint,
+            device=self.settings.device,
+            dtype=_DTYPES[self.model_config.dtype],
+            max_model_len=self.model_config.max_model_len,
+            max_step_tokens=self.scheduler_config.max_num_batched_tokens,
+            num_lanes=self.scheduler_config.max_num_seqs,
+            num_blocks=kv_cache_config.num_blocks,
+            num_slots=self.num_slots,
+            tp_degree=self.settings.tp_degree,
+            kernels=self.settings.kernels,
+        )
+        self.runtime = open_runtime(config)
+        self._log_memory(config, time.perf_counter() - started)
+        table = RequestTable(LaneAllocator(config.num_lanes), *group_indices(kv_cache_config.kv_cache_groups))
+        self.runner = ModelRunner(self.runtime, table, HostSampler(self.vllm_config, self.runtime.vocab_size))
+
+    def compile_or_warm_up_model(self) -> CompilationTimes:
+        """Run every graph once; the server answers ready only after this."""
+        assert self.runtime is not None
+        started = time.perf_counter()
+        self.runtime.warm_up()
+        return CompilationTimes(language_model=time.perf_counter() - started, encoder=0.0)
+
+    # ---- steps -------------------------------------------------------------------------------------------------------
+
+    def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
+        """Run a step; None if its tokens wait for the grammars of structured output."""
+        assert self.runner is not None
+        return self.runner.execute(scheduler_output)
+
+    def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
+        """Choose the tokens of the step that execute_model ran."""
+        assert self.runner is not None
+        return self.runner.sample(grammar_output)
+
+    def shutdown(self) -> None:
+        """Give the device back."""
+        if self.runtime is not None:
+            self.runtime.close()
+            self.runtime = None
+
+    # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _checkpoint_folder(self) -> Path:
+        folder = Path(self.model_config.model)
+        if folder.is_dir():
+            return folder
+        return Path(
+            snapshot_download(
+                self.model_config.model,
+                revision=self.model_config.revision,
+                cache_dir=self.load_config.download_dir,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"],
+            )
+        )
+
+    def _memory(self, num_blocks: int) -> Memory:
+        element = self.model_config.dtype.itemsize
+        lane = self.model.state_bytes_per_lane(1, element)
+        return Memory(
+            lanes=self.scheduler_config.max_num_seqs * lane,
+            blocks=num_blocks * self.model.kv_bytes_per_token(element) * BLOCK_SIZE,
+            slots=self.num_slots * lane,
+        )
+
+    def _check_memory(self, num_blocks: int) -> None:
+        """On the host, refuse what cannot fit at all; a device's own plan is checked when its artifact is built."""
+        memory, host = self._memory(num_blocks), self.current_platform.get_device_total_memory()
+        if self.settings.device == "cpu" and memory.total > host:
+            raise ConfigError(
+                "max_num_seqs",
+                self.scheduler_config.max_num_seqs,
+                f"{memory} do not fit in {host / 2**30:.1f} GiB",
+                "Lower --max-num-seqs, or num_slots and cache_gib in --additional-config",
+            )
+
+    def _log_memory(self, config: RuntimeConfig, seconds: float) -> None:
+        logger.info(
+            "Qwen3.6 on %s, %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, grain %d tokens; "
+            "%s. Up to %d tokens a step. Opened in %.1f s.",
+            config.device,
+            config.dtype,
+            config.tp_degree,
+            torch.get_num_threads(),
+            config.num_lanes,
+            config.num_blocks - 1,
+            config.num_slots,
+            BLOCK_SIZE,
+            self._memory(config.num_blocks),
+            config.max_step_tokens,
+            seconds,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of the cache, all ranks together."""
+
+    lanes: int
+    blocks: int
+    slots: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.lanes + self.blocks + self.slots
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {getattr(self, name) / 2**20:.1f} MiB" for name in ("lanes", "blocks", "slots"))
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """Raises ConfigError if the runtime does not compute in `dtype`."""
+    if dtype not in _DTYPES:
+        raise ConfigError("dtype", dtype, "is not implemented", "Use --dtype float32 or --dtype bfloat16")
