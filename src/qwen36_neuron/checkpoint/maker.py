@@ -27,6 +27,7 @@ from .names import HEAD, TEXT_PREFIXES, VISION_PREFIX, Shapes, mtp_shapes, text_
 from .tokenizer import END_OF_TEXT, END_OF_TURN, build_tokenizer
 
 DType = Literal["float32", "bfloat16", "float16"]
+INITIALIZER_RANGE = 0.02
 VISION_HIDDEN, VISION_INTERMEDIATE, VISION_POSITIONS = 32, 64, 16
 
 
@@ -134,7 +135,7 @@ def config_json(spec: CheckpointSpec, tokenizer: Qwen3_5Tokenizer) -> dict[str, 
             "head_dim": 256,
             "hidden_act": "silu",
             "hidden_size": spec.hidden_size,
-            "initializer_range": 0.02,
+            "initializer_range": INITIALIZER_RANGE,
             "intermediate_size": spec.intermediate_size,
             "layer_types": pattern,
             "linear_conv_kernel_dim": 4,
@@ -251,8 +252,9 @@ def _save(tensors: dict[str, torch.Tensor], file: Path) -> None:
 def _initial(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
     """fp32 values that keep activations near unit size and let greedy decoding wander.
 
-    Matrices are N(0, 1/fan_in). Norms are off their neutral value, so that leaving one out shows. The decay is as Mamba
-    and DeltaNet start it: A log-uniform in [1, 16] and softplus(dt_bias) log-uniform in [0.001, 0.1].
+    Matrices are N(0, 1/fan_in), the head N(0, INITIALIZER_RANGE^2) as published. Norms are off their neutral value, so
+    that leaving one out shows. The decay is as Mamba and DeltaNet start it: A log-uniform in [1, 16] and
+    softplus(dt_bias) log-uniform in [0.001, 0.1].
     """
     random = np.random.default_rng([seed, zlib.crc32(name.encode())])
     if name.endswith("A_log"):
@@ -261,8 +263,10 @@ def _initial(name: str, shape: tuple[int, ...], seed: int) -> np.ndarray:
         dt = np.exp(random.uniform(math.log(0.001), math.log(0.1), shape))
         return (dt + np.log(-np.expm1(-dt))).astype(np.float32)
     normal = random.standard_normal(shape, dtype=np.float32)
+    if name == HEAD:
+        return np.float32(INITIALIZER_RANGE) * normal
     if name.endswith("embed_tokens.weight"):
-        return 0.1 * normal
+        return np.float32(0.1) * normal
     if len(shape) > 1:
         return normal / np.float32(math.sqrt(math.prod(shape[1:])))
     centre = 1.0 if name.endswith("linear_attn.norm.weight") or name.startswith(VISION_PREFIX) else 0.0
