@@ -78,7 +78,7 @@ class SlotScheduler(Scheduler):
         return Counters(
             lanes_in_use=self.lanes_in_use,
             kv_blocks_in_use=pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
-            slots_in_use=self.slot_manager.slots.in_use,
+            slots_in_use=len(self.slot_manager.slots.by_slot),
         )
 
     def _fail(self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]) -> None:
@@ -101,6 +101,6 @@ class SlotScheduler(Scheduler):
 
     def _take_back(self, request: Request, num_computed_tokens: int) -> None:
         """Unpublish, in both groups, what `request` holds beyond its first `num_computed_tokens` tokens."""
-        self.slot_manager.take_back(request, num_computed_tokens)
+        self.slot_manager.take_back(request.request_id)
         blocks = self.kv_cache_manager.get_block_ids(request.request_id)[self.attention_group]
         self.kv_cache_manager.evict_blocks(set(blocks[num_computed_tokens // BLOCK_SIZE :]))

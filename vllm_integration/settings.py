@@ -18,6 +18,7 @@ class Settings:
         device: "cpu" or "neuron".
         tp_degree: tensor-parallel ranks inside the device; vLLM's own tensor parallelism stays 1.
         num_slots: checkpoint slots for prefix reuse. Unused when prefix caching is off.
+        slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
         kernels: on CPU, "torch" operations or the NKI kernels in the "interpreter".
         threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
@@ -26,6 +27,7 @@ class Settings:
     device: Device = "cpu"
     tp_degree: int = 1
     num_slots: int = 64
+    slots_per_prompt: int = 16
     cache_gib: float = 2.0
     kernels: Kernels = "torch"
     threads: int | None = None
@@ -47,7 +49,7 @@ class Settings:
         for field, allowed in (("device", get_args(Device)), ("kernels", get_args(Kernels))):
             if getattr(self, field) not in allowed:
                 self._refuse(field, "is not known", f"Use one of: {', '.join(allowed)}")
-        for field, minimum in (("tp_degree", 1), ("num_slots", 0)):
+        for field, minimum in (("tp_degree", 1), ("num_slots", 0), ("slots_per_prompt", 1)):
             self._check_integer(field, minimum)
         if self.threads is not None:
             self._check_integer("threads", 1)

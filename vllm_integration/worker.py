@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from tokenizers import Tokenizer
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
@@ -17,6 +18,7 @@ from vllm.v1.kv_cache_layout import KVCacheLayout
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
+from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Runtime, RuntimeConfig, open_runtime
@@ -68,7 +70,9 @@ class Worker(WorkerBase):
 
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         """One pseudo layer for all KV, one for all recurrent state."""
-        return kv_cache_specs(self.model, self.model_config.dtype, self.num_slots)
+        starts, ends = message_tokens(self.checkpoint)
+        policy = PolicyConfig(self.num_slots, starts, ends, self.settings.slots_per_prompt)
+        return kv_cache_specs(self.model, self.model_config.dtype, policy)
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks, as set; vLLM makes blocks of them unless --num-gpu-blocks-override says how many."""
@@ -192,6 +196,19 @@ class Memory:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {getattr(self, name) / 2**20:.1f} MiB" for name in ("lanes", "blocks", "slots"))
+
+
+def message_tokens(checkpoint: Path) -> tuple[frozenset[int], frozenset[int]]:
+    """Ids of the tokens that open and that close a message in the chat template; empty without a tokenizer."""
+    file = checkpoint / "tokenizer.json"
+    if not file.is_file():
+        return frozenset(), frozenset()
+    tokenizer = Tokenizer.from_file(str(file))
+    starts, ends = (
+        frozenset(token for token in (tokenizer.token_to_id(mark),) if token is not None)
+        for mark in ("<|im_start|>", "<|im_end|>")
+    )
+    return starts, ends
 
 
 def check_dtype(dtype: torch.dtype) -> None:

@@ -80,10 +80,10 @@ class Engine:
         assert sorted([*lanes._free, *lanes._owner.values()]) == list(range(1, lanes.num_lanes + 1))
         slots = scheduler.slot_manager.slots
         assert sorted([*slots._free, *slots.by_slot]) == list(range(1, slots.num_slots + 1))
-        assert {c.slot for c in slots.by_key.values()} == set(slots.by_slot)
-        assert all(slots.by_key[c.key] is c and c.boundary % BLOCK_SIZE == 0 for c in slots.by_slot.values())
+        assert {c.slot for c in slots.by_key.values()} == {c.slot for c in slots.by_slot.values() if c.published}
+        assert all(slots.by_key[c.key] is c and c.boundary % BLOCK_SIZE == 0 for c in slots.by_key.values())
         assert set(scheduler.slot_manager.req_to_blocks) <= set(scheduler.requests)
-        assert set(scheduler.slot_manager._boundaries) <= set(scheduler.requests)
+        assert set(scheduler.slot_manager._keeping) <= set(scheduler.requests)
 
 
 def greedy(count: int, **more: Any) -> SamplingParams:

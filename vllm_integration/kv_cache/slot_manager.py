@@ -10,33 +10,58 @@ writes is read by another request in that same step: a request that would is hel
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from vllm.distributed.kv_events import MEDIUM_GPU, BlockRemoved, BlockStored
 from vllm.v1.core.block_pool import BlockPool
-from vllm.v1.core.kv_cache_utils import (
-    BlockHash,
-    BlockHashList,
-    KVCacheBlock,
-    generate_block_hash_extra_keys,
-    make_block_hash_with_group_id,
-    maybe_convert_block_hash,
-)
+from vllm.v1.core.kv_cache_utils import BlockHash, BlockHashList, KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.request import Request
 
-from .policy import Boundaries, Policy
-from .slot_pool import Checkpoint, SlotPool
+from qwen36_neuron.apc import BoundaryPlanner, Checkpoint, DropReason, Kind, Plan, SlotPool
+
+from .events import SlotEvents
 from .spec import LaneSpec
 
 NOT_THIS_STEP = 1 << 40
 """More blocks than any pool has: the answer that makes vLLM's scheduler try a waiting request again next step."""
 
+NAMED = "checkpoints"
+"""Key of a request's `vllm_xargs` under which a client names prefixes to keep, as lengths in tokens."""
+
 _MANAGERS: WeakKeyDictionary[BlockPool, SlotManager] = WeakKeyDictionary()
 """vLLM looks prefixes up through a class method that is handed the KV block pool; this finds the manager again."""
+
+
+@dataclass(slots=True)
+class Keeping:
+    """What is kept of one request that runs.
+
+    Attributes:
+        plan: which boundaries.
+        reserved: checkpoints whose tokens are not certain yet, ascending.
+        written: checkpoints that the step being scheduled writes.
+        turn_end: the last checkpoint made while decoding.
+    """
+
+    plan: Plan
+    reserved: list[Checkpoint] = field(default_factory=list)
+    written: list[Checkpoint] = field(default_factory=list)
+    turn_end: Checkpoint | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What happened to checkpoints since the start."""
+
+    hits: Counter[Kind] = field(default_factory=Counter)
+    drops: Counter[DropReason] = field(default_factory=Counter)
+    tokens_reused: int = 0
+    writes: int = 0
 
 
 class SlotManager(SingleTypeKVCacheManager):
@@ -45,24 +70,30 @@ class SlotManager(SingleTypeKVCacheManager):
     def __init__(self, kv_cache_spec: KVCacheSpec, block_pool: BlockPool, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, block_pool, **kwargs)
         assert isinstance(kv_cache_spec, LaneSpec)
-        self.slots = SlotPool(kv_cache_spec.num_slots if self.enable_caching else 0)
-        self.policy = Policy()
+        policy = kv_cache_spec.policy
+        self.slots = SlotPool(policy.num_slots if self.enable_caching else 0, kv_cache_spec.cost, self._dropped)
+        self.planner = BoundaryPlanner(policy)
         self.requests: Mapping[str, Request] = {}
         """vLLM's requests by id; the scheduler puts its own mapping here."""
+        self.tally = Tally()
         self.attention_group = 1 - self.kv_cache_group_id
+        self._events = SlotEvents(block_pool, self.kv_cache_group_id, self.block_size)
         self._blocks = [KVCacheBlock(slot) for slot in range(self.slots.num_slots + 1)]
-        self._boundaries: dict[str, Boundaries] = {}
+        self._keeping: dict[str, Keeping] = {}
         self._fresh: set[BlockHash] = set()
-        self._written: dict[str, list[Checkpoint]] = {}
         _MANAGERS[block_pool] = self
 
     # ---- what vLLM's coordinator calls, in the order of a step -------------------------------------------------------
 
     def new_step_starts(self) -> None:
-        """The last step is settled: what it wrote can be read."""
+        """The last step is settled: what it wrote can be read. Slots whose KV it evicted are given up."""
         self.slots.new_step()
         self._fresh.clear()
-        self._written.clear()
+        for keeping in self._keeping.values():
+            keeping.written.clear()
+        for checkpoint in list(self.slots.by_key.values()):
+            if self.block_pool.get_cached_block(checkpoint.key, [self.attention_group]) is None:
+                self.slots.drop(checkpoint, DropReason.ORPHANED)
 
     @classmethod
     def find_longest_cache_hit(
@@ -79,12 +110,11 @@ class SlotManager(SingleTypeKVCacheManager):
     ) -> tuple[tuple[list[KVCacheBlock], ...], int]:
         """The deepest boundary of at most `max_length` tokens, which is where KV ends, that has a checkpoint."""
         manager = _MANAGERS[block_pool]
-        for count in range(min(max_length // manager.block_size, len(block_hashes)), 0, -1):
-            checkpoint = manager.slots.by_key.get(block_hashes[count - 1])
-            if checkpoint is not None:
-                row = [manager._null_block] * (count - 1) + [manager._blocks[checkpoint.slot]]
-                return (row,), count * manager.block_size
-        return ([],), 0
+        checkpoint = manager.slots.lookup(block_hashes, max_length)
+        if checkpoint is None:
+            return ([],), 0
+        row = [manager._null_block] * (checkpoint.blocks - 1) + [manager._blocks[checkpoint.slot]]
+        return (row,), checkpoint.boundary
 
     def get_num_blocks_to_allocate(
         self,
@@ -97,8 +127,8 @@ class SlotManager(SingleTypeKVCacheManager):
         apply_admission_cap: bool = False,
     ) -> int:
         """None of vLLM's pool, unless the prefix to reuse is still being written by this step."""
-        reused = self.requests[request_id].block_hashes[: len(new_computed_blocks)] if new_computed_blocks else ()
-        return NOT_THIS_STEP if self._fresh and not self._fresh.isdisjoint(reused) else 0
+        reused = self.requests[request_id].block_hashes[: len(new_computed_blocks)]
+        return 0 if self._fresh.isdisjoint(reused) else NOT_THIS_STEP
 
     def add_local_computed_blocks(
         self,
@@ -111,7 +141,10 @@ class SlotManager(SingleTypeKVCacheManager):
         self.req_to_blocks[request_id] = list(new_computed_blocks)
         self.num_cached_block[request_id] = len(new_computed_blocks)
         if new_computed_blocks:
-            self.slots.use(self.slots.by_slot[new_computed_blocks[-1].block_id])
+            checkpoint = self.slots.by_slot[new_computed_blocks[-1].block_id]
+            self.slots.use(checkpoint, self.requests[request_id].block_hashes)
+            self.tally.hits[checkpoint.kind] += 1
+            self.tally.tokens_reused += checkpoint.boundary
 
     def allocate_external_computed_blocks(
         self, request_id: str, num_local_computed_tokens: int, num_external_computed_tokens: int
@@ -120,27 +153,40 @@ class SlotManager(SingleTypeKVCacheManager):
         raise RuntimeError("checkpoint slots cannot be loaded through a KV connector")
 
     def allocate_new_blocks(self, request_id: str, num_tokens: int, num_tokens_main_model: int) -> list[KVCacheBlock]:
-        """Append the entries of the blocks that the scheduled tokens complete; give slots to those worth keeping."""
-        if not self.enable_caching:
+        """Append the entries of the blocks that the scheduled tokens complete, with slots for those worth keeping."""
+        if not self.slots.num_slots:
             return []
         request = self.requests[request_id]
         row = self.req_to_blocks[request_id]
         before = len(row)
+        keeping = self._keeping.get(request_id)
+        if keeping is None:
+            keeping = self._keeping[request_id] = Keeping(self._plan(request, before * self.block_size))
         for count in range(before + 1, num_tokens_main_model // self.block_size + 1):
-            row.append(self._entry(request, count))
+            boundary = count * self.block_size
+            kind = keeping.plan.kind(boundary)
+            checkpoint = None if kind is None else self.slots.reserve(boundary, kind, request.block_hashes)
+            if checkpoint is not None:
+                keeping.reserved.append(checkpoint)
+            row.append(self._null_block if checkpoint is None else self._blocks[checkpoint.slot])
         return row[before:]
 
     def cache_blocks(self, request: Request, num_tokens: int, retention_interval: int | None = None) -> None:
-        """What is scheduled for `request` is being written in this step, and may be read from the next one on."""
+        """The first `num_tokens` tokens of `request` are certain, and computed when the step being scheduled ends."""
         full = num_tokens // self.block_size
         self._fresh.update(request.block_hashes[self.num_cached_block.get(request.request_id, 0) : full])
         self.num_cached_block[request.request_id] = full
+        keeping = self._keeping.get(request.request_id)
+        while keeping is not None and keeping.reserved and keeping.reserved[0].boundary <= num_tokens:
+            self._publish(request, keeping, keeping.reserved.pop(0))
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """The request ended or was preempted. Its checkpoints stay; none of them belongs to vLLM's pool."""
         self.req_to_blocks.pop(request_id, None)
         self.num_cached_block.pop(request_id, None)
-        self._boundaries.pop(request_id, None)
+        keeping = self._keeping.pop(request_id, None)
+        for checkpoint in keeping.reserved if keeping is not None else ():
+            self.slots.drop(checkpoint, DropReason.UNWRITTEN)
         return []
 
     def get_num_common_prefix_blocks(self, running_request_id: str) -> int:
@@ -149,82 +195,37 @@ class SlotManager(SingleTypeKVCacheManager):
 
     # ---- what our scheduler calls ------------------------------------------------------------------------------------
 
-    def take_back(self, request: Request, num_computed_tokens: int) -> None:
-        """Unpublish what this step was to write for `request` beyond `num_computed_tokens`, since it will not run."""
-        for checkpoint in self._written.pop(request.request_id, ()):
-            if checkpoint.boundary > num_computed_tokens and self.slots.by_slot.get(checkpoint.slot) is checkpoint:
-                self._drop(checkpoint, "unwritten")
+    def take_back(self, request_id: str) -> None:
+        """Unpublish what the step being scheduled was to write for a request, since it will not."""
+        keeping = self._keeping.get(request_id)
+        for checkpoint in keeping.written if keeping is not None else ():
+            if self.slots.holds(checkpoint):
+                self.slots.drop(checkpoint, DropReason.UNWRITTEN)
 
     def reset(self) -> None:
         """Forget every checkpoint, as when the weights change."""
-        for checkpoint in list(self.slots.by_slot.values()):
-            self._drop(checkpoint, "reset")
+        self.slots.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _entry(self, request: Request, count: int) -> KVCacheBlock:
-        """The row's entry for the boundary after `count` blocks."""
-        boundaries = self._boundaries.get(request.request_id)
-        if boundaries is None:
-            boundaries = self._boundaries[request.request_id] = self.policy.plan(request)
-        boundary = count * self.block_size
-        key = request.block_hashes[count - 1]
-        if boundary not in boundaries or key in self.slots.by_key:
-            return self._null_block
-        superseded = boundaries.superseded_by(boundary)
-        if superseded is not None and self.slots.holds(superseded) and not superseded.hits:
-            self._drop(superseded, "superseded")
-        if not self.slots.has_room and not self._make_room():
-            return self._null_block
-        checkpoint = self.slots.add(key, boundary)
-        boundaries.kept(checkpoint)
-        self._written.setdefault(request.request_id, []).append(checkpoint)
-        block = self._blocks[checkpoint.slot]
-        block.set_block_hash(make_block_hash_with_group_id(key, self.kv_cache_group_id), num_tokens=boundary)
-        self._announce(request, count)
-        return block
+    def _plan(self, request: Request, restored: int) -> Plan:
+        params = request.sampling_params
+        named = (params.extra_args or {}).get(NAMED, ()) if params is not None else ()
+        return self.planner.plan(request.prompt_token_ids or (), restored, request.shared_prefix_boundary, named)
 
-    def _make_room(self) -> bool:
-        """Give up one checkpoint, first of all one whose KV is gone, since a hit needs both. False if all are busy."""
-        idle = self.slots.idle()
-        if not idle:
-            return False
-        orphans = [c for c in idle if self.block_pool.get_cached_block(c.key, [self.attention_group]) is None]
-        if orphans:
-            self._drop(orphans[0], "orphaned")
-        else:
-            self._drop(self.policy.victim(idle), "capacity")
-        return True
-
-    def _drop(self, checkpoint: Checkpoint, reason: str) -> None:
-        self.slots.drop(checkpoint, reason)
-        self._blocks[checkpoint.slot].reset_hash()
-        if self.block_pool.enable_kv_cache_events:
-            self.block_pool.kv_event_queue.append(
-                BlockRemoved(
-                    block_hashes=[maybe_convert_block_hash(checkpoint.key)],
-                    medium=MEDIUM_GPU,
-                    group_idx=self.kv_cache_group_id,
-                )
-            )
-
-    def _announce(self, request: Request, count: int) -> None:
-        """Tell routers that the state after `count` blocks of `request` can be reused here."""
-        if not self.block_pool.enable_kv_cache_events:
+    def _publish(self, request: Request, keeping: Keeping, checkpoint: Checkpoint) -> None:
+        decoding = checkpoint.kind is Kind.TURN_END
+        if not self.slots.publish(checkpoint, request.block_hashes, keeping.turn_end if decoding else None):
             return
-        start, end = (count - 1) * self.block_size, count * self.block_size
-        hashes = request.block_hashes
-        extra_keys, _ = generate_block_hash_extra_keys(request, start, end, 0)
-        self.block_pool.kv_event_queue.append(
-            BlockStored(
-                block_hashes=[maybe_convert_block_hash(hashes[count - 1])],
-                parent_block_hash=maybe_convert_block_hash(hashes[count - 2]) if count > 1 else None,
-                token_ids=list(request.all_token_ids[start:end]),
-                block_size=self.block_size,
-                lora_id=None,
-                medium=MEDIUM_GPU,
-                lora_name=None,
-                extra_keys=[extra_keys],
-                group_idx=self.kv_cache_group_id,
-            )
-        )
+        keeping.written.append(checkpoint)
+        if decoding:
+            keeping.turn_end = checkpoint
+        self.tally.writes += 1
+        key = make_block_hash_with_group_id(request.block_hashes[checkpoint.blocks - 1], self.kv_cache_group_id)
+        self._blocks[checkpoint.slot].set_block_hash(key, num_tokens=checkpoint.boundary)
+        self._events.stored(request, checkpoint.blocks)
+
+    def _dropped(self, checkpoint: Checkpoint, reason: DropReason) -> None:
+        self.tally.drops[reason] += 1
+        self._blocks[checkpoint.slot].reset_hash()
+        self._events.removed(checkpoint)

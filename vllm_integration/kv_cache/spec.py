@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec, KVCacheSpec
 
+from qwen36_neuron.apc import PolicyConfig, PrefillCost
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 
 if TYPE_CHECKING:
@@ -30,11 +31,13 @@ class LaneSpec(KVCacheSpec):
 
     Attributes:
         kv_page_bytes: bytes of a KV block, for the claim.
-        num_slots: checkpoint slots that the runtime holds.
+        policy: how many checkpoint slots the runtime holds, and what the policy that fills them has to know.
+        cost: what a prefix costs to compute, which is what a checkpoint is worth.
     """
 
     kv_page_bytes: int
-    num_slots: int
+    policy: PolicyConfig
+    cost: PrefillCost
 
     @property
     def page_size_bytes(self) -> int:
@@ -61,7 +64,7 @@ class LaneSpec(KVCacheSpec):
         return 0
 
 
-def kv_cache_specs(model: ModelConfig, dtype: torch.dtype, num_slots: int) -> dict[str, KVCacheSpec]:
+def kv_cache_specs(model: ModelConfig, dtype: torch.dtype, policy: PolicyConfig) -> dict[str, KVCacheSpec]:
     """The two pseudo layers of `model`, its keys and values held as `dtype`."""
     attention = FullAttentionSpec(
         block_size=BLOCK_SIZE,
@@ -69,7 +72,9 @@ def kv_cache_specs(model: ModelConfig, dtype: torch.dtype, num_slots: int) -> di
         head_size=model.head_dim,
         dtype=dtype,
     )
-    lanes = LaneSpec(block_size=BLOCK_SIZE, kv_page_bytes=attention.page_size_bytes, num_slots=num_slots)
+    lanes = LaneSpec(
+        block_size=BLOCK_SIZE, kv_page_bytes=attention.page_size_bytes, policy=policy, cost=PrefillCost.of(model)
+    )
     return {"attention": attention, "lanes": lanes}
 
 

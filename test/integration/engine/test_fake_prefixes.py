@@ -1,0 +1,105 @@
+"""Prefix reuse on the fake runtime: what is reused, and that reuse never changes a token."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from engine import Engine, greedy
+from fake_runtime import expected_tokens
+
+
+def text(length: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(512) for _ in range(length)]
+
+
+def run(engine: Engine, prompt: list[int], count: int = 4) -> int:
+    """Generate from `prompt` alone, check the tokens, and say how many of its tokens came from the cache."""
+    (output,) = engine.outputs([prompt], greedy(count))
+    assert list(output.outputs[0].token_ids) == expected_tokens(prompt, count)
+    return output.num_cached_tokens
+
+
+@pytest.fixture(params=[128, 512, 4096])
+def cached(fake_engine, request):
+    return fake_engine(
+        enable_prefix_caching=True,
+        max_num_batched_tokens=request.param,
+        num_gpu_blocks_override=400,
+        max_model_len=4096,
+        additional_config={"num_slots": 32},
+    )
+
+
+@pytest.mark.parametrize("length", [65, 127, 128, 129, 639, 640, 641, 2000])
+def test_exact_repeat_reuses_all_but_the_last_token(cached, length):
+    prompt = text(length, 1)
+    assert [run(cached, prompt) for _ in range(3)] == [0, (length - 1) // 64 * 64, (length - 1) // 64 * 64]
+
+
+def test_longer_prompt_reuses_the_shorter_one(cached):
+    assert run(cached, text(561, 2)) == 0
+    assert run(cached, text(561, 2) + text(100, 3)) == 512
+    assert run(cached, text(561, 2) + text(200, 4)) == 512
+
+
+def test_branch_is_found_in_part_at_once_and_in_full_the_third_time(cached):
+    trunk = text(2000, 5)
+    first = run(cached, trunk + text(150, 6))
+    second = run(cached, trunk + text(150, 7))
+    third = run(cached, trunk + text(150, 8))
+    assert first == 0
+    assert second >= 1000
+    assert third == 1984
+
+
+def test_next_turn_reuses_the_answer(cached):
+    prompt = text(500, 9)
+    (output,) = cached.outputs([prompt], greedy(200))
+    answer = list(output.outputs[0].token_ids)
+    assert answer == expected_tokens(prompt, 200)
+    assert run(cached, prompt + answer + text(40, 10)) == 640
+
+
+def test_same_prompt_eight_times_at_once_is_run_once(cached):
+    prompt = text(900, 11)
+    outputs = cached.outputs([prompt] * 8, greedy(4))
+    assert [list(o.outputs[0].token_ids) for o in outputs] == [expected_tokens(prompt, 4)] * 8
+    assert sorted(o.num_cached_tokens for o in outputs) == [0] + [896] * 7
+
+
+def test_reset_forgets(cached):
+    prompt = text(900, 12)
+    assert [run(cached, prompt), run(cached, prompt)] == [0, 896]
+    assert cached.llm.reset_prefix_cache()
+    assert cached.scheduler.counters().slots_in_use == 0
+    assert run(cached, prompt) == 0
+
+
+def test_named_prefix_is_kept(cached):
+    prompt = text(900, 13)
+    cached.outputs([prompt], greedy(1, extra_args={"checkpoints": [700]}))
+    assert run(cached, prompt[:720] + text(100, 14)) == 640
+
+
+def test_tenants_do_not_share(cached):
+    prompt = text(300, 15)
+    params = greedy(2)
+    for name, salt in (("a", "one"), ("b", "two"), ("c", "one")):
+        cached.engine.add_request(name, {"prompt_token_ids": prompt, "cache_salt": salt}, params)
+        cached.drain()
+    assert [cached.finished[name].num_cached_tokens for name in "abc"] == [0, 0, 256]
+
+
+def test_prompt_longer_than_the_slots_still_runs(fake_engine):
+    engine = fake_engine(
+        enable_prefix_caching=True,
+        max_num_batched_tokens=512,
+        num_gpu_blocks_override=200,
+        max_model_len=4096,
+        additional_config={"num_slots": 1},
+    )
+    for seed in range(4):
+        assert run(engine, text(1500, seed)) == 0
+    assert run(engine, text(1500, 3)) in (0, 1472)
