@@ -58,5 +58,3 @@ class CacheSpec:
         """All that `HybridCache` allocates."""
         states = self.num_lanes + 1 + (self.num_slots + 1 if self.num_slots else 0)
         return self.num_blocks * self.block_bytes + states * self.lane_bytes
-
-

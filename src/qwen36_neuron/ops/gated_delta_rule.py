@@ -119,7 +119,9 @@ def gated_delta_rule_chunked(
     growth = decay.exp()
     w = (inverse.mul_(growth.unsqueeze(-2))).flatten(3, 4) @ k
     heads = batch * value_heads
-    reads = torch.cat((w.view(chunks, heads, size, dk), (q.unsqueeze(3) * growth.unsqueeze(-1)).view(chunks, heads, size, dk)), 2)
+    reads = torch.cat(
+        (w.view(chunks, heads, size, dk), (q.unsqueeze(3) * growth.unsqueeze(-1)).view(chunks, heads, size, dk)), 2
+    )
     last = decay[..., -1:]
     writes = (k.unsqueeze(3) * (last - decay).exp_().unsqueeze(-1)).view(chunks, heads, size, dk).transpose(-1, -2)
     u, keep = u.view(chunks, heads, size, dv), last.exp().view(chunks, heads, 1, 1)

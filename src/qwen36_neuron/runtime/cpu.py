@@ -30,9 +30,7 @@ class CpuRuntime:
         weights = load_weights(config.model, model_config, dtype=dtype)
         self.model = Qwen36Model.from_weights(model_config, weights, PackedRank())
         pack_layers(self.model)
-        self.cache = HybridCache(
-            CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype)
-        )
+        self.cache = HybridCache(CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype))
         self._capacity = Capacity(
             config.num_blocks, config.num_lanes, config.num_slots, config.max_model_len, config.max_step_tokens
         )
@@ -117,7 +115,9 @@ class CpuRuntime:
         if not sum(counts):
             return [RowResult() for _ in rows]
         logits = self.model.logits(torch.cat(kept)).split(counts)
-        chosen = [part.argmax(-1) if row.output is Output.TOKEN else None for row, part in zip(rows, logits, strict=True)]
+        chosen = [
+            part.argmax(-1) if row.output is Output.TOKEN else None for row, part in zip(rows, logits, strict=True)
+        ]
         return [
             RowResult(tokens=tuple(tokens.tolist()))
             if tokens is not None

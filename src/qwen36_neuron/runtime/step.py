@@ -197,7 +197,9 @@ class StepChecker:
             if not 1 <= row.restore <= cap.num_slots:
                 raise StepError(f"{where}: slots are 1..{cap.num_slots}, cannot restore {row.restore}")
             if row.start == 0 or row.start % BLOCK_SIZE:
-                raise StepError(f"{where}: a checkpoint is of a positive multiple of {BLOCK_SIZE} tokens, not {row.start}")
+                raise StepError(
+                    f"{where}: a checkpoint is of a positive multiple of {BLOCK_SIZE} tokens, not {row.start}"
+                )
         elif row.start and held.get(row.lane) != row.start:
             raise StepError(f"{where}: holds {held.get(row.lane, 0)} tokens but the row starts at {row.start}")
         boundary = row.start

@@ -1,0 +1,91 @@
+"""Transformers' Qwen3_5 as the oracle, at shapes of the test's choosing, and our runtime on the same weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+
+from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step
+from qwen36_neuron.runtime.cpu import CpuRuntime
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's shape. Head sizes are the real ones."""
+
+    name: str
+    layers: int = 4
+    hidden: int = 256
+    query_heads: int = 4
+    kv_heads: int = 2
+    key_heads: int = 2
+    value_heads: int = 2
+    tied: bool = False
+
+
+SHAPES = (
+    Shape("one-to-one"),
+    Shape("three-values-a-key", hidden=320, query_heads=6, kv_heads=1, key_heads=1, value_heads=3),
+    Shape("deep-tied", layers=8, query_heads=2, kv_heads=2, key_heads=2, value_heads=4, tied=True),
+)
+
+
+def build(folder: Path, shape: Shape) -> Qwen3_5ForCausalLM:
+    """A model with transformers' own initialisation, saved in Hugging Face layout.
+
+    Norm weights and the convolution are moved away from their starting values, so that an error in them shows.
+    """
+    torch.manual_seed(0)
+    config = Qwen3_5TextConfig(
+        vocab_size=512,
+        hidden_size=shape.hidden,
+        intermediate_size=2 * shape.hidden,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.query_heads,
+        num_key_value_heads=shape.kv_heads,
+        linear_num_key_heads=shape.key_heads,
+        linear_num_value_heads=shape.value_heads,
+        tie_word_embeddings=shape.tied,
+        rope_parameters={
+            "rope_type": "default",
+            "rope_theta": 1e7,
+            "partial_rotary_factor": 0.25,
+            "mrope_section": [11, 11, 10],
+            "mrope_interleaved": True,
+        },
+    )
+    model = Qwen3_5ForCausalLM(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def runtime(folder: Path, **changes: object) -> CpuRuntime:
+    """Our runtime on a saved checkpoint."""
+    settings: dict[str, object] = {"max_model_len": 1024, "max_step_tokens": 4096, "num_blocks": 129, "num_slots": 4}
+    return CpuRuntime(RuntimeConfig(model=folder, **(settings | changes)))  # type: ignore[arg-type]
+
+
+def run_cuts(
+    run: CpuRuntime, tokens: list[int], cuts: list[int], *, lane: int = 1, blocks: tuple[int, ...] = tuple(range(1, 9))
+) -> torch.Tensor:
+    """Logits after every token of one sequence, run in pieces of the given lengths."""
+    start, parts = 0, []
+    for length in cuts:
+        row = Row("test", lane, tokens[start : start + length], start, blocks, output=Output.ALL_LOGITS)
+        logits = run.run(Step((row,))).rows[0].logits
+        assert logits is not None
+        parts.append(logits)
+        start += length
+    return torch.cat(parts)
+
+
+def pieces(total: int, length: int) -> list[int]:
+    """`total` in pieces of `length`, the last one shorter."""
+    return [min(length, total - start) for start in range(0, total, length)]

@@ -1,0 +1,73 @@
+"""Every rule of the step contract is refused by name, and a refused step changes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from qwen36_neuron.runtime import Capacity, Commit, Row, Step, StepChecker, StepError
+
+CAPACITY = Capacity(num_blocks=9, num_lanes=3, num_slots=2, max_model_len=256, max_step_tokens=300)
+
+
+def row(lane: int = 1, tokens: int = 4, start: int = 0, **changes: object) -> Row:
+    fields: dict[str, object] = {"blocks": (1, 2, 3, 4)}
+    return Row("r", lane, [0] * tokens, start, **(fields | changes))  # type: ignore[arg-type]
+
+
+def checker() -> StepChecker:
+    return StepChecker(CAPACITY, vocab_size=10)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((row(lane=0),), "lanes are 1..3"),
+        ((row(lane=4),), "lanes are 1..3"),
+        ((row(tokens=0),), "no tokens"),
+        ((row(tokens=257, blocks=(1, 2, 3, 4, 5)),), "the maximum is 256"),
+        ((row(tokens=160), row(lane=2, tokens=160, blocks=(5, 6, 7))), "300 tokens at most"),
+        ((Row("r", 1, [10], 0, (1,)),), "token ids must be 0..9"),
+        ((Row("r", 1, [-1], 0, (1,)),), "token ids must be 0..9"),
+        ((row(tokens=65, blocks=(1,)),), "1 blocks cannot hold 65"),
+        ((row(blocks=(0,)),), "block ids must be 1..8"),
+        ((row(blocks=(9,)),), "block ids must be 1..8"),
+        ((row(start=7),), "holds 0 tokens but the row starts at 7"),
+        ((row(), row()), "in two rows"),
+        ((row(start=64, restore=3),), "cannot restore 3"),
+        ((row(start=65, restore=1),), "positive multiple of 64"),
+        ((row(start=0, restore=1),), "positive multiple of 64"),
+        ((row(tokens=64, commits=(Commit(63, 1),)),), "no checkpoint can be taken at 63"),
+        ((row(tokens=64, commits=(Commit(128, 1),)),), "no checkpoint can be taken at 128"),
+        ((row(tokens=128, commits=(Commit(128, 1), Commit(64, 2))),), "no checkpoint can be taken at 64"),
+        ((row(tokens=64, commits=(Commit(64, 3),)),), "cannot write 3"),
+        ((row(tokens=128, commits=(Commit(64, 1), Commit(128, 1))),), "also written or read"),
+        ((row(tokens=64, commits=(Commit(64, 1),)), row(lane=2, start=64, restore=1)), "also written or read"),
+    ],
+)
+def test_refuses(rows: tuple[Row, ...], message: str) -> None:
+    check = checker()
+    with pytest.raises(StepError, match=message):
+        check.check(Step(rows))
+    assert check.held == {}
+
+
+def test_a_lane_continues_only_where_it_stopped() -> None:
+    check = checker()
+    first = Step((row(tokens=5),))
+    check.check(first)
+    check.apply(first)
+    check.check(Step((row(tokens=1, start=5),)))
+    with pytest.raises(StepError, match="holds 5 tokens but the row starts at 6"):
+        check.check(Step((row(tokens=1, start=6),)))
+    check.check(Step((row(tokens=9),)))  # a new sequence may take the lane
+
+
+def test_a_released_lane_holds_nothing() -> None:
+    check = checker()
+    first = Step((row(tokens=5),))
+    check.check(first)
+    check.apply(first)
+    with pytest.raises(StepError, match="holds 0 tokens"):
+        check.check(Step((row(tokens=1, start=5),), released_lanes=(1,)))
+    check.apply(Step((), released_lanes=(1,)))
+    assert check.held == {}
