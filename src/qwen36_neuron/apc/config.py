@@ -37,5 +37,5 @@ class PolicyConfig:
 
     @property
     def prompt_cap(self) -> int:
-        """The most checkpoints that one prompt may ask for: with few slots, a quarter, for others run in its step too."""
+        """The most checkpoints a prompt may ask for: a quarter of the slots, since others run in its step too."""
         return min(self.slots_per_prompt, max(2, self.num_slots // 4), self.num_slots)

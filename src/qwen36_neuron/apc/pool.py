@@ -150,19 +150,23 @@ class SlotPool:
         """What the last step read and wrote is settled."""
         self._busy.clear()
 
-    def reserve(self, boundary: int, kind: Kind, path: Path) -> Checkpoint | None:
+    def reserve(self, boundary: int, kind: Kind, path: Path, replaces: Checkpoint | None = None) -> Checkpoint | None:
         """Take a slot for a boundary that this step writes. Lookups do not find it before `publish`.
 
         Args:
             boundary: tokens of the prefix.
             kind: why it is kept.
             path: the request's keys as far as they are known; draft tokens have none yet.
+            replaces: what the same request reserved before while decoding, if anything: given up for this one, unless
+                somebody has used it or this very step writes it.
 
         Returns:
             The checkpoint, or None if the prefix is held already, or is worth less than everything that is held.
         """
         if len(path) * BLOCK_SIZE >= boundary and path[boundary // BLOCK_SIZE - 1] in self.by_key:
             return None
+        if replaces and self.holds(replaces) and not replaces.hits and replaces.slot not in self._busy:
+            self.drop(replaces, DropReason.SUPERSEDED)
         parent = self.lookup(path, boundary - BLOCK_SIZE)
         checkpoint = Checkpoint(0, boundary, kind, path, self.inflation, parent)
         if not self._free and not self._make_room(self.priority(checkpoint)):
@@ -178,8 +182,7 @@ class SlotPool:
         Args:
             checkpoint: what `reserve` gave.
             path: the request's keys, at least to the boundary.
-            replaces: the checkpoint that the same request published before while decoding, if any; given up unless
-                somebody has used it.
+            replaces: as for `reserve`, where it was not given there.
 
         Returns:
             Whether it is held. False if another request published the same prefix first: the slot is free again.
