@@ -1,0 +1,17 @@
+"""An interpreter for NKI kernels: runs them on CPU, refuses what the hardware would refuse, and prices them."""
+
+from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
+from .install import install, uninstall
+from .launch import jit, simulate
+
+__all__ = [
+    "CapacityError",
+    "DivergenceError",
+    "KernelError",
+    "NotSimulatedError",
+    "UndefinedReadError",
+    "install",
+    "jit",
+    "simulate",
+    "uninstall",
+]

@@ -1,0 +1,132 @@
+"""Kernel arguments: arrays of the caller become HBM tensors, and go back."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from .dtypes import as_dtype
+from .enums import MemoryRegion
+from .errors import fail
+from .storage import Storage
+from .tensor import Tensor
+
+_TORCH_BITS = {"torch.bfloat16": ("int16", ml_dtypes.bfloat16), "torch.float8_e5m2": ("uint8", ml_dtypes.float8_e5m2),
+               "torch.float8_e4m3fn": ("uint8", ml_dtypes.float8_e4m3fn)}  # fmt: skip
+
+
+def _is_torch(value: Any) -> bool:
+    return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "detach")
+
+
+def _torch_to_numpy(value: Any) -> np.ndarray:
+    import torch
+
+    value = value.detach().cpu()
+    bits = _TORCH_BITS.get(str(value.dtype))
+    if bits is None:
+        return np.asarray(value.contiguous().numpy())
+    return np.asarray(value.contiguous().view(getattr(torch, bits[0])).numpy().view(bits[1]))
+
+
+def _numpy_to_torch(value: np.ndarray) -> Any:
+    import torch
+
+    for name, (bits, kind) in _TORCH_BITS.items():
+        if value.dtype == kind:
+            raw = np.ascontiguousarray(value).view(bits)
+            return torch.from_numpy(raw.copy()).view(getattr(torch, name.split(".")[1]))
+    if value.dtype == ml_dtypes.float8_e4m3:
+        # torch has no IEEE-like e4m3: the bytes, as they are.
+        return torch.from_numpy(np.ascontiguousarray(value).view(np.uint8).copy())
+    return torch.from_numpy(np.array(value, order="C"))
+
+
+class Arguments:
+    """The arguments of one launch.
+
+    Args:
+        fn: Kernel function.
+        args, kwargs: numpy arrays, torch tensors (CPU) and compile-time constants. Tuples and kernel configuration
+            objects may hold arrays. Lists are refused: the compiler takes tuples.
+        shared: Inputs are in shared HBM (LNC2).
+    """
+
+    def __init__(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], shared: bool) -> None:
+        self.fn = fn
+        self._buffer = MemoryRegion.shared_hbm if shared else MemoryRegion.private_hbm
+        self._inputs: list[tuple[Any, Storage]] = []
+        self._by_id: dict[int, Storage] = {}
+        self._torch = False
+        names = list(inspect.signature(fn).parameters)
+        self._args = [self._convert(a, names[i] if i < len(names) else f"arg{i}") for i, a in enumerate(args)]
+        self._kwargs = {k: self._convert(v, k) for k, v in kwargs.items()}
+
+    def call(self) -> Any:
+        """Run the kernel function on the calling thread's core."""
+        return self.fn(*self._args, **self._kwargs)
+
+    def is_input(self, t: Tensor) -> bool:
+        """Whether ``t`` is a view of an argument."""
+        return any(t.storage is s for _, s in self._inputs)
+
+    def _convert(self, value: Any, name: str) -> Any:
+        if isinstance(value, list):
+            fail("launch", name, "a list is not a kernel argument; use a tuple")
+        if isinstance(value, tuple):
+            items = [self._convert(v, f"{name}[{i}]") for i, v in enumerate(value)]
+            return type(value)(*items) if hasattr(value, "_fields") else tuple(items)
+        if _is_torch(value):
+            self._torch = True
+            return self._tensor(value, _torch_to_numpy(value), name)
+        if isinstance(value, np.ndarray):
+            return self._tensor(value, value, name)
+        if type(value).__module__.startswith("jax"):
+            return self._tensor(value, np.asarray(value), name)
+        held = getattr(value, "__dict__", None)
+        if held and getattr(type(value), "_nki_object", False):
+            new = {k: self._convert(v, f"{name}.{k}") for k, v in held.items() if not isinstance(v, list)}
+            if any(new[k] is not held[k] for k in new):
+                clone = object.__new__(type(value))
+                clone.__dict__.update(held)
+                clone.__dict__.update(new)
+                return clone
+        return value
+
+    def _tensor(self, source: Any, data: np.ndarray, name: str) -> Tensor:
+        try:
+            kind = as_dtype(data.dtype)
+        except TypeError as error:
+            fail("launch", name, str(error))
+        if data.ndim == 0 or data.size == 0:
+            fail("launch", name, f"shape {data.shape}: a kernel tensor has at least one dimension and one element")
+        storage = self._by_id.get(id(source))
+        if storage is None:
+            storage = Storage(tuple(data.shape), kind, self._buffer, name, -1, data)
+            self._by_id[id(source)] = storage
+            self._inputs.append((source, storage))
+        return Tensor.whole(storage)
+
+    def write_back(self) -> None:
+        """Copy inputs that the kernel wrote to back into the caller's arrays."""
+        for source, storage in self._inputs:
+            if storage.info.first < 0:
+                continue
+            data = Tensor.whole(storage).array
+            if _is_torch(source):
+                source.detach().copy_(_numpy_to_torch(data))
+            elif isinstance(source, np.ndarray):
+                if not source.flags.writeable:
+                    fail("launch", storage.info.name, "the kernel writes to this input, but the array is read-only")
+                source[...] = data
+
+    def to_caller(self, value: Any) -> Any:
+        """Results as torch tensors if any argument was one, else as numpy arrays."""
+        if isinstance(value, Tensor):
+            array = value.array.copy()
+            return _numpy_to_torch(array) if self._torch else array
+        if isinstance(value, (tuple, list)):
+            return tuple(self.to_caller(v) for v in value)
+        return value

@@ -1,0 +1,191 @@
+"""The core a kernel is running on: allocation, the instruction trace, registers, and who is asking."""
+
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from .dtypes import DType, as_dtype
+from .enums import Engine, MemoryRegion
+from .errors import KernelError, fail
+from .hardware import HW
+from .storage import ON_CHIP, Storage
+
+if TYPE_CHECKING:
+    from .launch import Launch
+    from .tensor import Access, Tensor
+
+_local = threading.local()
+
+
+class Instr(NamedTuple):
+    """One executed instruction.
+
+    Attributes:
+        op: Instruction name.
+        engine: Engine it runs on; for DMA, the queue that triggers it.
+        n: Elements a partition that set its length.
+        reads, writes: Memory touched.
+        attrs: What else its cost depends on (see ``cost``).
+        name: The kernel's name for it.
+    """
+
+    op: str
+    engine: Engine
+    n: int
+    reads: "tuple[Access, ...]"
+    writes: "tuple[Access, ...]"
+    attrs: dict[str, Any]
+    name: str | None
+
+
+_NO_ATTRS: dict[str, Any] = {}
+
+
+class Core:
+    """State of one physical core during a launch.
+
+    Attributes:
+        program_id, num_programs: SPMD position; ``num_programs`` is 1 without LNC2.
+        has_grid: The launch named an LNC degree.
+        trace: Instructions in program order.
+        events: Control flow that both cores of an LNC2 launch must share.
+        scalar_regs, vector_regs: float32 [128] accumulation registers of ScalarE and VectorE.
+    """
+
+    def __init__(self, program_id: int, num_programs: int, has_grid: bool, launch: "Launch") -> None:
+        self.program_id = program_id
+        self.num_programs = num_programs
+        self.has_grid = has_grid
+        self.launch = launch
+        self.trace: list[Instr] = []
+        self.events: list[tuple[Any, ...]] = []
+        self.scalar_regs = np.zeros(HW.partitions, dtype=np.float32)
+        self.vector_regs = np.zeros(HW.partitions, dtype=np.float32)
+        self.rng = np.random.default_rng(0)
+        self.names: set[str] = set()
+        self.shared_count = 0
+
+    def allocate(
+        self, shape: Sequence[int], dtype: Any, buffer: MemoryRegion, name: str, address: tuple[int, int] | None
+    ) -> "Tensor":
+        """``nl.ndarray``; see :class:`~.tensor.Tensor`."""
+        from .tensor import Tensor
+
+        if not isinstance(buffer, MemoryRegion):
+            fail("ndarray", "buffer", f"must be nl.sbuf, nl.psum, nl.hbm or nl.shared_hbm, not {buffer!r}")
+        try:
+            kind = as_dtype(dtype)
+        except TypeError as error:
+            fail("ndarray", "dtype", str(error))
+        if isinstance(shape, int):
+            shape = (shape,)
+        for s in shape:
+            if isinstance(s, bool) or not isinstance(s, (int, np.integer)) or s < 1:
+                fail("ndarray", "shape", f"{tuple(shape)} must be positive integers known at compile time")
+        dims = tuple(int(s) for s in shape)
+        if buffer in ON_CHIP:
+            self._check_on_chip(dims, kind, buffer, address)
+        if name:
+            if name in self.names:
+                fail("ndarray", "name", f"'{name}' is already taken; names are unique")
+            self.names.add(name)
+        if buffer is MemoryRegion.shared_hbm:
+            return self.launch.shared_tensor(self, dims, kind, name)
+        storage = Storage(dims, kind, buffer, name, self.program_id)
+        if address is not None:
+            storage.info.base_row, storage.info.address = int(address[0]), int(address[1])
+        return Tensor.whole(storage)
+
+    def _check_on_chip(
+        self, dims: tuple[int, ...], kind: DType, buffer: MemoryRegion, address: tuple[int, int] | None
+    ) -> None:
+        if len(dims) < 2 and dims != (1,):
+            fail("ndarray", "shape", f"{dims}: a tensor on chip has a partition dimension and a free dimension")
+        if dims[0] > HW.partitions:
+            fail("ndarray", "shape", f"{dims}: {dims[0]} partitions, there are {HW.partitions}")
+        row = int(np.prod(dims[1:], dtype=np.int64)) * kind.itemsize
+        limit = HW.sbuf_bytes if buffer is MemoryRegion.sbuf else HW.psum_banks * HW.psum_bank_bytes
+        at = 0
+        if address is not None:
+            if len(address) != 2:
+                fail("ndarray", "address", f"must be (first partition, byte offset), not {address!r}")
+            at = int(address[1])
+            if address[0] + dims[0] > HW.partitions:
+                fail("ndarray", "address", f"partitions {address[0]}..{address[0] + dims[0]} of {HW.partitions}")
+            if buffer is MemoryRegion.psum and at % HW.psum_bank_bytes:
+                fail("ndarray", "address", f"byte {at} is not the beginning of a {HW.psum_bank_bytes}-byte PSUM bank")
+        if at + row > limit:
+            fail("ndarray", "shape", f"{dims} of {kind} needs {at + row} bytes a partition, {buffer.value} has {limit}")
+
+    def record(
+        self,
+        op: str,
+        engine: Engine,
+        n: int,
+        reads: "tuple[Access, ...]",
+        writes: "tuple[Access, ...]",
+        attrs: dict[str, Any] = _NO_ATTRS,
+        name: str | None = None,
+    ) -> int:
+        """Append an instruction to the trace and note that it touches its allocations; returns its position."""
+        at = len(self.trace)
+        for access in reads:
+            access[0].last = at
+        for access in writes:
+            info = access[0]
+            if info.first < 0:
+                info.first = at
+            info.last = at
+        self.trace.append(Instr(op, engine, n, reads, writes, attrs, name))
+        return at
+
+    def copy_into(self, dst: "Tensor", value: Any) -> None:
+        """``t[...] = value``: a copy by whichever instruction reaches both sides."""
+        from . import isa
+        from .tensor import Tensor
+
+        if not isinstance(value, Tensor):
+            fail("setitem", dst.name, f"only a tensor can be assigned, not {type(value).__name__}")
+        if dst.on_chip and value.on_chip:
+            isa.tensor_copy(dst, value)
+        else:
+            isa.dma_copy(dst, value)
+
+
+def current(what: str) -> Core:
+    """The core running the calling kernel.
+
+    Raises:
+        KernelError: called outside a kernel.
+    """
+    core: Core | None = getattr(_local, "core", None)
+    if core is None:
+        raise KernelError(what, "", "called outside a kernel")
+    return core
+
+
+def core_or_none() -> Core | None:
+    """The core running the calling kernel, if any."""
+    return getattr(_local, "core", None)
+
+
+def enter(core: Core | None) -> None:
+    """Make ``core`` the calling thread's core."""
+    _local.core = core
+
+
+def scalar_value(ins: str, operand: str, source: Any) -> int:
+    """Integer held by a register or by a one-element integer SBUF tensor."""
+    from .registers import Register
+    from .tensor import Tensor
+
+    if isinstance(source, Register):
+        return source.value
+    if isinstance(source, Tensor):
+        if source.size != 1 or not source.dtype.is_int:
+            fail(ins, operand, f"scalar_offset must be a (1, 1) integer tensor, not {source!r}")
+        source.check_defined(ins, f"{operand}.scalar_offset")
+        return int(source.array.reshape(-1)[0])
+    return fail(ins, operand, f"scalar_offset must be a register or a (1, 1) tensor, not {type(source).__name__}")

@@ -1,0 +1,79 @@
+"""Communication of the two cores of an LNC2 launch, and questions about the device."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import context
+from ..enums import DmaEngine, Engine, MemoryRegion, NcVersion, require_enum
+from ..errors import fail
+from ..operands import SBUF, operand, write
+from ..tensor import Tensor
+
+_GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}
+
+
+def sendrecv(
+    src: Tensor,
+    dst: Tensor,
+    send_to_rank: int,
+    recv_from_rank: int,
+    pipe_id: int,
+    dma_engine: Any = DmaEngine.dma,
+    name: str | None = None,
+) -> None:
+    """Exchange tiles with the other core: ``src`` goes to its ``dst``, its ``src`` comes to ours.
+
+    Both cores call it with the same ``pipe_id``, shapes and types. Note that src comes first.
+    """
+    ins = "sendrecv"
+    core = context.current(ins)
+    kind = require_enum(ins, "dma_engine", dma_engine, DmaEngine)
+    src, dst = operand(ins, "src", src, SBUF), operand(ins, "dst", dst, SBUF)
+    if src.dtype is not dst.dtype or src.P != dst.P or src.N != dst.N:
+        fail(ins, "dst", f"is {dst.shape} {dst.dtype}, src is {src.shape} {src.dtype}; they must agree")
+    if core.num_programs == 1:
+        fail(ins, "", "needs an LNC2 launch: kernel[2](...)")
+    other = 1 - core.program_id
+    if (send_to_rank, recv_from_rank) != (other, other) and ({send_to_rank, recv_from_rank} - {0, 1}):
+        fail(ins, "send_to_rank", f"ranks are 0 and 1, got {send_to_rank} and {recv_from_rank}")
+    if kind is DmaEngine.gpsimd_dma and src.N * src.dtype.itemsize > _GPSIMD_DMA_BYTES[src.dtype.itemsize]:
+        limit = _GPSIMD_DMA_BYTES[src.dtype.itemsize]
+        fail(ins, "src", f"{src.N * src.dtype.itemsize} bytes a partition, gpsimd_dma carries {limit}")
+    src.check_defined(ins, "src")
+    core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), {}, name)
+    own = src.array.reshape(src.P, src.N).copy()
+    key = ("sendrecv", pipe_id, src.P, src.N, str(src.dtype))
+    theirs: np.ndarray = core.launch.rendezvous(core, key, own)
+    write(dst, theirs if recv_from_rank == other else own)
+    core.record(
+        ins, Engine.sync, dst.N, (src.access(),), (dst.access(),),
+        {"bytes": dst.P * dst.N * dst.dtype.itemsize, "rendezvous": True}, name,
+    )  # fmt: skip
+
+
+def core_barrier(data: Tensor, cores: Any, engine: Any = Engine.gpsimd, name: str | None = None) -> None:
+    """Wait until both cores are here; what each wrote to ``data`` (shared HBM) before is then visible to the other."""
+    ins = "core_barrier"
+    core = context.current(ins)
+    require_enum(ins, "engine", engine, Engine)
+    if type(data) is not Tensor or data.buffer is not MemoryRegion.shared_hbm:
+        fail(ins, "data", f"must be a shared HBM tensor, not {data!r}")
+    if sorted(int(c) for c in cores) != [0, 1]:
+        fail(ins, "cores", f"must be (0, 1), not {cores!r}")
+    if core.num_programs == 1:
+        return
+    access = Tensor.whole(data.storage).access()
+    core.record("core_barrier.arrive", Engine.gpsimd, 1, (access,), (), {}, name)
+    core.launch.rendezvous(core, ("core_barrier",), None)
+    core.record(ins, Engine.gpsimd, 1, (access,), (access,), {"rendezvous": True}, name)
+
+
+def get_nc_version() -> NcVersion:
+    """gen3: Trainium2."""
+    return NcVersion.gen3
+
+
+def get_nc_sub_version() -> int:
+    """Sub-version 0."""
+    return 0

@@ -1,0 +1,215 @@
+"""TensorE: matrix multiply and transpose."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import context
+from ..dtypes import FP8, DType, float8_e4m3fn, float32, tfloat32
+from ..enums import Engine, MatmulPerfMode, MemoryRegion, require_enum
+from ..errors import fail
+from ..hardware import HW
+from ..operands import PSUM, SBUF, operand, read_f32, read_raw, write
+from ..tensor import Tensor
+
+_TILE = (32, 64, 128)
+
+
+def nc_matmul(
+    dst: Tensor,
+    stationary: Tensor,
+    moving: Tensor,
+    is_stationary_onezero: bool = False,
+    is_moving_onezero: bool = False,
+    is_transpose: bool = False,
+    accumulate: bool | None = None,
+    tile_position: tuple[int, ...] = (),
+    tile_size: tuple[int, ...] = (),
+    perf_mode: Any = MatmulPerfMode.none,
+    name: str | None = None,
+) -> None:
+    """``dst[M, N] (+)= stationary[K, M].T @ moving[K, N]``, K on partitions, accumulated in float32 in PSUM.
+
+    Args:
+        dst: PSUM, float32 (the data's type in transpose mode), inside one bank.
+        stationary, moving: SBUF. With ``double_row``: [K, 2, M] and [K, 2, N] in fp8.
+        accumulate: True adds, False overwrites, None adds where a matmul has written this allocation before.
+        tile_position, tile_size: Sub-array of the PE array that runs it; the destination starts at its column.
+    """
+    ins = "nc_matmul"
+    mode = require_enum(ins, "perf_mode", perf_mode, MatmulPerfMode)
+    dst = operand(ins, "dst", dst, PSUM)
+    stationary = operand(ins, "stationary", stationary, SBUF)
+    moving = operand(ins, "moving", moving, SBUF)
+    double = mode is MatmulPerfMode.double_row
+    k, m, n = stationary.P, stationary.N, moving.N
+    if double:
+        m, n = _double_row(stationary, moving, is_transpose, tile_size)
+    if k != moving.P:
+        fail(ins, "moving", f"contracts {moving.P} partitions, stationary contracts {k}")
+    if m > HW.stationary_free:
+        fail(ins, "stationary", f"free size {m} exceeds maximum {HW.stationary_free}")
+    if n > HW.moving_free:
+        fail(ins, "moving", f"free size {n} exceeds maximum {HW.moving_free}")
+    if m != dst.P or n != dst.N:
+        fail(ins, "dst", f"is [{dst.P}, {dst.N}], the product is [{m}, {n}]")
+    if stationary.start_partition != moving.start_partition:
+        fail(
+            ins, "moving",
+            f"starts at partition {moving.start_partition}, stationary at {stationary.start_partition}; must agree",
+        )  # fmt: skip
+    _check_dtypes(ins, stationary.dtype, moving.dtype)
+    if is_transpose:
+        if dst.dtype is not stationary.dtype:
+            fail(ins, "dst", f"a transpose keeps the type: dst is {dst.dtype}, data is {stationary.dtype}")
+    elif dst.dtype is not float32:
+        fail(ins, "dst", f"must be float32 on trn2, not {dst.dtype}")
+    bank_fit(ins, dst)
+    _check_tile(ins, dst, stationary, tile_position, tile_size, k, m)
+
+    if is_transpose:
+        write(dst, _transpose_by_matmul(ins, stationary, moving))
+    else:
+        a, b = read_f32(ins, "stationary", stationary), read_f32(ins, "moving", moving)
+        if double:
+            a, b = a.reshape(2 * k, m), b.reshape(2 * k, n)
+        product = np.matmul(a.T, b)
+        _accumulate(ins, dst, product, accumulate)
+    core = context.current(ins)
+    core.record(
+        ins, Engine.tensor, n,
+        (stationary.access(), moving.access()), (dst.access(),),
+        {
+            "m": m, "k": k, "double": double, "transpose": is_transpose,
+            "fp32": stationary.dtype is float32 or moving.dtype is float32,
+            "onezero": is_stationary_onezero or is_moving_onezero,
+            "tile": (*tile_position, *tile_size) if tile_size else None,
+        },
+        name,
+    )  # fmt: skip
+
+
+def _double_row(stationary: Tensor, moving: Tensor, is_transpose: bool, tile_size: tuple[int, ...]) -> tuple[int, int]:
+    ins = "nc_matmul"
+    for role, t in (("stationary", stationary), ("moving", moving)):
+        if len(t.shape) < 3 or t.shape[1] != 2:
+            fail(ins, role, f"double_row needs [K, 2, free], got {t.shape}")
+        if t.dtype not in FP8:
+            fail(ins, role, f"double_row needs float8_e4m3 or float8_e5m2, not {t.dtype}")
+    if is_transpose or (tile_size and tile_size[1] != HW.partitions):
+        fail(ins, "perf_mode", "double_row excludes transpose mode and column tiling")
+    return stationary.N // 2, moving.N // 2
+
+
+def _check_dtypes(ins: str, a: DType, b: DType) -> None:
+    wide = (float32, tfloat32)
+    for role, d in (("stationary", a), ("moving", b)):
+        if not d.is_float:
+            fail(ins, role, f"must be a float type, not {d}")
+        if d is float8_e4m3fn:
+            fail(ins, role, "float8_e4m3fn multiplies on trn3 only; trn2 takes float8_e4m3 and float8_e5m2")
+    if (a in wide) != (b in wide):
+        fail(ins, "moving", f"is {b} with a {a} stationary: if one is float32 or tfloat32 the other must be too")
+
+
+def bank_fit(ins: str, dst: Tensor) -> None:
+    """Refuse a PSUM destination that crosses a bank."""
+    isz = dst.dtype.itemsize
+    start = (dst.offset * isz) % dst.storage.info.row_bytes + (dst.storage.info.address or 0)
+    reach = sum(s * (c - 1) for s, c in zip(dst.strides[1:], dst.shape[1:], strict=True)) * isz + isz
+    if start % HW.psum_bank_bytes + reach > HW.psum_bank_bytes:
+        fail(
+            ins, "dst",
+            f"bytes {start}..{start + reach} of a partition cross a {HW.psum_bank_bytes}-byte PSUM bank",
+        )  # fmt: skip
+
+
+def _check_tile(
+    ins: str, dst: Tensor, stationary: Tensor, position: tuple[int, ...], size: tuple[int, ...], k: int, m: int
+) -> None:
+    if not size and not position:
+        return
+    if len(size) != 2 or len(position) != 2:
+        fail(ins, "tile_size", f"tile_position {position} and tile_size {size} are both (row, column) pairs")
+    for what, extent, at, need in (("row", size[0], position[0], k), ("column", size[1], position[1], m)):
+        if extent not in _TILE:
+            fail(ins, "tile_size", f"{what} size {extent} must be 32, 64 or 128")
+        if at % extent or at + extent > HW.partitions:
+            fail(ins, "tile_position", f"{what} {at} must be a multiple of the tile's {extent}, inside 128")
+        if need > extent:
+            fail(ins, "tile_size", f"{what} size {extent} is less than the {need} it must hold")
+    if dst.start_partition != position[1]:
+        fail(ins, "dst", f"starts at partition {dst.start_partition}, must be the tile's column {position[1]}")
+    if stationary.start_partition != position[0]:
+        fail(
+            ins, "stationary", f"starts at partition {stationary.start_partition}, must be the tile's row {position[0]}"
+        )
+
+
+def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> np.ndarray:
+    data = read_raw(ins, "stationary", stationary)
+    eye = read_f32(ins, "moving", moving)
+    if eye.shape[0] == eye.shape[1] and np.array_equal(eye, np.eye(eye.shape[0], dtype=np.float32)):
+        return np.ascontiguousarray(data.T)
+    return np.matmul(read_f32(ins, "stationary", stationary).T, eye)
+
+
+def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | None) -> None:
+    mask = dst.matmul_mask()
+    if accumulate is False:
+        add = False
+    elif accumulate is None:
+        flat = mask.reshape(-1)
+        add = bool(flat[0])
+        if bool(mask.all()) != add or bool(mask.any()) != add:
+            seen = mask.reshape(dst.P, dst.N)
+            old = np.where(seen, dst.array.reshape(dst.P, dst.N), np.float32(0))
+            write(dst, old + product, by_matmul=True)
+            mask[...] = True
+            return
+    else:
+        if not mask.all():
+            fail(
+                ins, "dst",
+                "accumulate=True onto PSUM that no matmul has written: the result is undefined "
+                "(memset and copies do not start an accumulation)",
+            )  # fmt: skip
+        add = True
+    if add:
+        product += dst.array.reshape(dst.P, dst.N)
+        write(dst, product, by_matmul=True)
+    else:
+        write(dst, product, by_matmul=True)
+        mask[...] = True
+
+
+def nc_transpose(dst: Tensor, data: Tensor, engine: Any = Engine.unknown, name: str | None = None) -> None:
+    """``dst[f, p] = data[p, f]``, bit for bit, free dimensions flattened.
+
+    On TensorE: up to [128, 128], SBUF to PSUM. On VectorE: up to [32, 32]. ``engine.unknown`` follows the destination:
+    PSUM means TensorE, SBUF means VectorE.
+    """
+    ins = "nc_transpose"
+    asked = require_enum(ins, "engine", engine, Engine)
+    dst, data = operand(ins, "dst", dst), operand(ins, "data", data)
+    if asked is Engine.unknown:
+        asked = Engine.tensor if dst.buffer is MemoryRegion.psum else Engine.vector
+    if asked is Engine.tensor:
+        limit = HW.partitions
+        if dst.buffer is not MemoryRegion.psum:
+            fail(ins, "dst", "TensorE writes only PSUM")
+        if data.buffer is not MemoryRegion.sbuf:
+            fail(ins, "data", "TensorE reads only SBUF")
+        bank_fit(ins, dst)
+    elif asked is Engine.vector:
+        limit = 32
+    else:
+        fail(ins, "engine", f"{asked.name} cannot transpose; tensor and vector can")
+    if limit < data.P or limit < data.N:
+        fail(ins, "data", f"[{data.P}, {data.N}] exceeds [{limit}, {limit}] on the {asked.name} engine")
+    if dst.P != data.N or dst.N != data.P:
+        fail(ins, "dst", f"is [{dst.P}, {dst.N}], the transpose is [{data.N}, {data.P}]")
+    if dst.dtype is not data.dtype:
+        fail(ins, "dst", f"a transpose keeps the type: dst is {dst.dtype}, data is {data.dtype}")
+    write(dst, read_raw(ins, "data", data).T.copy())
+    context.current(ins).record(ins, asked, data.N, (data.access(),), (dst.access(),), {"m": data.N, "k": data.P}, name)
