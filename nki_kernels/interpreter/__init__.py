@@ -3,15 +3,19 @@
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
 from .launch import jit, simulate
+from .report import Report, cost_table, profile
 
 __all__ = [
     "CapacityError",
     "DivergenceError",
     "KernelError",
     "NotSimulatedError",
+    "Report",
     "UndefinedReadError",
+    "cost_table",
     "install",
     "jit",
+    "profile",
     "simulate",
     "uninstall",
 ]
