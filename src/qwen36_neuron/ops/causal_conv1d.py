@@ -49,3 +49,32 @@ def conv_window(x: torch.Tensor, window: torch.Tensor, lengths: Sequence[int]) -
             for row, n in enumerate(lengths)
         ]
     )
+
+
+def place_window(x: torch.Tensor, window: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:
+    """Inputs joined to the window right before each row's first real token, for rows that are padded on the left.
+
+    Args:
+        x: [batch, tokens, channels]; the first `lead[b]` tokens of row b are padding.
+        window: [batch, K - 1, channels].
+        lead: int [batch].
+    Returns:
+        [batch, K - 1 + tokens, channels]: index K - 1 + t is token t; what lies before the window has no meaning.
+    """
+    size = window.shape[1]
+    joined = F.pad(x, (0, 0, size, 0))
+    index = lead.view(-1, 1).long() + torch.arange(size, device=x.device)
+    return joined.scatter(1, index.unsqueeze(-1).expand_as(window), window)
+
+
+def windows_at(joined: torch.Tensor, ends: torch.Tensor, size: int) -> torch.Tensor:
+    """Windows after given numbers of tokens, padding on the left counted, of the one row of `joined`.
+
+    Args:
+        joined: [1, size + tokens, channels], as `place_window` gives it.
+        ends: int [n].
+    Returns:
+        [n, size, channels].
+    """
+    index = ends.view(-1, 1) + torch.arange(size, device=joined.device)
+    return joined[0].index_select(0, index.reshape(-1)).view(-1, size, joined.shape[-1])

@@ -126,7 +126,7 @@ def gated_delta_rule_chunked(
     writes = (k.unsqueeze(3) * (last - decay).exp_().unsqueeze(-1)).view(chunks, heads, size, dk).transpose(-1, -2)
     u, keep = u.view(chunks, heads, size, dv), last.exp().view(chunks, heads, 1, 1)
 
-    current = state.reshape(heads, dk, dv)
+    current = state.reshape(heads, dk, dv).clone()
     wanted: dict[int, list[StateCopy]] = {}
     for copy in copies:
         wanted.setdefault(copy.chunk, []).append(copy)
@@ -135,12 +135,29 @@ def gated_delta_rule_chunked(
         seen = torch.bmm(reads[n], current)
         u[n].sub_(seen[:, :size])  # V' = U - W S
         from_state[n] = seen[:, size:]
-        current = torch.baddbmm(current * keep[n], writes[n], u[n])
+        current.mul_(keep[n]).baddbmm_(writes[n], u[n])
         for copy in wanted.get(n, ()):
             copy.target.copy_(current.view(batch, value_heads, dk, dv)[copy.row])
     out = torch.baddbmm(from_state.view(-1, size, dv), scores.view(-1, size, size), u.view(-1, size, dv))
     out = out.view(chunks, batch, value_heads, size, dv).permute(1, 0, 3, 2, 4).reshape(batch, -1, value_heads, dv)
     return out[:, lead : lead + tokens], current.view(batch, value_heads, dk, dv)
+
+
+def gated_delta_rule_boundaries(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The chunked form on one row, with the state after every chunk, for graphs that choose among them by an input.
+
+    Args:
+        q, k, v, g, beta, state: as in `gated_delta_rule_chunked`, batch 1, tokens a multiple of BLOCK_SIZE.
+    Returns:
+        (o [1, tokens, value_heads, dv] fp32, states [chunks, value_heads, dk, dv] fp32; the last one is the final state).
+    """
+    chunks = k.shape[1] // BLOCK_SIZE
+    states = state.new_empty(chunks, *state.shape[1:])
+    copies = [StateCopy(0, chunk, states[chunk]) for chunk in range(chunks)]
+    out, _ = gated_delta_rule_chunked(q, k, v, g, beta, state, copies=copies)
+    return out, states
 
 
 def gated_delta_rule_step(
@@ -160,11 +177,10 @@ def gated_delta_rule_step(
     share = value_heads // k.shape[1]
     pair = l2norm(torch.stack((k, q), dim=2).float())  # [batch, key_heads, 2, dk]
     match = (pair[:, :, 0] * pair[:, :, 1]).sum(-1, keepdim=True)
-    if share > 1:
-        pair, match = pair.repeat_interleave(share, dim=1), match.repeat_interleave(share, dim=1)
+    pair = pair.unsqueeze(2).expand(-1, -1, share, -1, -1).reshape(-1, 2, dk)
+    match = match.unsqueeze(2).expand(-1, -1, share, -1).reshape(batch, value_heads, 1)
     decay = g.exp()
     flat = state.view(-1, dk, dv)
-    pair = pair.view(-1, 2, dk)
     read = torch.bmm(pair, flat).view(batch, value_heads, 2, dv) * decay[..., None, None]
     delta = (v.float() - read[:, :, 0]) * beta.unsqueeze(-1)
     flat.mul_(decay.view(-1, 1, 1)).addcmul_(pair[:, 0].unsqueeze(-1), delta.view(-1, 1, dv))
