@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cache.plan import GIB, Plan, PlanRequest, WeightFormat
-from .config import ModelConfig
+from .config import BLOCK_SIZE, ModelConfig
 from .errors import ConfigError
 
 commands = typer.Typer(help="Qwen3.6 on AWS Trainium2, and on a CPU.", no_args_is_help=True, add_completion=False)
@@ -131,6 +131,48 @@ def plan_json(result: Plan) -> dict[str, object]:
 
 def _gib(rank_bytes: int, tp: int) -> tuple[str, str]:
     return f"{rank_bytes / GIB:.2f}", f"{rank_bytes * tp / GIB:.2f}"
+
+
+@commands.command("generate")
+def generate_text(
+    prompt: Annotated[str, typer.Option(help="What the user says; with --raw, the text to continue.")],
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")] = Path("checkpoints/demo"),
+    max_tokens: Annotated[int, typer.Option(help="Tokens to generate at most.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Probability mass that is sampled from.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    thinking: Annotated[bool, typer.Option(help="Let the model think before it answers.")] = True,
+    raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
+    max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together at most.")] = 4096,
+) -> None:
+    """Generate one answer offline, without a server."""
+    from transformers import AutoTokenizer  # slow to import, as is the runtime: only this command needs them
+
+    from .runtime import RuntimeConfig, open_runtime
+    from .runtime.generate import Generation, generate
+
+    config = ModelConfig.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    if raw:
+        ids = tokenizer(prompt)["input_ids"]
+    else:
+        ids = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            enable_thinking=thinking,
+            return_dict=False,
+        )
+    how = Generation(max_tokens, config.eos_token_ids, temperature, top_p, seed)
+    blocks = -(-max_model_len // BLOCK_SIZE) + 1
+    runtime = open_runtime(RuntimeConfig(model, max_model_len=max_model_len, num_blocks=blocks, num_lanes=1))
+    shown, tokens = "", []
+    for token in generate(runtime, ids, how):
+        tokens.append(token)
+        text = tokenizer.decode(tokens)
+        if not text.endswith("\ufffd"):  # the first bytes of a character whose rest is in the next token
+            print(text[len(shown) :], end="", flush=True)
+            shown = text
+    print(tokenizer.decode(tokens)[len(shown) :])
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
 from qwen36_neuron.cli import app
 from qwen36_neuron.config import ModelConfig
@@ -46,3 +47,14 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "make-checkpoint" in out
     assert "plan" in out
+
+
+def test_generate_prints_what_the_runtime_generates(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["generate", "--model", str(tiny_checkpoint), "--prompt", "Hello", "--max-tokens", "12"]
+    assert run(*arguments) == 0
+    printed = capsys.readouterr().out
+    assert len(AutoTokenizer.from_pretrained(tiny_checkpoint)(printed)["input_ids"]) > 6
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out == printed
+    assert run(*arguments, "--raw") == 0
+    assert capsys.readouterr().out != printed
