@@ -12,7 +12,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -78,7 +78,7 @@ def constants() -> None:
 
 @app.command("profile")
 def profile_kernel(
-    name: str, out: Path | None = typer.Option(None, help="Folder for JSON, timeline and plot.")
+    name: str, out: Annotated[Path | None, typer.Option(help="Folder for JSON, timeline and plot.")] = None
 ) -> None:
     """Price one kernel; with --out also write NAME.json, NAME.trace.json (Perfetto) and NAME.png."""
     known = load_all()

@@ -1,5 +1,6 @@
 """An interpreter for NKI kernels: runs them on CPU, refuses what the hardware would refuse, and prices them."""
 
+from .context import moves_carry_undefined
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
 from .launch import jit, simulate
@@ -15,6 +16,7 @@ __all__ = [
     "cost_table",
     "install",
     "jit",
+    "moves_carry_undefined",
     "profile",
     "simulate",
     "uninstall",

@@ -1,7 +1,8 @@
 """The core a kernel is running on: allocation, the instruction trace, registers, and who is asking."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .tensor import Access, Tensor
 
 _local = threading.local()
+_moves_carry_undefined = False
 
 
 class Instr(NamedTuple):
@@ -169,6 +171,27 @@ def current(what: str) -> Core:
 def core_or_none() -> Core | None:
     """The core running the calling kernel, if any."""
     return getattr(_local, "core", None)
+
+
+@contextmanager
+def moves_carry_undefined() -> Iterator[None]:
+    """Let transposes and tensor_copy move undefined elements, which stay undefined where they land.
+
+    By default they raise, like every instruction. A kernel that moves a whole tile of which only some columns matter
+    (and reads only those afterwards) is correct on the device all the same; this admits it while any arithmetic, store
+    or indirect read of such an element still raises.
+    """
+    global _moves_carry_undefined
+    before, _moves_carry_undefined = _moves_carry_undefined, True
+    try:
+        yield
+    finally:
+        _moves_carry_undefined = before
+
+
+def undefined_may_move() -> bool:
+    """Whether :func:`moves_carry_undefined` is in force."""
+    return _moves_carry_undefined
 
 
 def enter(core: Core | None) -> None:

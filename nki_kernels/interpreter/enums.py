@@ -83,10 +83,13 @@ def require_enum(ins: str, operand: str, value: object, kind: type[E]) -> E:
 
     Raises:
         KernelError: it is a raw int or anything else. A string is taken where the enum's values are strings, because
-            library kernels pass ``perf_mode="double_row"``.
+            library kernels pass ``perf_mode="double_row"``. A raw int is taken for ``dge_mode`` alone: the migration
+            guide forbids raw ints, but AWS's norm kernels for the same release pass ``dge_mode=3``.
     """
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and kind is MatmulPerfMode:
+        return kind(value)
+    if type(value) is int and kind is DgeMode:
         return kind(value)
     return fail(ins, operand, f"must be a member of nisa.{kind.__name__}, not {value!r}")

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .context import undefined_may_move
 from .dtypes import DType, float32, round_to, tfloat32, to_f32
 from .enums import Engine, MemoryRegion, require_enum
 from .errors import fail
@@ -172,6 +173,28 @@ def read_raw(ins: str, role: str, t: Tensor) -> np.ndarray:
         t.check_defined(ins, role)
     a = t.array
     return a.reshape(t.P, t.N) if a.ndim != 2 else a
+
+
+def read_moving(ins: str, role: str, t: Tensor, raw: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Elements for an instruction that only moves them, and which of them are defined (None: all).
+
+    Undefined elements raise unless :func:`~.context.moves_carry_undefined` is in force.
+    """
+    known = None
+    if t.storage.defined is not None and undefined_may_move():
+        known = t.defined_mask()
+        if known.all():
+            known = None
+        a = t.array if raw else to_f32(t.array)
+        return a.reshape(t.P, t.N), known
+    return (read_raw if raw else read_f32)(ins, role, t), None
+
+
+def write_moved(t: Tensor, values: np.ndarray, known: np.ndarray | None) -> None:
+    """:func:`write`, after which only the elements in ``known`` [P, N] are defined."""
+    write(t, values)
+    if known is not None:
+        t.set_defined(known)
 
 
 def write(t: Tensor, values: np.ndarray, by_matmul: bool = False) -> None:

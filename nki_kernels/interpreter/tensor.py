@@ -227,6 +227,25 @@ class Tensor:
         self._fine()
         self._mask(storage.defined)[...] = True
 
+    def defined_mask(self) -> np.ndarray:
+        """Which elements have been written, [P, N]."""
+        self._fine()
+        if self.storage.defined is None:
+            return np.ones((self.shape[0], self.size // self.shape[0]), dtype=np.bool_)
+        mask = self._mask(self.storage.defined)
+        if mask.ndim > self.ndim:
+            mask = np.asarray(mask.all(axis=-1))
+        return mask.reshape(self.shape[0], -1)
+
+    def set_defined(self, known: np.ndarray) -> None:
+        """Make exactly the elements in ``known`` [P, N] defined."""
+        storage = self.storage
+        if storage.defined is None:
+            storage.defined = np.ones(storage.raw.size // storage.unit, dtype=np.bool_)
+        self._fine()
+        mask = self._mask(storage.defined)
+        mask[...] = known.reshape((*self.shape, 1) if mask.ndim > self.ndim else self.shape)
+
     def matmul_mask(self) -> np.ndarray:
         """Which elements a matmul has written since anything else did (PSUM); writable, ``shape``-shaped or finer."""
         self._fine()

@@ -163,6 +163,8 @@ def nonzero_with_count(
     a = dst.array
     for p in range(0, src.P, 16):
         row = src[p : p + 1]
+        if context.undefined_may_move() and not row.defined_mask().all():
+            continue
         row.check_defined(ins, "src")
         places = np.flatnonzero(np.asarray(row.array).reshape(-1) != 0)
         out = np.full(src.N + 1, padding_val, dtype=np.int32)

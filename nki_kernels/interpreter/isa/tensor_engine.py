@@ -9,7 +9,7 @@ from ..dtypes import FP8, DType, float8_e4m3fn, float32, tfloat32
 from ..enums import Engine, MatmulPerfMode, MemoryRegion, require_enum
 from ..errors import fail
 from ..hardware import HW
-from ..operands import PSUM, SBUF, operand, read_f32, read_raw, write
+from ..operands import PSUM, SBUF, operand, read_f32, read_moving, write, write_moved
 from ..tensor import Tensor
 
 _TILE = (32, 64, 128)
@@ -68,7 +68,8 @@ def nc_matmul(
     _check_tile(ins, dst, stationary, tile_position, tile_size, k, m)
 
     if is_transpose:
-        write(dst, _transpose_by_matmul(ins, stationary, moving))
+        values, known = _transpose_by_matmul(ins, stationary, moving)
+        write_moved(dst, values, known)
     else:
         a, b = read_f32(ins, "stationary", stationary), read_f32(ins, "moving", moving)
         if double:
@@ -146,12 +147,12 @@ def _check_tile(
         )
 
 
-def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> np.ndarray:
-    data = read_raw(ins, "stationary", stationary)
+def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
     eye = read_f32(ins, "moving", moving)
     if eye.shape[0] == eye.shape[1] and np.array_equal(eye, np.eye(eye.shape[0], dtype=np.float32)):
-        return np.ascontiguousarray(data.T)
-    return np.matmul(read_f32(ins, "stationary", stationary).T, eye)
+        data, known = read_moving(ins, "stationary", stationary, raw=True)
+        return np.ascontiguousarray(data.T), None if known is None else known.T
+    return np.matmul(read_f32(ins, "stationary", stationary).T, eye), None
 
 
 def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | None) -> None:
@@ -211,5 +212,6 @@ def nc_transpose(dst: Tensor, data: Tensor, engine: Any = Engine.unknown, name: 
         fail(ins, "dst", f"is [{dst.P}, {dst.N}], the transpose is [{data.N}, {data.P}]")
     if dst.dtype is not data.dtype:
         fail(ins, "dst", f"a transpose keeps the type: dst is {dst.dtype}, data is {data.dtype}")
-    write(dst, read_raw(ins, "data", data).T.copy())
+    values, known = read_moving(ins, "data", data, raw=True)
+    write_moved(dst, values.T.copy(), None if known is None else known.T)
     context.current(ins).record(ins, asked, data.N, (data.access(),), (dst.access(),), {"m": data.N, "k": data.P}, name)

@@ -18,10 +18,12 @@ from ..operands import (
     operand,
     pick_engine,
     read_f32,
+    read_moving,
     read_raw,
     same_start,
     start_partition_error,
     write,
+    write_moved,
 )
 from ..tensor import Tensor
 
@@ -35,13 +37,10 @@ def tensor_copy(dst: Tensor, src: Tensor, engine: Any = Engine.unknown, name: st
     src = matching(ins, "src", src, dst)
     eng = pick_engine(ins, engine, (_V, _S, _G), _V)
     no_psum_on_gpsimd(ins, eng, dst=dst, src=src)
-    if dst.dtype is src.dtype:
-        values = read_raw(ins, "src", src)
-        if dst.storage is src.storage:
-            values = values.copy()
-    else:
-        values = read_f32(ins, "src", src)
-    write(dst, values)
+    values, known = read_moving(ins, "src", src, raw=dst.dtype is src.dtype)
+    if dst.storage is src.storage:
+        values = values.copy()
+    write_moved(dst, values, known)
     # A dynamic offset is resolved on the way in; what it cost is in the address registers, not in the data path.
     context.current(ins).record(ins, eng, dst.N, (src.access(),), (dst.access(),), {}, name)
 
