@@ -1,0 +1,171 @@
+"""The application: both graphs' wrappers, their compiler arguments, and the weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from neuronx_distributed_inference.models.model_base import NeuronBaseForCausalLM
+from neuronx_distributed_inference.models.model_wrapper import CONTEXT_ENCODING_MODEL_TAG, TOKEN_GENERATION_MODEL_TAG
+from safetensors.torch import save_file
+
+from ..checkpoint.load import load_weights
+from ..checkpoint.names import canonical_name
+from ..checkpoint.sharding import arrange
+from ..runtime.step import Row
+from .compiler import CompilerOptions, decode_options, prefill_options
+from .config import Qwen36InferenceConfig
+from .inputs import decode_groups, prefill_pieces
+from .model import NETWORK, RANK_PARAMETERS, NeuronQwen36Model
+from .options import NeuronOptions
+from .wrapper import Qwen36ModelWrapper
+
+
+class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
+    """Qwen3.6 as an NxDI application."""
+
+    _model_cls = NeuronQwen36Model
+    context_encoding_model: Qwen36ModelWrapper
+    token_generation_model: Qwen36ModelWrapper
+
+    @classmethod
+    def get_config_cls(cls) -> type[Qwen36InferenceConfig]:
+        return Qwen36InferenceConfig
+
+    def get_model_wrapper_cls(self) -> type[Qwen36ModelWrapper]:
+        return Qwen36ModelWrapper
+
+    @property
+    def options(self) -> NeuronOptions:
+        options: NeuronOptions = self.neuron_config.options
+        return options
+
+    # ---- the graphs --------------------------------------------------------------------------------------------------
+
+    def enable_context_encoding(self, **model_init_kwargs: Any) -> None:
+        options = self.options
+        pairs = [[pair.active, pair.prefix] for pair in options.buckets.prefill]
+        compiler = prefill_options(options.max_model_len, options.logical_cores)
+        self.context_encoding_model = self._add(
+            CONTEXT_ENCODING_MODEL_TAG, pairs, compiler, None, model_init_kwargs, batch_size=1, is_prefill_stage=True
+        )
+
+    def enable_token_generation(self, enable_wlt_optimization: bool = True, **model_init_kwargs: Any) -> None:
+        options = self.options
+        pairs = [[1, size] for size in options.buckets.decode]
+        compiler = decode_options(options.max_model_len, options.logical_cores)
+        # The layout of the weights is chosen for the first decode graph: it is what reads them most often.
+        priority = 0 if enable_wlt_optimization else None
+        self.token_generation_model = self._add(
+            TOKEN_GENERATION_MODEL_TAG,
+            pairs,
+            compiler,
+            priority,
+            model_init_kwargs,
+            batch_size=options.num_lanes,
+            is_prefill_stage=False,
+            n_active_tokens=1,
+        )
+
+    def _add(
+        self,
+        tag: str,
+        buckets: list[list[int]],
+        compiler: CompilerOptions,
+        priority: int | None,
+        model_init_kwargs: dict[str, Any],
+        **settings: Any,
+    ) -> Qwen36ModelWrapper:
+        config = copy.deepcopy(self.config)
+        for name, value in {"buckets": buckets, **settings}.items():
+            setattr(config.neuron_config, name, value)
+        wrapper = Qwen36ModelWrapper(
+            config=config,
+            model_cls=self._model_cls,
+            tag=tag,
+            compiler_args=compiler.arguments(),
+            priority_model_idx=priority,
+            model_init_kwargs=model_init_kwargs,
+        )
+        self.models.append(wrapper)
+        return wrapper
+
+    # ---- the weights -------------------------------------------------------------------------------------------------
+
+    def rank_state_dict(self, rank: int) -> dict[str, torch.Tensor]:
+        """The weights of one rank, by the names of the traced module's parameters; only they are read from the files.
+
+        NxD's own sharding is not used: it needs all ranks' weights in memory at once, and it splits the parameters of
+        its own layers only, not those that a DeltaNet layer holds by itself.
+        """
+        options = self.options
+        weights = load_weights(
+            self.model_path, self.config.model_config, tp=options.tp_degree, rank=rank, dtype=options.torch_dtype
+        )
+        return in_module(weights, torch.tensor([rank], dtype=torch.int32))
+
+    def shard_weights(self, compiled_model_path: str, debug: bool = False, pre_shard_weights_hook: Any = None) -> None:
+        """Write every rank's weights beside the compiled graphs, one rank in memory at a time."""
+        if pre_shard_weights_hook is not None:
+            pre_shard_weights_hook(self)
+        if self.neuron_config.skip_sharding or not self.neuron_config.save_sharded_checkpoint:
+            return
+        folder = Path(compiled_model_path) / "weights"
+        folder.mkdir(parents=True, exist_ok=True)
+        for rank in range(self.options.tp_degree):
+            # A file cannot hold one tensor under two names, which tied weights are.
+            state = {name: tensor.clone() for name, tensor in self.rank_state_dict(rank).items()}
+            save_file(state, folder / f"tp{rank}_sharded_checkpoint.safetensors")
+
+    def load_weights(
+        self, compiled_model_path: str, start_rank_id: int | None = None, local_ranks_size: int | None = None
+    ) -> None:
+        """Give every rank its weights: from the files beside the graphs if there are any, else from the checkpoint."""
+        if self.neuron_config.save_sharded_checkpoint:
+            super().load_weights(compiled_model_path, start_rank_id, local_ranks_size)
+            return
+        first = self.neuron_config.start_rank_id if start_rank_id is None else start_rank_id
+        count = self.neuron_config.local_ranks_size if local_ranks_size is None else local_ranks_size
+        weights = [self.rank_state_dict(rank) for rank in range(first, first + count)]
+        self.traced_model.nxd_model.initialize(weights, torch.tensor([first], dtype=torch.int32))
+
+    @staticmethod
+    def convert_hf_to_neuron_state_dict(
+        state_dict: dict[str, torch.Tensor], config: Qwen36InferenceConfig
+    ) -> dict[str, torch.Tensor]:
+        """All ranks' weights in one, rank after rank, so that equal cuts are the ranks' shares."""
+        names = {name: canonical_name(name if name.startswith("model.") else f"model.{name}") for name in state_dict}
+        tensors = {own: state_dict[name] for name, own in names.items() if own is not None}
+        options = config.neuron_config.options
+        weights = arrange(tensors, config.model_config, options.tp_degree, options.torch_dtype)
+        return in_module(weights, torch.arange(options.tp_degree, dtype=torch.int32))
+
+    @staticmethod
+    def update_state_dict_for_tied_weights(state_dict: dict[str, torch.Tensor]) -> None:
+        """Nothing: `arrange` gives the head in any case."""
+
+    # ---- running -----------------------------------------------------------------------------------------------------
+
+    def prefill(self, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run one row of any number of tokens, cut where buckets make it: tokens int32 [1], logits fp32 [1, vocab]."""
+        options = self.options
+        *before, last = prefill_pieces(row, options.buckets, options.prefill_commits)
+        for piece in before:
+            self.context_encoding_model([piece])
+        return self.context_encoding_model([last])
+
+    def decode(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run rows of one token: tokens int32 [rows], logits fp32 [rows, vocab]."""
+        options = self.options
+        groups = decode_groups(rows, options.num_lanes, options.decode_commits)
+        results = [self.token_generation_model(group) for group in groups]
+        return torch.cat([tokens for tokens, _ in results]), torch.cat([logits for _, logits in results])
+
+
+def in_module(weights: dict[str, torch.Tensor], ranks: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Runtime weights by the traced module's names, with the rank numbers that its layers hold as weights."""
+    named = {NETWORK + name: tensor for name, tensor in weights.items()}
+    return named | {name: ranks.clone() for name in RANK_PARAMETERS}

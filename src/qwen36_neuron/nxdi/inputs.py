@@ -1,0 +1,156 @@
+"""What goes into the graphs: rows of the step contract laid out in the shapes of a bucket.
+
+All tensors are int32. Entry 0 of the state banks, block 0 of the KV cache and slot 0 are scratch: padding writes there
+and nothing reads it. Lane n is entry n; checkpoint slot s is entry num_lanes + s, so that restoring a checkpoint is
+reading another entry and costs no copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from ..config import BLOCK_SIZE
+from ..runtime.step import Output, Row
+from .buckets import Buckets, PrefillBucket
+
+
+class PrefillInputs(NamedTuple):
+    """One row of up to `active` new tokens, laid out from the start of the block that the first one falls into.
+
+    Attributes:
+        tokens: [1, active]; the first start % BLOCK_SIZE are padding, as is everything after the row's own.
+        starts: [1], tokens held before. At 0 the state starts from zero.
+        lengths: [1], new tokens, padding not counted.
+        sources: [1], entry to read the state from: the lane's, or a slot's.
+        lanes: [1], entry to leave the state in.
+        table: [1, blocks], the row's KV blocks in order.
+        commit_at: [commits], number of whole blocks of this layout after which to take a checkpoint.
+        commit_to: [commits], entry to leave it in; 0 for none.
+    """
+
+    tokens: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    sources: torch.Tensor
+    lanes: torch.Tensor
+    table: torch.Tensor
+    commit_at: torch.Tensor
+    commit_to: torch.Tensor
+
+
+class DecodeInputs(NamedTuple):
+    """Rows of one token.
+
+    Attributes:
+        tokens: [batch, 1].
+        starts, sources, lanes: [batch], as for a prefill.
+        table: [batch, blocks].
+        commit_at: [commits], row whose state after the step is a checkpoint.
+        commit_to: [commits], entry to leave it in; 0 for none.
+    """
+
+    tokens: torch.Tensor
+    starts: torch.Tensor
+    sources: torch.Tensor
+    lanes: torch.Tensor
+    table: torch.Tensor
+    commit_at: torch.Tensor
+    commit_to: torch.Tensor
+
+
+def empty_prefill(bucket: PrefillBucket, commits: int) -> PrefillInputs:
+    """A call on the scratch entry and block alone: to trace with, and to warm up without a trace in any memory."""
+    row = _zeros(1), torch.ones(1, dtype=torch.int32), _zeros(1), _zeros(1)
+    return PrefillInputs(_zeros(1, bucket.active), *row, _zeros(1, bucket.table_width), _ones(commits), _zeros(commits))
+
+
+def empty_decode(batch: int, bucket: int, commits: int) -> DecodeInputs:
+    """As `empty_prefill`, of padded rows alone."""
+    rows = _zeros(batch), _zeros(batch), _zeros(batch)
+    return DecodeInputs(_zeros(batch, 1), *rows, _zeros(batch, bucket // BLOCK_SIZE), _zeros(commits), _zeros(commits))
+
+
+def prefill_inputs(row: Row, bucket: PrefillBucket, commits: int, num_lanes: int) -> PrefillInputs:
+    """The row in the shape of `bucket`. Only its new tokens go in; a computed prefix is never run again."""
+    inputs = empty_prefill(bucket, commits)
+    lead = row.start % BLOCK_SIZE
+    inputs.tokens[0, lead : lead + len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int32)
+    inputs.starts[0], inputs.lengths[0] = row.start, len(row.tokens)
+    inputs.sources[0], inputs.lanes[0] = _source(row, num_lanes), row.lane
+    _fill_table(inputs.table[0], row)
+    for index, commit in enumerate(row.commits):
+        inputs.commit_at[index] = (commit.boundary - row.start + lead) // BLOCK_SIZE
+        inputs.commit_to[index] = num_lanes + commit.slot
+    return inputs
+
+
+def decode_inputs(rows: Sequence[Row], batch: int, bucket: int, commits: int, num_lanes: int) -> DecodeInputs:
+    """The rows, then padded ones."""
+    inputs = empty_decode(batch, bucket, commits)
+    used = 0
+    for index, row in enumerate(rows):
+        inputs.tokens[index, 0], inputs.starts[index] = row.tokens[0], row.start
+        inputs.sources[index], inputs.lanes[index] = _source(row, num_lanes), row.lane
+        _fill_table(inputs.table[index], row)
+        for commit in row.commits:
+            inputs.commit_at[used], inputs.commit_to[used] = index, num_lanes + commit.slot
+            used += 1
+    return inputs
+
+
+def prefill_pieces(row: Row, buckets: Buckets, commits: int) -> list[Row]:
+    """The row cut, at block boundaries, into pieces that each fit a bucket and take `commits` checkpoints at most."""
+    pieces = []
+    while True:
+        bucket = buckets.prefill_for(row.start, len(row.tokens))
+        end = min(row.end, row.start - row.start % BLOCK_SIZE + bucket.active)
+        taken = [commit for commit in row.commits if commit.boundary <= end]
+        if len(taken) > commits:
+            end = taken[commits - 1].boundary
+        if end == row.end:
+            return [*pieces, row]
+        head, row = split(row, end)
+        pieces.append(head)
+
+
+def split(row: Row, end: int) -> tuple[Row, Row]:
+    """The row up to position `end`, which gives nothing back, and the rest, which goes on from the lane."""
+    count = end - row.start
+    before = tuple(commit for commit in row.commits if commit.boundary <= end)
+    head = replace(row, tokens=row.tokens[:count], commits=before, output=Output.NOTHING)
+    rest = replace(row, tokens=row.tokens[count:], start=end, restore=None, commits=row.commits[len(before) :])
+    return head, rest
+
+
+def decode_groups(rows: Sequence[Row], batch: int, commits: int) -> list[list[Row]]:
+    """Rows in calls of `batch` rows and `commits` checkpoints at most. A one-token row has one checkpoint at most."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        last = groups[-1] if groups else None
+        if last is None or len(last) == batch or sum(len(r.commits) for r in last) + len(row.commits) > commits:
+            groups.append([row])
+        else:
+            last.append(row)
+    return groups
+
+
+def _source(row: Row, num_lanes: int) -> int:
+    return row.lane if row.restore is None else num_lanes + row.restore
+
+
+def _fill_table(table: torch.Tensor, row: Row) -> None:
+    """The blocks that the row needs; a longer table may hold blocks that padding must not write to."""
+    needed = -(-row.end // BLOCK_SIZE)
+    table[:needed] = torch.tensor(row.blocks[:needed], dtype=torch.int32)
+
+
+def _zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(*shape, dtype=torch.int32)
+
+
+def _ones(*shape: int) -> torch.Tensor:
+    return torch.ones(*shape, dtype=torch.int32)

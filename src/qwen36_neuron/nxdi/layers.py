@@ -1,0 +1,44 @@
+"""The network's layers as NxD's parallel layers."""
+
+from __future__ import annotations
+
+import torch
+from neuronx_distributed.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+from torch import nn
+
+from .config import Qwen36NeuronConfig
+
+
+class NxdLayers:
+    """The factory of one rank of a device.
+
+    NxD exchanges layers for quantised ones by their exact type, so its own classes are used, not subclasses.
+    """
+
+    def __init__(self, config: Qwen36NeuronConfig) -> None:
+        self.tp: int = config.tp_degree
+        self.dtype: torch.dtype = config.torch_dtype
+        self.reduce_dtype: torch.dtype = config.rpl_reduce_dtype or config.torch_dtype
+
+    def column(self, in_features: int, out_features: int) -> nn.Module:
+        return ColumnParallelLinear(in_features, out_features, bias=False, gather_output=False, dtype=self.dtype)
+
+    def row(self, in_features: int, out_features: int) -> nn.Module:
+        return RowParallelLinear(
+            in_features,
+            out_features,
+            bias=False,
+            input_is_parallel=True,
+            dtype=self.dtype,
+            reduce_dtype=self.reduce_dtype,
+        )
+
+    def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
+        """Split over the vocabulary, as the head is, so that tied weights are one tensor.
+
+        The rank is a weight of the layer: one graph serves all ranks, so a rank known while tracing would be rank 0.
+        """
+        return ParallelEmbedding(vocab_size, hidden_size, dtype=self.dtype, use_spmd_rank=True)
+
+    def head(self, hidden_size: int, vocab_size: int) -> nn.Module:
+        return ColumnParallelLinear(hidden_size, vocab_size, bias=False, gather_output=True, dtype=self.dtype)

@@ -1,0 +1,67 @@
+"""The traced module: the network with NxD's layers, and the memory it takes and gives back."""
+
+from __future__ import annotations
+
+import torch
+from neuronx_distributed_inference.models.model_base import NeuronBaseModel
+
+from ..model import Qwen36Model
+from .cache import HybridCacheManager
+from .config import Qwen36InferenceConfig
+from .inputs import DecodeInputs, PrefillInputs
+from .layers import NxdLayers
+from .state import GraphDecode, GraphPrefill
+
+NETWORK = "network."
+"""What the network's parameter names start with in this module."""
+
+RANK_PARAMETERS = (f"{NETWORK}embed_tokens.rank_util.rank", "rank_util.rank")
+"""Where the module holds the number of its rank."""
+
+
+class NeuronQwen36Model(NeuronBaseModel):
+    """One module for both kinds of graph; which one is decided by the stage that it is built for, never by a shape.
+
+    NxDI's own forward is not used: it feeds a computed prefix again to fill a bucket, which a recurrence must not see,
+    and its path without kernels does not mask unused prefix.
+    """
+
+    def setup_attr_for_model(self, config: Qwen36InferenceConfig) -> None:
+        self.on_device_sampling = False
+        self.tp_degree = config.neuron_config.tp_degree
+        self.hidden_size = config.hidden_size
+        self.num_attention_heads = config.num_attention_heads
+        self.num_key_value_heads = config.num_key_value_heads
+        self.max_batch_size = config.neuron_config.max_batch_size
+        self.buckets = config.neuron_config.buckets
+        self.is_prefill = bool(config.neuron_config.is_prefill_stage)
+
+    def init_model(self, config: Qwen36InferenceConfig) -> None:
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(config.neuron_config.torch_dtype)  # of parameters that declare no type of their own
+        try:
+            self.network = Qwen36Model(config.model_config, NxdLayers(config.neuron_config))
+        finally:
+            torch.set_default_dtype(default)
+
+    def init_inference_optimization(self, config: Qwen36InferenceConfig) -> None:
+        self.kv_mgr = HybridCacheManager(config.neuron_config.options.cache_spec(config.model_config))
+
+    def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Run one graph.
+
+        Args:
+            inputs: the fields of `PrefillInputs` or `DecodeInputs`.
+        Returns:
+            The most likely tokens int32 [rows, 1], the logits after each row's last token fp32 [rows, 1, vocab], then
+            every state in the order of `HybridCacheManager.states`.
+        """
+        memory = self.kv_mgr.open()
+        if self.is_prefill:
+            prefill = GraphPrefill(memory, PrefillInputs(*inputs))
+            hidden = self.network(inputs[0], prefill.positions, prefill).index_select(1, prefill.last)
+        else:
+            decode = GraphDecode(memory, DecodeInputs(*inputs))
+            hidden = self.network(inputs[0], decode.positions, decode)
+        logits = self.network.logits(hidden)
+        return [logits.argmax(-1).to(torch.int32), logits, *memory.outputs()]

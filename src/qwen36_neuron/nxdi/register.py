@@ -1,0 +1,14 @@
+"""Make the model known to NxDI's own tools."""
+
+from __future__ import annotations
+
+from neuronx_distributed_inference.utils import constants
+
+from .application import NeuronQwen36ForCausalLM
+
+MODEL_TYPE = "qwen3_5"
+
+
+def register() -> None:
+    """Add the model to NxDI's table of model types. Nothing of NxDI is changed; calling it again does nothing."""
+    constants.MODEL_TYPES.setdefault(MODEL_TYPE, {"causal-lm": NeuronQwen36ForCausalLM})

@@ -1,0 +1,62 @@
+"""The host side of a graph: rows of the step contract in, tokens and logits out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
+
+from ..runtime.step import Row
+from .buckets import PrefillBucket
+from .inputs import DecodeInputs, PrefillInputs, decode_inputs, empty_decode, empty_prefill, prefill_inputs
+from .instance import Qwen36ModelInstance
+from .options import NeuronOptions
+
+
+class Qwen36ModelWrapper(ModelWrapper):
+    """Lays rows out for the graphs of one tag.
+
+    NxDI's own padding is not used: it fills a bucket with prefix that has been computed, and it gives padded rows the
+    ids of other sequences and a copy of the first row's token. Here padding is masked and writes to scratch.
+    """
+
+    @property
+    def options(self) -> NeuronOptions:
+        options: NeuronOptions = self.neuron_config.options
+        return options
+
+    @property
+    def is_prefill(self) -> bool:
+        return bool(self.neuron_config.is_prefill_stage)
+
+    def input_generator(self) -> list[PrefillInputs | DecodeInputs]:
+        """One example a bucket. They run on scratch alone, so NxDI's warm-up with them leaves no trace."""
+        options = self.options
+        if self.is_prefill:
+            return [empty_prefill(PrefillBucket(*pair), options.prefill_commits) for pair in self.neuron_config.buckets]
+        return [empty_decode(options.num_lanes, pair[1], options.decode_commits) for pair in self.neuron_config.buckets]
+
+    def get_model_instance(self) -> Qwen36ModelInstance:
+        return Qwen36ModelInstance(model_cls=self.model_cls, config=self.config, **self.model_init_kwargs)
+
+    def forward(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run rows that fit one call: one for context encoding, up to `num_lanes` one-token rows for decoding.
+
+        Returns:
+            Most likely tokens int32 [rows], and logits fp32 [rows, vocab] after each row's last token.
+        """
+        if self.model is None:
+            raise RuntimeError(f"{self.tag} was called before it was loaded")
+        tokens, logits = self.model(*self.lay_out(rows))
+        return tokens[: len(rows), 0], logits[: len(rows), 0]
+
+    def lay_out(self, rows: Sequence[Row]) -> PrefillInputs | DecodeInputs:
+        """The rows in the shape of the smallest bucket that takes them."""
+        options = self.options
+        if self.is_prefill:
+            (row,) = rows
+            bucket = options.buckets.prefill_for(row.start, len(row.tokens))
+            return prefill_inputs(row, bucket, options.prefill_commits, options.num_lanes)
+        size = options.buckets.decode_for(max(row.end for row in rows))
+        return decode_inputs(rows, options.num_lanes, size, options.decode_commits, options.num_lanes)

@@ -1,0 +1,96 @@
+"""Grouped-query attention over paged keys and values with shapes fixed beforehand: what a compiled graph runs.
+
+A graph cannot read a row where it is, as `paged_attention` does on CPU. It gathers whole blocks by table, up to the size
+it was compiled for, and masks what a row does not hold. The cache of a layer is [blocks, BLOCK_SIZE, kv_heads, head_dim];
+nothing is written in place: new caches are returned, for the graph to alias with the old ones.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..config import BLOCK_SIZE
+
+BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
+MASKED = torch.finfo(torch.float32).min
+
+
+def block_of(position: torch.Tensor) -> torch.Tensor:
+    """Index of the block that holds each position. Shifts and masks: integer division is not exact on every device."""
+    return torch.bitwise_right_shift(position, BLOCK_BITS)
+
+
+def offset_of(position: torch.Tensor) -> torch.Tensor:
+    """Place of each position in its block."""
+    return torch.bitwise_and(position, BLOCK_SIZE - 1)
+
+
+def gather_blocks(cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """The tokens of `table`'s blocks in order: int [batch, blocks] -> [batch, blocks * BLOCK_SIZE, kv_heads, head_dim]."""
+    batch, blocks = table.shape
+    return cache.index_select(0, table.reshape(-1)).view(batch, blocks * BLOCK_SIZE, *cache.shape[2:])
+
+
+def write_block_run(cache: torch.Tensor, new: torch.Tensor, blocks: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:
+    """The cache with one sequence's run of whole blocks replaced.
+
+    Args:
+        cache: [blocks, BLOCK_SIZE, kv_heads, head_dim], not changed.
+        new: [n * BLOCK_SIZE, kv_heads, head_dim], the first token being the first of its block.
+        blocks: int [n]; 0, the scratch block, where nothing is to be kept.
+        lead: int [1], tokens at the start of the run that the cache holds already and keeps.
+    """
+    new = new.view(-1, BLOCK_SIZE, *cache.shape[2:]).to(cache.dtype)
+    held = (torch.arange(BLOCK_SIZE, device=new.device) < lead).view(1, BLOCK_SIZE, 1, 1)
+    first = torch.where(held, cache.index_select(0, blocks[:1]), new[:1])
+    return cache.index_copy(0, blocks.long(), torch.cat((first, new[1:])))
+
+
+def write_tokens(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """The cache with one token a row replaced: new [batch, kv_heads, head_dim], slots int [batch]."""
+    flat = cache.view(-1, *cache.shape[2:])
+    return flat.index_copy(0, slots.long(), new.to(cache.dtype)).view(cache.shape)
+
+
+def block_attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    prior: tuple[torch.Tensor, torch.Tensor] | None,
+    held: torch.Tensor,
+    lead: torch.Tensor,
+) -> torch.Tensor:
+    """Causal attention of new tokens over themselves and over gathered tokens, both masked.
+
+    Args:
+        q: [batch, tokens, query_heads, head_dim]; query head h reads kv head h // (query_heads / kv_heads).
+        k, v: [batch, tokens, kv_heads, head_dim].
+        prior: (keys, values) [batch, gathered, kv_heads, head_dim] of positions 0, 1, ...; None to gather nothing.
+        held: int [batch], how many of the gathered tokens a row holds; the rest is other sequences' or stale.
+        lead: int [batch], new tokens at the start of a row that are padding. A row with lead > 0 must have held > 0.
+    Returns:
+        [batch, tokens, query_heads, head_dim].
+    """
+    batch, tokens, query_heads, head_dim = q.shape
+    kv_heads = k.shape[2]
+    group = query_heads // kv_heads
+    queries = (
+        q.view(batch, tokens, kv_heads, group, head_dim).permute(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
+    )
+
+    def scores(keys: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        """[batch, kv_heads, group, tokens, keys] fp32; `keep` is [batch, 1, 1, tokens or 1, keys]."""
+        found = (queries @ keys.permute(0, 2, 3, 1)).float() * head_dim**-0.5
+        return found.view(batch, kv_heads, group, tokens, -1).masked_fill(~keep, MASKED)
+
+    place = torch.arange(tokens, device=q.device)
+    causal = (place[:, None] >= place) & (place >= lead.view(-1, 1, 1))
+    parts = [scores(k, causal.view(-1, 1, 1, tokens, tokens))]
+    values = v
+    if prior is not None:
+        there = torch.arange(prior[0].shape[1], device=q.device) < held.view(-1, 1)
+        parts.insert(0, scores(prior[0], there.view(batch, 1, 1, 1, -1)))
+        values = torch.cat((prior[1], v), dim=1)
+    weights = torch.cat(parts, dim=-1).softmax(-1).to(v.dtype).view(batch, kv_heads, group * tokens, -1)
+    out = (weights @ values.permute(0, 2, 1, 3)).view(batch, kv_heads, group, tokens, head_dim)
+    return out.permute(0, 3, 1, 2, 4).reshape(batch, tokens, query_heads, head_dim)
