@@ -32,6 +32,18 @@ def causal_conv1d(x: torch.Tensor, window: torch.Tensor, weight: torch.Tensor) -
     return F.silu(y, inplace=True)
 
 
+def causal_conv1d_step(
+    x: torch.Tensor, window: torch.Tensor, weight: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One token a row: x [batch, 1, channels], window and weight as in `causal_conv1d`.
+
+    Returns:
+        (y [batch, 1, channels], the next window [batch, K - 1, channels]).
+    """
+    seen = torch.cat((window, x), dim=1)
+    return F.silu((seen * weight.t()).sum(1, keepdim=True), inplace=True), seen[:, 1:]
+
+
 def conv_window(x: torch.Tensor, window: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
     """The window after `lengths[b]` tokens of row b: it ends at the last real token, not at the padding.
 

@@ -85,7 +85,8 @@ class CpuRuntime:
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
         tokens = torch.tensor([[row.tokens[0]] for row in rows])
         positions = torch.tensor([[row.start] for row in rows])
-        state = CpuDecode(self.cache, lane_index([row.lane for row in rows]), _paged(rows))
+        new = torch.tensor([row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE for row in rows])
+        state = CpuDecode(self.cache, lane_index([row.lane for row in rows]), _paged(rows), new)
         return self.model(tokens, positions, state)
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from ..cache import HybridCache
 from ..config import BLOCK_SIZE
-from ..ops.causal_conv1d import causal_conv1d, conv_window
+from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step, conv_window
 from ..ops.gated_delta_rule import StateCopy, gated_delta_rule_chunked, gated_delta_rule_step
 from ..ops.paged_attention import PagedRow, attend, write_kv
 from .step import Commit
@@ -86,17 +86,20 @@ class CpuPrefill:
 
 @dataclass(slots=True)
 class CpuDecode:
-    """Rows of one token: tensors are [batch, 1, ...]."""
+    """Rows of one token: tensors are [batch, 1, ...].
+
+    Attributes:
+        new: KV slots of the rows' tokens, int64 [batch].
+    """
 
     cache: HybridCache
     lanes: slice | torch.Tensor
     rows: Sequence[PagedRow]
+    new: torch.Tensor
 
     def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         windows = self.cache.lanes[layer].window
-        window = windows[self.lanes]
-        y = causal_conv1d(x, window, weight)
-        windows[self.lanes] = torch.cat((window[:, 1:], x), dim=1)
+        y, windows[self.lanes] = causal_conv1d_step(x, windows[self.lanes], weight)
         return y
 
     def delta_rule(
@@ -111,8 +114,6 @@ class CpuDecode:
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         cache = self.cache.kv[layer]
-        out = torch.empty_like(q)
-        for index, row in enumerate(self.rows):
-            write_kv(cache, k[index], v[index], row)
-            out[index] = attend(q[index], cache, row)
-        return out
+        cache[0].index_copy_(0, self.new, k[:, 0])
+        cache[1].index_copy_(0, self.new, v[:, 0])
+        return torch.stack([attend(q[index], cache, row) for index, row in enumerate(self.rows)])

@@ -113,7 +113,7 @@ def logits_of(folder: Path, config: ModelConfig, tp: int) -> list[torch.Tensor]:
             for length in (90, 60, 1, 1, 1):
                 rows = [PagedRow.of((1, 2, 3, 4), start, start + length)]
                 state = (
-                    CpuDecode(cache, slice(1, 2), rows)
+                    CpuDecode(cache, slice(1, 2), rows, torch.tensor([64 + start]))
                     if length == 1
                     else CpuPrefill(cache, slice(1, 2), rows, [length], start % 64, [[]])
                 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from qwen36_neuron.ops.causal_conv1d import causal_conv1d, conv_window
+from qwen36_neuron.ops.causal_conv1d import causal_conv1d, causal_conv1d_step, conv_window
 
 
 def reference(x: torch.Tensor, window: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -37,3 +37,14 @@ def test_the_window_ends_at_the_last_real_token_of_each_row() -> None:
     lengths = [1, 2, 3, 6]
     expected = torch.stack([joined[row, n : n + 3] for row, n in enumerate(lengths)])
     assert torch.equal(conv_window(x, window, lengths), expected)
+
+
+@pytest.mark.parametrize("kernel", [2, 4])
+def test_single_steps_equal_the_whole(kernel: int) -> None:
+    x, window, weight = torch.randn(3, 6, 8), torch.randn(3, kernel - 1, 8), torch.randn(8, kernel)
+    running, parts = window, []
+    for t in range(6):
+        y, running = causal_conv1d_step(x[:, t : t + 1], running, weight)
+        parts.append(y)
+    torch.testing.assert_close(torch.cat(parts, dim=1), causal_conv1d(x, window, weight), rtol=1e-5, atol=1e-6)
+    assert torch.equal(running, conv_window(x, window, [6, 6, 6]))
