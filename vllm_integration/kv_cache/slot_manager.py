@@ -142,7 +142,6 @@ class SlotManager(SingleTypeKVCacheManager):
         self.num_cached_block[request_id] = len(new_computed_blocks)
         if new_computed_blocks:
             checkpoint = self.slots.by_slot[new_computed_blocks[-1].block_id]
-            self.slots.use(checkpoint, self.requests[request_id].block_hashes)
             self.tally.hits[checkpoint.kind] += 1
             self.tally.tokens_reused += checkpoint.boundary
 
@@ -161,11 +160,10 @@ class SlotManager(SingleTypeKVCacheManager):
         before = len(row)
         keeping = self._keeping.get(request_id)
         if keeping is None:
-            keeping = self._keeping[request_id] = Keeping(self._plan(request, before * self.block_size))
+            keeping = self._keeping[request_id] = self._admit(request, row)
         for count in range(before + 1, num_tokens_main_model // self.block_size + 1):
             boundary = count * self.block_size
-            kind = keeping.plan.kind(boundary)
-            checkpoint = None if kind is None else self.slots.reserve(boundary, kind, request.block_hashes)
+            checkpoint = self.slots.reserve(boundary, keeping.plan, request.block_hashes, keeping.turn_end)
             if checkpoint is not None:
                 keeping.reserved.append(checkpoint)
             row.append(self._null_block if checkpoint is None else self._blocks[checkpoint.slot])
@@ -208,17 +206,25 @@ class SlotManager(SingleTypeKVCacheManager):
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
-    def _plan(self, request: Request, restored: int) -> Plan:
+    def _admit(self, request: Request, row: Sequence[KVCacheBlock]) -> Keeping:
+        restored = self.slots.by_slot[row[-1].block_id] if row else None
+        self.slots.admit(request.block_hashes, request.num_tokens - 1, restored)
         params = request.sampling_params
         named = (params.extra_args or {}).get(NAMED, ()) if params is not None else ()
-        return self.planner.plan(request.prompt_token_ids or (), restored, request.shared_prefix_boundary, named)
+        plan = self.planner.plan(
+            request.prompt_token_ids or (),
+            restored.boundary if restored is not None else 0,
+            request.shared_prefix_boundary,
+            named,
+            restored.kind if restored is not None else None,
+        )
+        return Keeping(plan)
 
     def _publish(self, request: Request, keeping: Keeping, checkpoint: Checkpoint) -> None:
-        decoding = checkpoint.kind is Kind.TURN_END
-        if not self.slots.publish(checkpoint, request.block_hashes, keeping.turn_end if decoding else None):
+        if not self.slots.publish(checkpoint, request.block_hashes):
             return
         keeping.written.append(checkpoint)
-        if decoding:
+        if checkpoint.kind is Kind.TURN_END:
             keeping.turn_end = checkpoint
         self.tally.writes += 1
         key = make_block_hash_with_group_id(request.block_hashes[checkpoint.blocks - 1], self.kv_cache_group_id)

@@ -5,9 +5,11 @@ simulator measures is what the engine does.
 """
 
 from .boundaries import BoundaryPlanner, Kind, Plan
+from .checkpoint import Checkpoint, DropReason
 from .config import PolicyConfig
 from .cost import PrefillCost
-from .pool import Checkpoint, DropReason, Key, SlotPool
+from .keys import Key, Path
+from .pool import SlotPool
 
 __all__ = [
     "BoundaryPlanner",
@@ -15,6 +17,7 @@ __all__ = [
     "DropReason",
     "Key",
     "Kind",
+    "Path",
     "Plan",
     "PolicyConfig",
     "PrefillCost",

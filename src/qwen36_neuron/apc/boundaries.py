@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
+from enum import Enum
 from types import MappingProxyType
 
 from ..config import BLOCK_SIZE
 from .config import PolicyConfig
 
 
-class Kind(IntEnum):
-    """Why a boundary is kept. Where several reasons meet, and where the cap on slots bites, the smaller number wins."""
+class Kind(Enum):
+    """Why a boundary is kept."""
 
-    NAMED = 0
+    NAMED = "named"
     """The client named it."""
-    BRANCH = 1
+    BRANCH = "branch"
     """Another request's KV matched up to here, and no checkpoint did."""
-    PROMPT_END = 2
+    PROMPT_END = "prompt_end"
     """The last full block of the prompt, or the one before it where only that one serves an exact repeat."""
-    PREAMBLE = 3
+    PREAMBLE = "preamble"
     """The end of the first message: a system prompt and its tools."""
-    SPACED = 4
+    SPACED = "spaced"
     """Spaced over text without marks, each at most twice as deep as the one before."""
-    MESSAGE = 5
+    MESSAGE = "message"
     """The start or end of another message."""
-    TURN_END = 6
+    TURN_END = "turn_end"
     """Crossed while decoding. The last one stands for the end of the turn."""
 
 
@@ -37,10 +37,12 @@ class Plan:
     Attributes:
         prompt: the boundaries inside the prompt, in tokens, ascending, and why each is kept.
         prompt_tokens: the length of the prompt. Boundaries after it are decoding's.
+        origin: kind of the checkpoint from which the request goes on, None if it starts afresh.
     """
 
     prompt: Mapping[int, Kind]
     prompt_tokens: int
+    origin: Kind | None = None
 
     def kind(self, boundary: int) -> Kind | None:
         """Why `boundary` is kept, or None where it is not."""
@@ -53,7 +55,14 @@ class BoundaryPlanner:
     def __init__(self, config: PolicyConfig) -> None:
         self.config = config
 
-    def plan(self, prompt: Sequence[int], restored: int = 0, branch: int = 0, named: Iterable[int] = ()) -> Plan:
+    def plan(
+        self,
+        prompt: Sequence[int],
+        restored: int = 0,
+        branch: int = 0,
+        named: Iterable[int] = (),
+        origin: Kind | None = None,
+    ) -> Plan:
         """Choose the boundaries of a request.
 
         Args:
@@ -62,6 +71,7 @@ class BoundaryPlanner:
             branch: tokens up to which KV of an earlier request matched; 0 if no further than `restored`.
             named: lengths in tokens of the prefixes that the client wants kept. Rounded down to blocks; those outside
                 the prompt are ignored.
+            origin: kind of the checkpoint that is restored, if one is.
 
         Returns:
             A plan with at most `prompt_cap` boundaries in (restored, len(prompt)].
@@ -72,7 +82,7 @@ class BoundaryPlanner:
                 break
             if restored < boundary <= len(prompt):
                 chosen.setdefault(boundary, kind)
-        return Plan(MappingProxyType(dict(sorted(chosen.items()))), len(prompt))
+        return Plan(MappingProxyType(dict(sorted(chosen.items()))), len(prompt), origin)
 
     def _candidates(
         self, prompt: Sequence[int], restored: int, branch: int, named: Iterable[int]

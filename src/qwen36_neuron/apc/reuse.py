@@ -1,0 +1,122 @@
+"""How likely a checkpoint is to be used again, learned from what became of others like it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from enum import Enum
+
+from .boundaries import Kind
+from .keys import Key, Path
+
+
+class Continued(Enum):
+    """What is known of a checkpoint that has been used: how many different blocks were seen to follow it."""
+
+    ONE_WAY = 1
+    """The middle of one sequence, as the turns of a conversation are."""
+    TWO_WAYS = 2
+    MANY_WAYS = 3
+    """A shared beginning."""
+
+
+Trait = Kind | Continued
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Checkpoints that are expected to fare alike.
+
+    Attributes:
+        trait: why it was made while nobody has used it, how it was continued once somebody has.
+        origin: for an unused one, the kind of checkpoint from which the request that made it went on, None if it
+            started afresh: a later turn of a conversation is not like a question under a shared system prompt. For a
+            used one, its own kind.
+    """
+
+    trait: Trait
+    origin: Kind | None
+
+
+EXPECTED: dict[Trait, float] = {
+    Kind.NAMED: 0.9,
+    Kind.BRANCH: 0.8,
+    Kind.PROMPT_END: 0.4,
+    Kind.PREAMBLE: 0.7,
+    Kind.SPACED: 0.05,
+    Kind.MESSAGE: 0.1,
+    Kind.TURN_END: 0.4,
+    Continued.ONE_WAY: 0.15,
+    Continued.TWO_WAYS: 0.8,
+    Continued.MANY_WAYS: 0.9,
+}
+"""Chance of being used again before anything was learned; each counts as one observation."""
+
+FADE = 128
+"""Observations of a group after which all that is known of it counts half, so that a changed load is learned anew."""
+
+
+class ReuseEstimator:
+    """Counts, for each group, checkpoints that were waiting to be used and those that were.
+
+    A use ends one wait and begins the next. Checkpoints without a slot wait too, since a group that is never given one
+    could not show its worth otherwise: a bounded number of prefixes is remembered, the latest to begin their wait.
+
+    Args:
+        memory: prefixes to remember.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._waiting: OrderedDict[Key, Group] = OrderedDict()
+        self._waits: dict[Group | Trait, float] = {}
+        self._uses: dict[Group | Trait, float] = {}
+
+    def probability(self, group: Group) -> float:
+        """Chance that a checkpoint of `group` is used again: the group's record, leaning on that of its trait."""
+        trait = (self._uses.get(group.trait, 0.0) + EXPECTED[group.trait]) / (self._waits.get(group.trait, 0.0) + 1)
+        return (self._uses.get(group, 0.0) + trait) / (self._waits.get(group, 0.0) + 1)
+
+    def waits(self, key: Key, group: Group) -> None:
+        """The prefix `key` begins to wait, as one of `group`."""
+        for record in (group, group.trait):
+            self._waits[record] = self._waits.get(record, 0.0) + 1
+            if self._waits[record] > FADE:
+                self._waits[record] /= 2
+                self._uses[record] = self._uses.get(record, 0.0) / 2
+        self._waiting[key] = group
+        self._waiting.move_to_end(key)
+        if len(self._waiting) > self.memory:
+            self._waiting.popitem(last=False)
+
+    def group(self, key: Key) -> Group | None:
+        """The group in which the prefix is waiting, if it is remembered."""
+        return self._waiting.get(key)
+
+    def used(self, key: Key) -> None:
+        """The prefix was what a request asked for; its wait, if remembered, is over."""
+        if (group := self._waiting.pop(key, None)) is not None:
+            for record in (group, group.trait):
+                self._uses[record] = self._uses.get(record, 0.0) + 1
+
+    def missed(self, path: Path, limit: int, below: int) -> None:
+        """A request with `path` would have used the deepest remembered prefix of `below` + 1 .. `limit` blocks."""
+        for blocks in range(min(limit, len(path)), below, -1):
+            key = path[blocks - 1]
+            if (group := self._waiting.get(key)) is not None:
+                self.used(key)
+                self.waits(key, used_group(group.trait if isinstance(group.trait, Kind) else group.origin, 1))
+                return
+
+    def forget(self, key: Key, kind: Kind) -> None:
+        """An unused prefix of `kind` gave way to a deeper one of its own request: as if it had never waited."""
+        group = self._waiting.get(key)
+        if group is not None and group.trait is kind:
+            del self._waiting[key]
+            for record in (group, group.trait):
+                self._waits[record] = max(self._waits[record] - 1, 0.0)
+
+
+def used_group(kind: Kind | None, ways: int) -> Group:
+    """The group of a checkpoint of `kind` that has been used and was followed by `ways` different blocks."""
+    return Group(Continued(min(max(ways, 1), Continued.MANY_WAYS.value)), kind)
