@@ -1,0 +1,307 @@
+"""The cost model: worked examples by hand, dependencies, schedules, reports, and the interpreter's own speed."""
+
+import json
+import time
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from nki_kernels import profiling
+from nki_kernels.interpreter import profile
+from nki_kernels.interpreter.cost_table import TABLE, Costs
+from nki_kernels.interpreter.footprint import Box, overlap
+
+F32, BF16 = nl.float32, nl.bfloat16
+
+
+def priced(body, *arrays, lnc=None):
+    def kernel(*args):
+        body(*args)
+        return args[0]
+
+    jitted = nki.jit(kernel)
+    return profile(jitted[lnc] if lnc else jitted, *(arrays or (np.zeros((1, 1), np.float32),)))[1]
+
+
+def sb(*shape, dtype=F32):
+    return nl.zeros(shape, dtype=dtype)
+
+
+def op_ns(report, op):
+    return report.ops_us[op] * 1e3
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "cycles"),
+    [((128, 2048), BF16, 512), ((128, 2048), F32, 2048), ((128, 16), BF16, 64), ((1, 2048), BF16, 512)],
+)
+def test_tensor_scalar_in_sbuf(shape, dtype, cycles):
+    report = priced(lambda x: nisa.tensor_scalar(sb(*shape, dtype=dtype), sb(*shape, dtype=dtype), nl.add, 1.0))
+    assert op_ns(report, "tensor_scalar") == pytest.approx(cycles / 0.96)
+
+
+def test_a_strided_operand_costs_twice():
+    report = priced(lambda x: nisa.tensor_scalar(sb(128, 256), sb(128, 256, 8)[:, :, 0], nl.add, 1.0))
+    assert op_ns(report, "tensor_scalar") == pytest.approx(2 * 256 / 0.96)
+
+
+def test_two_inputs_cost_two_cycles_an_element_unless_one_is_in_psum_or_all_are_16_bit():
+    def pair(dtype, psum):
+        def body(x):
+            a = nl.zeros((128, 256), dtype=dtype, buffer=nl.psum if psum else nl.sbuf)
+            nisa.tensor_tensor(sb(128, 256, dtype=dtype), a, sb(128, 256, dtype=dtype), nl.add)
+
+        return op_ns(priced(body), "tensor_tensor") * 0.96
+
+    assert pair(F32, False) == pytest.approx(512)
+    assert pair(F32, True) == pytest.approx(256)
+    assert pair(BF16, False) == pytest.approx(256)
+
+
+@pytest.mark.parametrize(("dtype", "n", "cycles"), [(BF16, 512, 512), (BF16, 1, 64), (F32, 512, 2048), (F32, 1, 256)])
+def test_matmul(dtype, n, cycles):
+    def body(x):
+        acc = nl.ndarray((128, n), dtype=F32, buffer=nl.psum)
+        nisa.nc_matmul(acc, sb(128, 128, dtype=dtype), sb(128, n, dtype=dtype))
+
+    assert op_ns(priced(body), "nc_matmul") == pytest.approx(cycles / 2.4)
+
+
+def test_prefill_matmul_by_hand():
+    # M = 512, K = 512, N = 1024 in bf16: 4 * 4 * 2 matmuls of 512 cycles.
+    def body(x):
+        w, y = sb(128, 4, 512, dtype=BF16), sb(128, 4, 1024, dtype=BF16)
+        for m in range(4):
+            for n in range(2):
+                acc = nl.ndarray((128, 512), dtype=F32, buffer=nl.psum)
+                for k in range(4):
+                    nisa.nc_matmul(acc, w[:, k, m * 128 : m * 128 + 128], y[:, k, n * 512 : n * 512 + 512])
+
+    report = priced(body)
+    assert report.busy_us["tensor"] == pytest.approx(32 * 512 / 2400)
+    assert report.flops == 2 * 512 * 512 * 1024
+
+
+def test_disjoint_array_tiles_overlap():
+    def body(x):
+        w, y = sb(128, 32, dtype=BF16), sb(128, 512, dtype=BF16)
+        acc = nl.ndarray((128, 512), dtype=F32, buffer=nl.psum)
+        for c in range(4):
+            nisa.nc_matmul(acc[nl.ds(32 * c, 32), :], w, y, tile_position=(0, 32 * c), tile_size=(128, 32))
+
+    assert priced(body).busy_us["tensor"] == pytest.approx(512 / 2400)
+
+
+def test_dma_takes_the_engines_of_its_partitions():
+    def load(partitions):
+        x = np.zeros((partitions, 1024), np.float32)
+        return priced(lambda x: nisa.dma_copy(nl.ndarray(x.shape, dtype=F32), x), x)
+
+    full, eighth = load(128), load(8)
+    efficiency = 4096 / (4096 + TABLE["dma_run_bytes"].value)
+    assert full.busy_us["dma"] == pytest.approx(8 * 4096 / 23 / efficiency / 1e3)
+    assert eighth.busy_us["dma"] == pytest.approx(full.busy_us["dma"])
+    assert full.hbm_read == 128 * 4096
+    assert full.hbm_write == 0
+    assert full.time_us >= 1.3 + full.busy_us["dma"]
+
+
+def test_hbm_bounds_what_the_engines_could_move():
+    x = np.zeros((128, 16384), np.float32)
+    report = priced(lambda x: nisa.dma_copy(nl.ndarray(x.shape, dtype=F32), x), x)
+    assert report.roofline_us >= x.nbytes / 362e3
+
+
+def test_dependent_instructions_wait_and_independent_ones_do_not():
+    def chain(x):
+        t = sb(128, 128)
+        for _ in range(10):
+            nisa.tensor_scalar(t, t, nl.add, 1.0)
+
+    def apart(x):
+        for _ in range(10):
+            t = nl.zeros((128, 128), dtype=F32)
+            nisa.tensor_scalar(t, t, nl.add, 1.0)
+
+    a, b = priced(chain), priced(apart)
+    each = 128 / 960
+    assert a.time_us == pytest.approx(11 * each + 10 * 100 / 960)
+    assert a.path_us["wait"] == pytest.approx(10 * 100 / 960)
+    # In program order the fresh zeros sit between, so only the hazard of the pair itself is waited for.
+    assert b.reordered_us < b.time_us
+    assert b.critical_us == pytest.approx(2 * each + 100 / 960)
+
+
+def test_engines_overlap_across_a_semaphore():
+    def body(x):
+        a, b = sb(128, 512), sb(128, 512)
+        nisa.activation(a, nl.exp, a)
+        nisa.tensor_scalar(b, b, nl.add, 1.0)
+
+    report = priced(body)
+    assert report.time_us < report.busy_us["scalar"] + report.busy_us["vector"] + 0.21
+    assert set(report.counts) == {"scalar", "vector"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "want"),
+    [
+        (Box(0, 4, 0, 16, 0, 0, True), Box(0, 4, 16, 32, 0, 0, True), False),
+        (Box(0, 4, 0, 16, 0, 0, True), Box(2, 8, 8, 32, 0, 0, True), True),
+        (Box(0, 4, 0, 60, 8, 4, False), Box(0, 4, 4, 64, 8, 4, False), False),
+        (Box(0, 4, 0, 60, 8, 4, False), Box(0, 4, 2, 62, 8, 4, False), True),
+        (Box(0, 4, 0, 60, 8, 4, False), Box(0, 4, 12, 16, 0, 0, True), False),
+        (Box(0, 4, 0, 60, 8, 4, False), Box(0, 4, 12, 17, 0, 0, True), True),
+    ],
+)
+def test_footprints(a, b, want):
+    assert overlap(a, b) is want
+    assert overlap(b, a) is want
+
+
+def test_interleaved_columns_do_not_depend_on_each_other():
+    def body(x):
+        t = nl.ndarray((128, 64, 2), dtype=F32)
+        nisa.memset(t[:, :, 0], 1.0)
+        nisa.memset(t[:, :, 1], 1.0, engine=nisa.engine.gpsimd)
+
+    report = priced(body)
+    assert report.time_us == pytest.approx(64 / 960)
+
+
+def test_two_cores_meet_at_a_rendezvous():
+    def body(x):
+        me = nl.program_id(0)
+        a, b = sb(128, 64), sb(128, 64)
+        for _ in range(1 + 20 * me):
+            nisa.tensor_scalar(a, a, nl.add, 1.0)
+        nisa.sendrecv(src=a, dst=b, send_to_rank=1 - me, recv_from_rank=1 - me, pipe_id=0)
+        nisa.tensor_scalar(b, b, nl.add, 1.0)
+
+    report = priced(body, lnc=2)
+    slow = next(n for n in report.nodes if n.core == 1 and n.instr.op == "sendrecv")
+    fast = next(n for n in report.nodes if n.core == 0 and n.instr.op == "sendrecv")
+    assert fast.start == pytest.approx(slow.start, abs=300)
+    assert report.time_us > 20 * (64 + 100) / 960 + 1.5
+    assert report.lnc == 2
+
+
+def test_a_schedule_keeps_every_promise():
+    rng = np.random.default_rng(0)
+    tiles_used = 6
+
+    def body(x):
+        tiles = [sb(128, 128) for _ in range(tiles_used)]
+        for _ in range(150):
+            a, b, c = (tiles[i] for i in rng.integers(0, tiles_used, 3))
+            if rng.random() < 0.5:
+                nisa.activation(a, nl.copy, b)
+            else:
+                nisa.tensor_tensor(a, b, c, nl.maximum)
+
+    report = priced(body)
+    last: dict[str, float] = {}
+    for node in report.nodes:
+        for dep, lag in node.deps:
+            assert node.start >= report.nodes[dep].finish + lag - 1e-6
+        engine = node.instr.engine.name
+        assert node.start >= last.get(engine, 0.0) - 1e-6
+        last[engine] = node.finish
+    assert report.critical_us <= report.reordered_us + 1e-9 <= report.time_us + 2e-9
+    assert report.roofline_us <= report.reordered_us + 1e-9
+    assert sum(report.path_us.values()) == pytest.approx(report.time_us)
+
+
+def test_costs_can_be_calibrated():
+    def body(x):
+        nisa.tensor_scalar(sb(128, 960), sb(128, 960), nl.add, 1.0)
+
+    def kernel(x):
+        body(x)
+        return x
+
+    from dataclasses import replace
+
+    slow = profile(nki.jit(kernel), np.zeros((1, 1), np.float32), costs=replace(Costs(), vector_ghz=0.48))[1]
+    assert op_ns(slow, "tensor_scalar") == pytest.approx(2000)
+
+
+def test_every_constant_has_a_source():
+    assert all(c.source and c.unit for c in TABLE.values())
+    assert {k for k, c in TABLE.items() if c.estimate} >= {"semaphore_ns", "dma_run_bytes", "sendrecv_ns"}
+
+
+def _example():
+    @nki.jit
+    def kernel(x):
+        out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+        t = nl.ndarray(x.shape, dtype=x.dtype)
+        nisa.dma_copy(t, x)
+        nisa.activation(t, nl.exp, t)
+        nisa.dma_copy(out, t)
+        return out
+
+    return profiling.Example(kernel, (np.zeros((128, 256), np.float32),), note="128 x 256")
+
+
+def test_the_profile_command_writes_json_timeline_and_plot(tmp_path, monkeypatch):
+    monkeypatch.setitem(profiling.REGISTRY, "exp", _example)
+    shown = CliRunner().invoke(profiling.app, ["profile", "exp", "--out", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert "modelled" in shown.output
+    assert "128 x 256" in shown.output
+    data = json.loads((tmp_path / "exp.json").read_text())
+    assert data["modelled"] is True
+    assert data["busy_us"]["scalar"] == pytest.approx(256 / 1200)
+    events = json.loads((tmp_path / "exp.trace.json").read_text())["traceEvents"]
+    assert [e["name"] for e in events if e["ph"] == "X"] == ["dma_copy", "activation", "dma_copy"]
+    assert all(e["dur"] > 0 for e in events if e["ph"] == "X")
+    assert (tmp_path / "exp.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_unknown_kernel_is_named_with_those_there_are(monkeypatch):
+    monkeypatch.setitem(profiling.REGISTRY, "exp", _example)
+    shown = CliRunner().invoke(profiling.app, ["profile", "nothing"])
+    assert shown.exit_code == 2
+    assert "exp" in shown.output
+
+
+def test_a_name_is_registered_once(monkeypatch):
+    monkeypatch.setitem(profiling.REGISTRY, "exp", _example)
+    with pytest.raises(ValueError, match="already registered"):
+        profiling.register("exp")(_example)
+
+
+def test_constants_are_printed_with_their_sources():
+    shown = CliRunner().invoke(profiling.app, ["constants"])
+    assert shown.exit_code == 0
+    assert "semaphore_ns" in shown.output
+    assert "estimate" in shown.output
+
+
+def test_fast_enough_to_be_used():
+    """As many instructions of as large tiles as a fused prefill of 512 tokens and six heads has, run and priced."""
+
+    def kernel(x):
+        tiles = [sb(128, 128) for _ in range(6)]
+        w = sb(128, 128, dtype=BF16)
+        for i in range(500):
+            t = tiles[i % 6]
+            acc = nl.ndarray((128, 128), dtype=F32, buffer=nl.psum)
+            low = nl.ndarray((128, 128), dtype=BF16)
+            nisa.tensor_copy(low, t)
+            nisa.nc_matmul(acc, w, low)
+            nisa.scalar_tensor_tensor(t, t, nl.multiply, 0.5, nl.add, acc)
+            nisa.activation(low, nl.exp, t, scale=0.01)
+            nisa.tensor_tensor(t, t, low, nl.multiply)
+            nisa.tensor_scalar(t, t, nl.minimum, 1.0)
+        return x
+
+    start = time.process_time()
+    _, report = profile(nki.jit(kernel), np.zeros((1, 1), np.float32))
+    assert report.instructions > 3000
+    assert time.process_time() - start < 10
