@@ -4,6 +4,7 @@ from .context import moves_carry_undefined
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
 from .launch import jit, simulate
+from .races import RaceError
 from .report import Report, cost_table, profile
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "DivergenceError",
     "KernelError",
     "NotSimulatedError",
+    "RaceError",
     "Report",
     "UndefinedReadError",
     "cost_table",

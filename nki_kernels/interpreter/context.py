@@ -1,6 +1,7 @@
 """The core a kernel is running on: allocation, the instruction trace, registers, and who is asking."""
 
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,7 @@ from .dtypes import DType, as_dtype
 from .enums import Engine, MemoryRegion
 from .errors import KernelError, fail
 from .hardware import HW
-from .storage import ON_CHIP, Storage
+from .storage import ON_CHIP, Storage, StorageInfo
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -68,6 +69,8 @@ class Core:
         self.rng = np.random.default_rng(0)
         self.names: set[str] = set()
         self.shared_count = 0
+        self.meetings = 0
+        self.placed: list[weakref.ref[Storage]] = []
 
     def allocate(
         self, shape: Sequence[int], dtype: Any, buffer: MemoryRegion, name: str, address: tuple[int, int] | None
@@ -98,6 +101,7 @@ class Core:
         storage = Storage(dims, kind, buffer, name, self.program_id)
         if address is not None:
             storage.info.base_row, storage.info.address = int(address[0]), int(address[1])
+            self.placed.append(weakref.ref(storage))
         return Tensor.whole(storage)
 
     def _check_on_chip(
@@ -140,8 +144,32 @@ class Core:
             if info.first < 0:
                 info.first = at
             info.last = at
+            if info.address is not None and not info.owns:
+                self._take_over(info)
         self.trace.append(Instr(op, engine, n, reads, writes, attrs, name))
         return at
+
+    def _take_over(self, info: StorageInfo) -> None:
+        """``info`` was written: whatever the kernel placed over the same bytes before is lost."""
+        info.owns = True
+        at = info.address or 0
+        alive = []
+        for ref in self.placed:
+            storage = ref()
+            if storage is None:
+                continue
+            alive.append(ref)
+            other = storage.info
+            if other is info or other.buffer is not info.buffer or other.first < 0 or not other.owns:
+                continue
+            start = other.address or 0
+            low, high = max(at, start), min(at + info.row_bytes, start + other.row_bytes)
+            top = max(info.base_row, other.base_row)
+            bottom = min(info.base_row + info.rows, other.base_row + other.rows)
+            if low < high and top < bottom:
+                other.owns = False
+                storage.forget(top - other.base_row, bottom - other.base_row, low - start, high - start)
+        self.placed = alive
 
     def copy_into(self, dst: "Tensor", value: Any) -> None:
         """``t[...] = value``: a copy by whichever instruction reaches both sides."""

@@ -75,6 +75,7 @@ class Launch:
                 raise _Abort
             if other not in self._posts[at]:
                 raise DivergenceError(str(key[0]), "", f"core {me} waits at {key}, core {other} ended without it")
+        core.meetings += 1
         theirs, value = self._posts[at][other]
         if theirs != key:
             raise DivergenceError(str(key[0]), "", f"core {me} is at {key}, core {other} at {theirs}")

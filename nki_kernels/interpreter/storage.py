@@ -23,11 +23,12 @@ class StorageInfo:
         base_row: First partition, from ``address``.
         address: Byte offset in the partition, if the kernel chose it.
         core: Core that allocated it (-1: visible to both).
+        owns: Its address has not been written through another tensor since it was last written.
         first, last: Positions in the core's trace of the first and last instruction that touched it; -1 if none.
     """
 
     __slots__ = (
-        "address", "base_row", "buffer", "core", "first", "last", "name", "row_bytes", "rows", "uid",
+        "address", "base_row", "buffer", "core", "first", "last", "name", "owns", "row_bytes", "rows", "uid",
     )  # fmt: skip
 
     def __init__(self, buffer: MemoryRegion, name: str, rows: int, row_bytes: int, core: int) -> None:
@@ -41,6 +42,7 @@ class StorageInfo:
         self.core = core
         self.first = -1
         self.last = -1
+        self.owns = False
 
 
 class Storage:
@@ -49,10 +51,11 @@ class Storage:
     Attributes:
         raw: uint8 [nbytes], row-major; on chip a row is a partition.
         defined: bool per unit of ``unit`` bytes, or None when every element has been written.
+        writer: Shared HBM on two cores only: who wrote each element and when (see ``races``).
         matmul_written: PSUM only: bool per element that a matmul has written since anything else did.
     """
 
-    __slots__ = ("defined", "dtype", "info", "matmul_written", "raw", "shape", "unit")
+    __slots__ = ("__weakref__", "defined", "dtype", "info", "matmul_written", "raw", "shape", "unit", "writer")
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Storage:
         self.info = StorageInfo(buffer, name, rows, nbytes // rows if rows else 0, core)
         self.unit = dtype.itemsize
         self.matmul_written: np.ndarray | None = None
+        self.writer: np.ndarray | None = None
         self.defined: np.ndarray | None
         if data is None:
             self.raw = np.empty(nbytes, dtype=np.uint8)
@@ -80,6 +84,13 @@ class Storage:
         else:
             self.raw = np.array(data, order="C").reshape(-1).view(np.uint8)
             self.defined = None
+
+    def forget(self, row0: int, row1: int, byte0: int, byte1: int) -> None:
+        """Make a rectangle of rows and bytes undefined: other data has taken its place."""
+        if self.defined is None:
+            self.defined = np.ones(self.raw.size // self.unit, dtype=np.bool_)
+        mask = self.defined.reshape(self.info.rows, -1)
+        mask[row0:row1, byte0 // self.unit : -(-byte1 // self.unit)] = False
 
     def split_units(self, itemsize: int) -> None:
         """Make the record of written elements fine enough for elements of ``itemsize`` bytes."""

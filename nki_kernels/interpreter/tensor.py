@@ -10,6 +10,7 @@ from .dtypes import DType, as_dtype
 from .enums import MemoryRegion
 from .errors import UndefinedReadError, fail
 from .storage import ON_CHIP, Storage, StorageInfo
+from .views import ViewMethods
 
 Access = tuple[StorageInfo, DType, int, tuple[int, ...], tuple[int, ...]]
 PMAX = 128
@@ -25,7 +26,7 @@ class DynSlice:
         self.size = size
 
 
-class Tensor:
+class Tensor(ViewMethods):
     """A view. Element (i0, i1 ...) is element ``offset + sum(strides[k] * i_k)`` of the storage.
 
     Attributes:

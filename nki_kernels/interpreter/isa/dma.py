@@ -10,6 +10,7 @@ from ..enums import DgeMode, Engine, MemoryRegion, OobMode, require_enum
 from ..errors import fail
 from ..hardware import HW
 from ..operands import check_not_packed
+from ..races import check_read, note_write
 from ..tensor import Access, Tensor
 
 _AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}
@@ -120,15 +121,21 @@ def dma_copy(
             into.append(t.access())
         else:
             into.append(t.access())
+    core = context.current(ins)
+    shared = core.num_programs == 2
     if indirect:
         _indirect_copy(ins, dst, src, skip)
     else:
+        if shared and src.storage.info.core < 0:
+            check_read(core, ins, "src", src)
         if src.storage.defined is not None:
             src.check_defined(ins, "src")
         _store(dst, _cast(ins, src.array, src, dst))
+        if shared and dst.storage.info.core < 0:
+            note_write(core, dst)
     if queue is Engine.unknown:
         queue = Engine.gpsimd if indirect or mode is DgeMode.swdge else Engine.sync
-    context.current(ins).record(
+    core.record(
         ins, queue, dst.size, tuple(reads), tuple(writes),
         {"dge": mode.name, "indirect": indirect, "bytes": dst.size * dst.dtype.itemsize}, name,
     )  # fmt: skip

@@ -325,12 +325,15 @@ def nc_stream_shuffle(dst: Tensor, src: Tensor, shuffle_mask: Any, name: str | N
     source = src.array.reshape(src.P, src.N)
     known = _known_rows(src)
     rows = [p for p in range(dst.P) if mask[p % 32] != 255]
+    lost: list[int] = []
     taken = [p // 32 * 32 + mask[p % 32] for p in rows]
     for p, at in zip(rows, taken, strict=True):
         if at >= src.P:
             fail(ins, "shuffle_mask", f"partition {p} takes partition {at}, src has {src.P}")
         if known is not None and not known[at]:
-            src[at : at + 1].check_defined(ins, "src")
+            if not context.undefined_may_move():
+                src[at : at + 1].check_defined(ins, "src")
+            lost.append(p)
     if rows:
         dst.array[rows] = source[taken].reshape(len(rows), *dst.shape[1:])
     if len(rows) == dst.P:
@@ -338,6 +341,8 @@ def nc_stream_shuffle(dst: Tensor, src: Tensor, shuffle_mask: Any, name: str | N
     elif dst.storage.defined is not None:
         for p in rows:
             dst[p : p + 1].mark_defined()
+    for p in lost:
+        dst[p : p + 1].set_defined(np.zeros((1, dst.N), dtype=np.bool_))
     context.current(ins).record(ins, _V, dst.N, (src.access(),), (dst.access(),), {}, name)
 
 
