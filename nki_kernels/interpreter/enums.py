@@ -1,6 +1,6 @@
 """Enumerations of ``nki.isa``. They are not integers: the compiler refuses a raw int in their place."""
 
-from enum import Enum
+from enum import Enum, IntEnum
 from typing import TypeVar
 
 from .errors import fail
@@ -51,8 +51,8 @@ class MatmulPerfMode(Enum):
     double_row = "double_row"
 
 
-class NcVersion(Enum):
-    """NeuronCore generations: gen3 is Trainium2."""
+class NcVersion(IntEnum):
+    """NeuronCore generations: gen3 is Trainium2. Ordered: later compilers compare them (0.3 takes only ==)."""
 
     gen2 = 2
     gen3 = 3

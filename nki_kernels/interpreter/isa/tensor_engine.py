@@ -129,6 +129,11 @@ def _check_tile(
     ins: str, dst: Tensor, stationary: Tensor, position: tuple[int, ...], size: tuple[int, ...], k: int, m: int
 ) -> None:
     if not size and not position:
+        if dst.start_partition != 0:
+            fail(
+                ins, "dst",
+                f"starts at partition {dst.start_partition}; without tile_position the product lands at partition 0",
+            )  # fmt: skip
         return
     if len(size) != 2 or len(position) != 2:
         fail(ins, "tile_size", f"tile_position {position} and tile_size {size} are both (row, column) pairs")

@@ -347,3 +347,42 @@ def test_stream_shuffle_broadcast():
 
     x = data(1, 1, 40)
     same(nki.jit(entry)(x), np.tile(x, (100, 1)), 0)
+
+
+@pytest.mark.parametrize(("lnc", "rows", "vocab", "k"), [(1, 4, 2048, 16), (2, 6, 3000, 20)])
+def test_rotational_topk(lnc, rows, vocab, k):
+    pytest.importorskip("scipy")
+    kernel, prepare, cleanup, base, make = take(
+        "core.topk.rotational_topk",
+        "rotational_topk", "prepare_rotational_constants", "cleanup_rotational_constants", "create_topk_config",
+        "create_rotational_topk_config",
+    )  # fmt: skip
+    ref = take("core.topk.torch_ref", "topk_torch_ref")
+    x = data(1, rows, vocab)
+    plain = base(inp_shape=(rows, 1, vocab), inp_dtype=np.dtype(np.float32), k=k, sorted=True, num_programs=lnc)
+    config = prepare(make(inp_shape=x.shape, topk_config=plain))
+    try:
+        values, places = at(kernel, lnc)(x, config)
+    finally:
+        cleanup()
+    values, places = np.asarray(values).reshape(rows, k), np.asarray(places).reshape(rows, k)
+    same(values, ref(t(x), config)["topk_values"], 0)
+    np.testing.assert_array_equal(np.take_along_axis(x, places.astype(int), axis=1), values)
+
+
+@pytest.mark.parametrize(("start", "to", "count"), [(0, 64, 40), (37, 5, 50), (96, 3, 32)])
+def test_cross_partition_copy(start, to, count):
+    copy = take("core.utils.cross_partition_copy", "cross_partition_copy")
+
+    def entry(x):
+        out = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+        a, b = nl.ndarray(x.shape, dtype=x.dtype), nl.zeros(x.shape, dtype=x.dtype)
+        nisa.dma_copy(a, x)
+        copy(a, b, start, to, count, x.shape[1])
+        nisa.dma_copy(out, b)
+        return out
+
+    x = data(1, 128, 24)
+    want = np.zeros_like(x)
+    want[to : to + count] = x[start : start + count]
+    same(nki.jit(entry)(x), want, 0)

@@ -192,6 +192,10 @@ CASES: dict[str, tuple[Callable, str]] = {
         lambda x: nisa.nc_matmul(ps(8, 8), sb(4, 8), sb(4, 8), tile_position=(0, 32), tile_size=(128, 32)),
         r"nc_matmul.*'dst'.*tile's column 32",
     ),
+    "product at another partition without a tile": (
+        lambda x: nisa.nc_matmul(ps(64, 8)[32:40, :], sb(4, 8), sb(4, 8)),
+        r"nc_matmul.*'dst'.*without tile_position",
+    ),
     "transpose of a type": (
         lambda x: nisa.nc_transpose(ps(8, 4), sb(4, 8, dtype=BF16)),
         r"nc_transpose.*'dst'.*keeps the type",
