@@ -6,7 +6,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from . import dtypes, isa, language, launch
+from . import dtypes, elementwise, isa, language, launch
 from .alu import OPS
 from .enums import MemoryRegion
 from .errors import NotSimulatedError
@@ -27,6 +27,7 @@ class TensorType:
 
 def _language() -> dict[str, Any]:
     names: dict[str, Any] = {str(d): d for d in dtypes.ALL}
+    names |= elementwise.FUNCTIONS
     names |= OPS
     names |= {
         "ndarray": Tensor, "tensor": Tensor, "NkiTensor": Tensor, "tile_size": TileSize, "dtype": dtypes.DType,
@@ -36,12 +37,12 @@ def _language() -> dict[str, Any]:
         "dynamic_range": dynamic_range, "fori_loop": fori_loop, "while_loop": while_loop, "VirtualRegister": Register,
         "affine_range": language.static_range, "sequential_range": language.static_range,
         "static_range": language.static_range, "range": language.static_range, "bool": dtypes.bool_,
-        "sum": language.sum_, "max": language.max_, "min": language.min_, "fp32": SimpleNamespace(min=FP32_MIN),
+        "fp32": SimpleNamespace(min=FP32_MIN),
     }  # fmt: skip
     for name in (
         "zeros", "ones", "full", "zeros_like", "empty_like", "shared_constant", "shared_identity_matrix", "ds",
         "program_id", "num_programs", "program_ndim", "no_reorder", "device_print", "load", "store", "is_hbm",
-        "is_sbuf", "is_psum", "is_on_chip", "negative", "prod", "mean", "matmul", "transpose", "where", "softmax",
+        "is_sbuf", "is_psum", "is_on_chip", "load_transpose2d",
     ):  # fmt: skip
         names[name] = getattr(language, name)
     return names

@@ -2,15 +2,15 @@
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from . import context, isa
+from . import context, elementwise, isa
 from .alu import OPS, Op
-from .dtypes import as_dtype, float32, uint8
+from .dtypes import as_dtype, uint8
 from .enums import MemoryRegion
 from .errors import fail
 from .storage import Storage
@@ -155,6 +155,17 @@ def load(src: Tensor, dtype: Any = None) -> Tensor:
     return t
 
 
+def load_transpose2d(src: Tensor, dtype: Any = None) -> Tensor:
+    """HBM [m, n] to a new SBUF tensor [n, m]."""
+    t = context.current("load_transpose2d").allocate((src.shape[1], src.shape[0]), src.dtype, _SBUF, "", None)
+    isa.dma_transpose(t, src)
+    if dtype is None or as_dtype(dtype) is t.dtype:
+        return t
+    out = elementwise.new(t, dtype)
+    isa.tensor_copy(out, t)
+    return out
+
+
 def store(dst: Tensor, value: Tensor) -> None:
     """SBUF to HBM."""
     isa.dma_copy(dst, value)
@@ -180,16 +191,12 @@ def is_on_chip(b: Any) -> bool:
     return is_sbuf(b) or is_psum(b)
 
 
-# ---- functions that allocate their own result
-def _new(like: Tensor, dtype: Any, shape: Sequence[int] | None = None) -> Tensor:
-    return context.current("nl").allocate(shape or like.shape, dtype or like.dtype, _SBUF, "", None)
-
-
+# ---- operators as functions
 def _binary(op: Op) -> Any:
     def call(x: Any, y: Any, dtype: Any = None) -> Tensor:
         if not isinstance(x, Tensor) or (isinstance(y, Tensor) and y.shape != x.shape):
             fail(f"nl.{op.name}", "x", "two tensors of one shape, or a tensor and a scalar; nothing broadcasts")
-        out = _new(x, dtype)
+        out = elementwise.new(x, dtype)
         if isinstance(y, Tensor):
             isa.tensor_tensor(out, x, y, op)
         else:
@@ -201,7 +208,7 @@ def _binary(op: Op) -> Any:
 
 def _unary(op: Op) -> Any:
     def call(x: Tensor, dtype: Any = None) -> Tensor:
-        out = _new(x, dtype)
+        out = elementwise.new(x, dtype)
         if op.name == "copy":
             isa.tensor_copy(out, x)
         elif op.act is not None:
@@ -217,70 +224,10 @@ def _install_wrappers() -> None:
     for op in OPS.values():
         if op.name in ("average", "bypass", "prelu"):
             continue
+        if op.name == "sin":
+            op.wrapper = elementwise.sin
+            continue
         op.wrapper = _unary(op) if op.act is not None or op.unary else _binary(op)
 
 
 _install_wrappers()
-
-
-def negative(x: Tensor, dtype: Any = None) -> Tensor:
-    """-x."""
-    out = _new(x, dtype)
-    isa.tensor_scalar(out, x, OPS["multiply"], -1.0)
-    return out
-
-
-def _reduced(name: str) -> Any:
-    def call(x: Tensor, axis: Any, dtype: Any = None, keepdims: bool = False) -> Tensor:
-        axes = {a % len(x.shape) for a in (axis if isinstance(axis, (tuple, list)) else (axis,))}
-        shape = [1 if i in axes else s for i, s in enumerate(x.shape) if keepdims or i not in axes]
-        out = _new(x, dtype, tuple(shape) if len(shape) > 1 else (shape[0], 1))
-        isa.tensor_reduce(out, OPS[name], x, tuple(sorted(axes)))
-        return out
-
-    return call
-
-
-sum_, max_, min_, prod = (_reduced(n) for n in ("add", "maximum", "minimum", "multiply"))
-
-
-def mean(x: Tensor, axis: Any, dtype: Any = None, keepdims: bool = False) -> Tensor:
-    """Mean over trailing free axes."""
-    total = sum_(x, axis, dtype=dtype, keepdims=keepdims)
-    count = x.size // total.size
-    isa.tensor_scalar(total, total, OPS["multiply"], 1.0 / count)
-    return total
-
-
-def matmul(x: Tensor, y: Tensor, transpose_x: bool = False) -> Tensor:
-    """``x.T @ y`` into a new PSUM tensor; only ``transpose_x=True`` is supported, as on the device."""
-    if not transpose_x:
-        fail("nl.matmul", "transpose_x", "must be True")
-    out = context.current("nl").allocate((x.shape[1], y.shape[1]), float32, MemoryRegion.psum, "", None)
-    isa.nc_matmul(out, x, y)
-    return out
-
-
-def transpose(x: Tensor) -> Tensor:
-    """x.T into a new PSUM tensor."""
-    out = context.current("nl").allocate((x.shape[1], x.shape[0]), x.dtype, MemoryRegion.psum, "", None)
-    isa.nc_transpose(out, x)
-    return out
-
-
-def where(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """x where the condition is not zero, else y."""
-    out = _new(x, None)
-    isa.tensor_copy(out, y)
-    isa.tensor_copy_predicated(out, x, condition)
-    return out
-
-
-def softmax(x: Tensor, axis: Any = -1, dtype: Any = None) -> Tensor:
-    """Softmax over the last axis of a [P, N] tile."""
-    top, total, out = _new(x, float32, (x.shape[0], 1)), _new(x, float32, (x.shape[0], 1)), _new(x, dtype)
-    isa.tensor_reduce(top, OPS["maximum"], x, len(x.shape) - 1, negate=True)
-    isa.activation_reduce(out, OPS["exp"], x, OPS["add"], total, bias=top)
-    isa.reciprocal(total, total)
-    isa.tensor_scalar(out, out, OPS["multiply"], total)
-    return out

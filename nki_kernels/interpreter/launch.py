@@ -176,6 +176,10 @@ class Kernel:
             raise KernelError(self.func.__name__, "", f"kernel[lnc] takes 1 or 2, not {lnc!r}")
         return BoundKernel(self, int(lnc))
 
+    def with_schedule(self, schedule: Any) -> "Kernel":
+        """Scheduling hints change no result; the kernel itself."""
+        return self
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if context.core_or_none() is not None:
             return self.func(*args, **kwargs)

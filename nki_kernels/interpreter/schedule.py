@@ -4,7 +4,9 @@ Model. An engine runs one instruction at a time (TensorE: one per 32x32 cell of 
 cells overlap). An instruction starts when its engine is free and every producer has finished, plus ``dependent_cycles``
 if the producer ran on the same engine (not between TensorE instructions) or a semaphore hop if on another. A DMA starts
 ``dma_start_ns`` after its producers, takes the DMA engines of the partitions it touches, fills gaps between other
-transfers, and shares HBM bandwidth; its consumers wait for its completion only.
+transfers, and shares HBM bandwidth; its consumers wait for its completion only. A DMA with descriptors made by hardware
+or GpSimd holds its trigger queue, in order; one with static descriptors (any whose addresses are known before the
+launch, unless the kernel asks otherwise) holds none.
 """
 
 import bisect
@@ -144,6 +146,8 @@ class Placer:
 
     def engine_free(self, node: Node) -> tuple[float, int]:
         """(when the node's engine can take it, node that holds it until then)."""
+        if node.transfer is not None and node.ns == 0:
+            return 0.0, -1
         key = (node.core, node.instr.engine)
         at, who = self.free.get(key, 0.0), self.holder.get(key, -1)
         if node.instr.engine is Engine.tensor:
@@ -160,7 +164,9 @@ class Placer:
         start = max(ready, free)
         node.held_by, node.held_by_engine = (who, True) if free > ready else (cause, False)
         node.start, node.finish = start, start + node.ns
-        if node.instr.engine is Engine.tensor:
+        if node.transfer is not None and node.ns == 0:
+            pass
+        elif node.instr.engine is Engine.tensor:
             self.free[key], self.holder[key] = start, index
             for cell in cells(node.instr):
                 self.cells[node.core][cell] = node.finish

@@ -133,6 +133,9 @@ def dma_copy(
         _store(dst, _cast(ins, src.array, src, dst))
         if shared and dst.storage.info.core < 0:
             note_write(core, dst)
+    if dynamic and mode is DgeMode.unknown:
+        # Its address is known only at run time, so static descriptors are out.
+        mode = DgeMode.hwdge if src.dtype is dst.dtype else DgeMode.swdge
     if queue is Engine.unknown:
         queue = Engine.gpsimd if indirect or mode is DgeMode.swdge else Engine.sync
     core.record(

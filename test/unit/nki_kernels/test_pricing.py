@@ -110,6 +110,26 @@ def test_dma_takes_the_engines_of_its_partitions():
     assert full.time_us >= 1.3 + full.busy_us["dma"]
 
 
+def test_a_store_that_waits_does_not_hold_up_later_loads_unless_hardware_triggers_it():
+    def time_of(mode):
+        x = np.zeros((256, 512), np.float32)
+
+        def body(x):
+            t, u = sb(128, 512), nl.ndarray((128, 512), dtype=F32)
+            for _ in range(20):
+                nisa.activation(t, nl.exp, t)
+            nisa.dma_copy(x[0:128, :], t, dge_mode=mode)
+            nisa.dma_copy(u, x[128:256, :], dge_mode=mode)
+
+        report = priced(body, x)
+        return [n.finish / 1e3 for n in report.nodes if n.instr.op == "dma_copy"]
+
+    stored, loaded = time_of(nisa.dge_mode.unknown)
+    assert loaded < 4 < stored
+    stored, loaded = time_of(nisa.dge_mode.hwdge)
+    assert loaded > 4
+
+
 def test_hbm_bounds_what_the_engines_could_move():
     x = np.zeros((128, 16384), np.float32)
     report = priced(lambda x: nisa.dma_copy(nl.ndarray(x.shape, dtype=F32), x), x)
