@@ -138,17 +138,24 @@ def _load(path: Path, source: str | None = None) -> _Module:
     return _Module(path, functions, imported, aliases)
 
 
-def _relative(path: Path, module: str, name: str) -> Path | None:
-    """File of a relatively imported name, if it is one of the package's."""
+def _file_of(path: Path, module: str, name: str) -> Path | None:
+    """File that defines ``name`` of ``module``, or is the module ``name``, if it belongs to ``path``'s package."""
     level = len(module) - len(module.lstrip("."))
-    if level == 0:
-        return None
+    parts = [p for p in module.lstrip(".").split(".") if p]
     folder = path.parent
+    if level == 0:
+        while folder.name != (parts[0] if parts else "") and folder.parent != folder:
+            folder = folder.parent
+        if not parts or folder.name != parts[0]:
+            return None
+        parts = parts[1:]
     for _ in range(level - 1):
         folder = folder.parent
-    parts = module.lstrip(".").split(".") if module.lstrip(".") else [name]
+    as_module = folder.joinpath(*parts, name).with_suffix(".py")
+    if as_module.is_file():
+        return as_module
     for found in (folder.joinpath(*parts).with_suffix(".py"), folder.joinpath(*parts) / "__init__.py"):
-        if found.is_file():
+        if found.is_file() and parts:
             return found
     return None
 
@@ -228,10 +235,9 @@ class _Checker(ast.NodeVisitor):
         name = ast.unparse(node.func)
         root, _, leaf = name.partition(".")
         last = name.rpartition(".")[2]
-        if isinstance(node.func, ast.Name):
-            self.called.add(name)
-            if name in _REFUSED_CALLS:
-                self.found(node, f"{name}() is not a function of the compiler")
+        self.called.add(name)
+        if name in _REFUSED_CALLS:
+            self.found(node, f"{name}() is not a function of the compiler")
         full = self.module.aliases.get(root, root)
         if leaf and full.split(".")[0] in _HOST_MODULES:
             self.found(node, f"{name}: {full.split('.')[0]} on the host cannot run inside a kernel")
@@ -302,13 +308,14 @@ def check_file(path: str | Path, source: str | None = None, entries: tuple[str, 
         checker.run()
         out += checker.findings
         for name in sorted(checker.called):
+            root, _, leaf = name.partition(".")
             target: tuple[_Module, str] | None = None
             if name in module.functions:
                 target = (module, name)
-            elif name in module.imported:
-                found = _relative(module.path, *module.imported[name])
+            elif root in module.imported and "." not in leaf:
+                found = _file_of(module.path, *module.imported[root])
                 if found is not None:
-                    target = (load(found), module.imported[name][1])
+                    target = (load(found), leaf or module.imported[root][1])
             if target is None or target[1] not in target[0].functions or (target[0].path, target[1]) in seen:
                 continue
             seen.add((target[0].path, target[1]))

@@ -85,6 +85,25 @@ def test_functions_that_a_kernel_calls_are_checked_and_others_are_not():
     assert findings("y = helper(x)", before=before) == ["list comprehension: write a loop"]
 
 
+@pytest.mark.parametrize(
+    ("import_line", "call"),
+    [
+        ("from .parts import helper", "helper(x)"),
+        ("from . import parts", "parts.helper(x)"),
+        ("from . import parts as p", "p.helper(x)"),
+        ("from pack.parts import helper as h", "h(x)"),
+        ("from pack import parts", "parts.helper(x)"),
+    ],
+)
+def test_functions_of_the_same_package_are_checked(tmp_path, import_line, call):
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    (folder / "parts.py").write_text("def helper(x):\n    return [i for i in x]\n")
+    (folder / "kernel.py").write_text(f"import nki\n{import_line}\n\n@nki.jit\ndef kernel(x):\n    return {call}\n")
+    found = check_file(folder / "kernel.py")
+    assert [(Path(f.path).name, f.line, f.function) for f in found] == [("parts.py", 2, "helper")]
+
+
 def test_accepted():
     body = """
 assert n > 0, f"n is {n}"
