@@ -62,6 +62,9 @@ class Qwen36NeuronConfig(NeuronConfig):
             options = NeuronOptions.from_json(options)
         self.qwen36: dict[str, Any] = options.to_json()  # plain, because NxDI writes this object to JSON
         settings.pop("qwen36", None)
+        for name, (value, reason) in UNSUPPORTED.items():
+            if settings.get(name, value) != value:
+                raise ConfigError(name, settings[name], reason, f"Leave it at {value!r}")
         derived: dict[str, Any] = {
             "batch_size": options.num_lanes,
             "max_batch_size": options.num_lanes,
@@ -82,11 +85,8 @@ class Qwen36NeuronConfig(NeuronConfig):
             "output_logits": True,
             "overrides_torch_dtype": True,
         }
-        fixed = {name: settings.get(name, value) for name, (value, _) in UNSUPPORTED.items()}
+        fixed = {name: value for name, (value, _) in UNSUPPORTED.items()}
         super().__init__(**{**settings, **derived, **fixed})
-        for name, (value, reason) in UNSUPPORTED.items():
-            if getattr(self, name) != value:
-                raise ConfigError(name, getattr(self, name), reason, f"Leave it at {value!r}")
 
     @property
     def options(self) -> NeuronOptions:

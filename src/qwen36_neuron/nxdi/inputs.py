@@ -104,7 +104,7 @@ def decode_inputs(rows: Sequence[Row], batch: int, bucket: int, commits: int, nu
 
 def prefill_pieces(row: Row, buckets: Buckets, commits: int) -> list[Row]:
     """The row cut, at block boundaries, into pieces that each fit a bucket and take `commits` checkpoints at most."""
-    pieces = []
+    pieces: list[Row] = []
     while True:
         bucket = buckets.prefill_for(row.start, len(row.tokens))
         end = min(row.end, row.start - row.start % BLOCK_SIZE + bucket.active)

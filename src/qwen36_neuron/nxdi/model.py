@@ -46,6 +46,7 @@ class NeuronQwen36Model(NeuronBaseModel):
 
     def init_inference_optimization(self, config: Qwen36InferenceConfig) -> None:
         self.kv_mgr = HybridCacheManager(config.neuron_config.options.cache_spec(config.model_config))
+        self.requires_grad_(False)  # NxD's layers ask for gradients, and intermediates are written in place
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
         """Run one graph.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from neuronx_distributed_inference.utils import constants
-
 from .application import NeuronQwen36ForCausalLM
 
 MODEL_TYPE = "qwen3_5"
 
 
 def register() -> None:
-    """Add the model to NxDI's table of model types. Nothing of NxDI is changed; calling it again does nothing."""
+    """Add the model to NxDI's table of model types. Nothing of NxDI is changed; calling it again does nothing.
+
+    Raises:
+        ImportError: the table cannot be imported. It imports every model of NxDI, some of which need transformers 4.
+    """
+    from neuronx_distributed_inference.utils import constants
+
     constants.MODEL_TYPES.setdefault(MODEL_TYPE, {"causal-lm": NeuronQwen36ForCausalLM})

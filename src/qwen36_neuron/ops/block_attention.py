@@ -1,8 +1,8 @@
 """Grouped-query attention over paged keys and values with shapes fixed beforehand: what a compiled graph runs.
 
-A graph cannot read a row where it is, as `paged_attention` does on CPU. It gathers whole blocks by table, up to the size
-it was compiled for, and masks what a row does not hold. The cache of a layer is [blocks, BLOCK_SIZE, kv_heads, head_dim];
-nothing is written in place: new caches are returned, for the graph to alias with the old ones.
+A graph cannot read a row where it is, as `paged_attention` does on CPU. It gathers whole blocks by table, up to the
+size it was compiled for, and masks what a row does not hold. The cache of a layer is [blocks, BLOCK_SIZE, kv_heads,
+head_dim]. Nothing is written in place: new caches are returned, for the graph to alias with the old ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def offset_of(position: torch.Tensor) -> torch.Tensor:
 
 
 def gather_blocks(cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """The tokens of `table`'s blocks in order: int [batch, blocks] -> [batch, blocks * BLOCK_SIZE, kv_heads, head_dim]."""
+    """Tokens of the blocks of `table`, int [batch, blocks]: [batch, blocks * BLOCK_SIZE, kv_heads, head_dim]."""
     batch, blocks = table.shape
     return cache.index_select(0, table.reshape(-1)).view(batch, blocks * BLOCK_SIZE, *cache.shape[2:])
 

@@ -151,7 +151,7 @@ def gated_delta_rule_boundaries(
     Args:
         q, k, v, g, beta, state: as in `gated_delta_rule_chunked`, batch 1, tokens a multiple of BLOCK_SIZE.
     Returns:
-        (o [1, tokens, value_heads, dv] fp32, states [chunks, value_heads, dk, dv] fp32; the last one is the final state).
+        (o [1, tokens, value_heads, dv] fp32, states [chunks, value_heads, dk, dv] fp32, of which the last is final).
     """
     chunks = k.shape[1] // BLOCK_SIZE
     states = state.new_empty(chunks, *state.shape[1:])

@@ -33,15 +33,31 @@ __all__ = [
 ]
 
 
+NEURON_PACKAGES = ("neuronx_distributed", "neuronx_distributed_inference", "torch_neuronx", "torch_xla", "nki")
+"""What device=neuron needs, and what a machine without a Neuron image lacks."""
+
+
 def open_runtime(config: RuntimeConfig) -> Runtime:
     """Load a checkpoint onto its device.
 
     Raises:
         ConfigError: the configuration cannot run here.
         CheckpointError: the checkpoint does not hold what the model needs.
+        DeviceError: the device could not be loaded.
     """
     if config.device == "cpu":
         from .cpu import CpuRuntime  # imported on use: reading a configuration must not load a model's code
 
         return CpuRuntime(config)
-    raise ConfigError("device", config.device, "this version has no Neuron runtime", "Use device=cpu")
+    try:
+        from .neuron import NeuronRuntime
+    except ModuleNotFoundError as error:
+        if not any(error.name == name or str(error.name).startswith(f"{name}.") for name in NEURON_PACKAGES):
+            raise
+        raise ConfigError(
+            "device",
+            config.device,
+            f"the package {error.name} of AWS's Neuron SDK is not installed",
+            "Use a Neuron image of AWS, or device=cpu",
+        ) from error
+    return NeuronRuntime.open(config)

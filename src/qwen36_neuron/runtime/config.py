@@ -29,6 +29,7 @@ class RuntimeConfig:
         num_slots: checkpoint slots, 0 for none.
         tp_degree: tensor-parallel ranks; 1 on CPU.
         kernels: on CPU, the torch operations or the NKI kernels in the interpreter.
+        artifact: on a Neuron device, the folder of compiled graphs.
     """
 
     model: Path
@@ -41,6 +42,7 @@ class RuntimeConfig:
     num_slots: int = 0
     tp_degree: int = 1
     kernels: Kernels = "torch"
+    artifact: Path | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (("device", Device), ("dtype", DType), ("kernels", Kernels)):

@@ -1,0 +1,165 @@
+"""The Neuron runtime: the step contract on top of the compiled NxDI application."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..errors import ConfigError
+from ..nxdi.application import NeuronQwen36ForCausalLM
+from ..nxdi.config import Qwen36InferenceConfig
+from ..nxdi.inputs import split
+from ..nxdi.options import NeuronOptions
+from .config import RuntimeConfig
+from .device_thread import DeviceThread
+from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
+
+STEP_TIMEOUT = 120.0
+"""Seconds for one step; the longest is a whole step of context encoding at the longest prefix."""
+
+START_TIMEOUT = 1800.0
+"""Seconds to load all graphs and weights, and for the first run of all graphs."""
+
+Answer = tuple[torch.Tensor, torch.Tensor]
+
+
+class NeuronRuntime:
+    """All ranks of one device. Rows of one token run as one call, longer rows one after the other.
+
+    Lanes, slots and blocks are those of the step: which memory a call reads and writes is in its inputs, and a row that
+    starts a sequence reads zeros, so nothing has to be cleared between sequences.
+    """
+
+    def __init__(self, config: RuntimeConfig, app: NeuronQwen36ForCausalLM, step_timeout: float = STEP_TIMEOUT) -> None:
+        """Drive an application that has been loaded.
+
+        Raises:
+            ConfigError: the artifact was compiled for other sizes than `config` asks for.
+        """
+        check_artifact(config, app.options)
+        self.app = app
+        self.step_timeout = step_timeout
+        self._capacity = Capacity(
+            config.num_blocks, config.num_lanes, config.num_slots, config.max_model_len, config.max_step_tokens
+        )
+        self._vocab_size: int = app.config.vocab_size
+        self._checker = StepChecker(self._capacity, self._vocab_size)
+        self._thread = DeviceThread()
+
+    @classmethod
+    def open(cls, config: RuntimeConfig) -> NeuronRuntime:
+        """Load the artifact and the weights onto the device.
+
+        Raises:
+            ConfigError: there is no artifact, or it was compiled for something else.
+            DeviceError: loading failed.
+        """
+        if config.artifact is None or not (config.artifact / "model.pt").is_file():
+            raise ConfigError(
+                "artifact", config.artifact, "is not a folder of compiled graphs", "Compile the model for Neuron first"
+            )
+        inference_config = Qwen36InferenceConfig.load(str(config.artifact))
+        check_artifact(config, inference_config.neuron_config.options)
+        app = NeuronQwen36ForCausalLM(str(config.model), inference_config)
+        runtime = cls(config, app)
+        runtime._thread.call(
+            lambda: app.load(str(config.artifact), skip_warmup=True), timeout=START_TIMEOUT, what="loading"
+        )
+        return runtime
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @property
+    def vocab_size(self) -> int:
+        return self._vocab_size
+
+    def warm_up(self) -> None:
+        """Run every graph once, on scratch memory alone."""
+        for model in self.app.models:
+            for example, bucket in zip(model.input_generator(), model.neuron_config.buckets, strict=True):
+                what = f"the first run of {model.tag} {bucket}"
+                self._thread.call(model.model, *example, timeout=START_TIMEOUT, what=what)
+
+    def run(self, step: Step) -> StepResult:
+        self._checker.check(step)
+        results = self._thread.call(self._run, step.rows, timeout=self.step_timeout, what=_describe(step))
+        self._checker.apply(step)
+        return StepResult(tuple(results))
+
+    def close(self) -> None:
+        """Give the graphs and their memory back to the device's runtime."""
+        self._thread.close()
+        for model in self.app.models:
+            model.model = None
+        self.app.traced_model = None
+
+    # ---- one step ----------------------------------------------------------------------------------------------------
+
+    def _run(self, rows: Sequence[Row]) -> list[RowResult]:
+        results: dict[int, RowResult] = {}
+        single = [row for row in rows if len(row.tokens) == 1]
+        if single:
+            for row, answer in zip(single, _by_row(self.app.decode(single)), strict=True):
+                results[id(row)] = _result(row, answer)
+        for row in rows:
+            if row.output is Output.ALL_LOGITS and len(row.tokens) > 1:
+                results[id(row)] = RowResult(logits=self._every_logit(row))
+            elif len(row.tokens) > 1:
+                results[id(row)] = _result(row, self.app.prefill(row))
+        return [results[id(row)] for row in rows]
+
+    def _every_logit(self, row: Row) -> torch.Tensor:
+        """Prompt log-probabilities, token by token through the decode graph.
+
+        A context-encoding graph gives the logits of one token: those of a whole chunk would take half a gigabyte.
+        """
+        parts = []
+        while len(row.tokens) > 1:
+            head, row = split(row, row.start + 1)
+            parts.append(self.app.decode([head])[1])
+        return torch.cat([*parts, self.app.decode([row])[1]])
+
+
+def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
+    """Raises ConfigError naming every size that the artifact was compiled with and the configuration contradicts."""
+    wrong = [
+        f"{field} is {compiled}, asked for {asked}"
+        for field, compiled, asked in (
+            ("num_blocks", options.num_blocks, config.num_blocks),
+            ("num_slots", options.num_slots, config.num_slots),
+            ("num_lanes", options.num_lanes, config.num_lanes),
+            ("tp_degree", options.tp_degree, config.tp_degree),
+            ("dtype", options.dtype, config.dtype),
+        )
+        if compiled != asked
+    ]
+    if config.max_model_len > options.max_model_len:
+        wrong.append(f"max_model_len is {options.max_model_len}, asked for {config.max_model_len}")
+    if wrong:
+        raise ConfigError(
+            "artifact",
+            str(config.artifact),
+            f"was compiled for other sizes: {'; '.join(wrong)}",
+            "Start with the artifact's sizes, or compile again",
+        )
+
+
+def _by_row(answer: Answer) -> list[Answer]:
+    tokens, logits = answer
+    return [(tokens[index : index + 1], logits[index : index + 1]) for index in range(len(tokens))]
+
+
+def _result(row: Row, answer: Answer) -> RowResult:
+    tokens, logits = answer
+    if row.output is Output.NOTHING:
+        return RowResult()
+    if row.output is Output.TOKEN:
+        return RowResult(tokens=(int(tokens[0]),))
+    return RowResult(logits=logits)
+
+
+def _describe(step: Step) -> str:
+    return f"a step of {len(step.rows)} rows and {sum(len(row.tokens) for row in step.rows)} tokens"

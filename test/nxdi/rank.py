@@ -1,0 +1,58 @@
+"""One rank of a tensor-parallel run: python rank.py SOURCES CHECKPOINT RANKS RANK RENDEZVOUS RESULT."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["NXD_CPU_MODE"] = "1"
+sources, checkpoint, ranks, rank, rendezvous, result = sys.argv[1:]
+if sources:
+    from rig import stand_ins
+
+    stand_ins.install(Path(sources))
+
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from neuronx_distributed.parallel_layers.parallel_state import initialize_model_parallel  # noqa: E402
+from rig.container import CpuContainer  # noqa: E402
+
+from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM  # noqa: E402
+from qwen36_neuron.nxdi.buckets import Buckets  # noqa: E402
+from qwen36_neuron.nxdi.config import Qwen36InferenceConfig  # noqa: E402
+from qwen36_neuron.nxdi.options import NeuronOptions  # noqa: E402
+from qwen36_neuron.runtime import Commit, Output, Row  # noqa: E402
+
+
+def rows(tokens: list[int]) -> list[Row]:
+    """A prompt in chunks with a checkpoint, decode steps, and a second request from the checkpoint."""
+    blocks = tuple(range(1, 9))
+    cuts = [(0, 100), (100, 290), *((n, n + 1) for n in range(290, 300))]
+    first = [
+        Row("a", 1, tokens[start:end], start, blocks, commits=(Commit(128, 2),) if start == 100 else ())
+        for start, end in cuts
+    ]
+    second = [Row("b", 2, tokens[128:200], 128, blocks, restore=2), Row("b", 2, tokens[200:201], 200, blocks)]
+    return [
+        Row(r.request_id, r.lane, r.tokens, r.start, r.blocks, r.restore, r.commits, Output.LOGITS)
+        for r in (*first, *second)
+    ]
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    count, mine = int(ranks), int(rank)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=count, rank=mine)
+    initialize_model_parallel(tensor_model_parallel_size=count, skip_collective_init=True)
+    buckets = Buckets.grid((128, 256), (128, 512), (512,))
+    options = NeuronOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, dtype="float32")
+    app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
+    CpuContainer(app, mine)
+    tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
+    answers = [app.prefill(row) if len(row.tokens) > 1 else app.decode([row]) for row in rows(tokens)]
+    torch.save({"tokens": torch.cat([a for a, _ in answers]), "logits": torch.cat([b for _, b in answers])}, result)
+
+
+if __name__ == "__main__":
+    main()

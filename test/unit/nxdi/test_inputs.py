@@ -1,0 +1,98 @@
+"""Rows laid out for the graphs, and cut where a graph takes no more."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
+from qwen36_neuron.nxdi.inputs import (
+    decode_groups,
+    decode_inputs,
+    empty_decode,
+    empty_prefill,
+    prefill_inputs,
+    prefill_pieces,
+)
+from qwen36_neuron.runtime import Commit, Output, Row
+
+LANES = 4
+BLOCKS = tuple(range(10, 42))
+BUCKETS = Buckets.grid((128, 256), (512, 2048), (2048,))
+
+
+def test_a_chunk_is_laid_out_from_the_start_of_its_block() -> None:
+    row = Row("a", 3, range(100, 160), 70, BLOCKS, commits=(Commit(128, 2),))
+    inputs = prefill_inputs(row, PrefillBucket(128, 512), 2, LANES)
+    assert inputs.tokens[0].tolist() == [0] * 6 + list(range(100, 160)) + [0] * 62
+    assert (int(inputs.starts), int(inputs.lengths), int(inputs.sources), int(inputs.lanes)) == (70, 60, 3, 3)
+    assert inputs.table[0].tolist() == [10, 11, 12] + [0] * 7
+    assert inputs.commit_at.tolist() == [1, 1]
+    assert inputs.commit_to.tolist() == [LANES + 2, 0]
+
+
+def test_a_restored_row_reads_its_slot_and_writes_its_lane() -> None:
+    inputs = prefill_inputs(Row("a", 3, [1, 2], 64, BLOCKS, restore=5), PrefillBucket(128, 512), 1, LANES)
+    assert (int(inputs.sources), int(inputs.lanes)) == (LANES + 5, 3)
+
+
+def test_only_needed_blocks_are_in_the_table() -> None:
+    """Blocks reserved ahead would be written to by padding."""
+    inputs = prefill_inputs(Row("a", 1, [5] * 64, 0, BLOCKS), PrefillBucket(256, 0), 1, LANES)
+    assert inputs.table[0].tolist() == [10, 0, 0, 0]
+
+
+def test_decode_rows_then_scratch() -> None:
+    rows = [Row("a", 2, [7], 127, BLOCKS, commits=(Commit(128, 1),)), Row("b", 4, [8], 64, (3, 4), restore=6)]
+    inputs = decode_inputs(rows, LANES, 2048, 1, LANES)
+    assert inputs.tokens[:, 0].tolist() == [7, 8, 0, 0]
+    assert inputs.starts.tolist() == [127, 64, 0, 0]
+    assert inputs.sources.tolist() == [2, LANES + 6, 0, 0]
+    assert inputs.lanes.tolist() == [2, 4, 0, 0]
+    assert inputs.table[:2, :3].tolist() == [[10, 11, 0], [3, 4, 0]]
+    assert not inputs.table[2:].any()
+    assert (inputs.commit_at.tolist(), inputs.commit_to.tolist()) == ([0], [LANES + 1])
+
+
+def test_examples_run_on_scratch_alone() -> None:
+    for example in (empty_prefill(PrefillBucket(128, 256), 3), empty_decode(LANES, 256, 2)):
+        assert all(tensor.dtype is torch.int32 for tensor in example)
+        for name in ("starts", "sources", "lanes", "table", "commit_to"):
+            assert not getattr(example, name).any(), name
+
+
+@given(
+    start=st.integers(0, 1500),
+    length=st.integers(2, 500),
+    marks=st.sets(st.integers(1, 31), max_size=8),
+    commits=st.integers(1, 3),
+)
+def test_pieces_are_the_row(start: int, length: int, marks: set[int], commits: int) -> None:
+    """Cut anywhere: the same tokens and checkpoints in order, each piece in one bucket, restored and answered once."""
+    wanted = tuple(Commit(64 * n, n) for n in sorted(marks) if start < 64 * n <= start + length)
+    restore = 3 if start and not start % 64 else None
+    row = Row("a", 1, list(range(length)), start, BLOCKS, restore=restore, commits=wanted, output=Output.TOKEN)
+    pieces = prefill_pieces(row, BUCKETS, commits)
+    assert [token for piece in pieces for token in piece.tokens] == list(range(length))
+    assert [commit for piece in pieces for commit in piece.commits] == list(wanted)
+    assert [piece.restore for piece in pieces] == [restore] + [None] * (len(pieces) - 1)
+    assert [piece.output for piece in pieces] == [Output.NOTHING] * (len(pieces) - 1) + [Output.TOKEN]
+    position = start
+    for piece in pieces:
+        assert piece.start == position
+        position = piece.end
+        assert len(piece.commits) <= commits
+        assert piece is pieces[-1] or piece.end % 64 == 0
+        bucket = BUCKETS.prefill_for(piece.start, len(piece.tokens))
+        assert piece.start % 64 + len(piece.tokens) <= bucket.active
+
+
+@pytest.mark.parametrize(("commits", "sizes"), [(1, [2, 3]), (2, [4, 1]), (5, [4, 1])])
+def test_decode_rows_in_calls(commits: int, sizes: list[int]) -> None:
+    rows = [Row(str(n), n, [0], 63, BLOCKS, commits=(Commit(64, n),) if n in (2, 3) else ()) for n in (1, 2, 3, 4, 5)]
+    groups = decode_groups(rows, 4, commits)
+    assert [row for group in groups for row in group] == rows
+    assert all(sum(len(row.commits) for row in group) <= commits for group in groups)
+    assert [len(group) for group in groups] == sizes

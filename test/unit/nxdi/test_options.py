@@ -1,0 +1,44 @@
+"""What an artifact may be compiled for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.nxdi.buckets import Buckets
+from qwen36_neuron.nxdi.options import NeuronOptions
+
+
+def make(**changes: Any) -> NeuronOptions:
+    settings = {
+        "max_model_len": 1000,
+        "num_lanes": 8,
+        "num_blocks": 129,
+        "buckets": Buckets.grid((128, 512), (1024,), (256, 1024)),
+    }
+    return NeuronOptions(**(settings | changes))
+
+
+def test_as_json_and_back() -> None:
+    options = make(num_slots=7, tp_degree=4, dtype="float32", decode_commits=3)
+    assert NeuronOptions.from_json(options.to_json()) == options
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("dtype", "float16"),
+        ("num_lanes", 0),
+        ("num_slots", -1),
+        ("prefill_commits", 0),
+        ("decode_commits", 0),
+        ("logical_cores", 3),
+        ("num_blocks", 16),
+        ("max_model_len", 1025),
+    ],
+)
+def test_bad_values_are_refused_by_name(field: str, value: object) -> None:
+    with pytest.raises(ConfigError, match="decode_buckets" if field == "max_model_len" else field):
+        make(**{field: value})

@@ -1,0 +1,42 @@
+"""Calls to a device that may fail or hang."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from qwen36_neuron.runtime import DeviceError
+from qwen36_neuron.runtime.device_thread import DeviceThread
+
+
+def test_results_and_their_thread() -> None:
+    device = DeviceThread()
+    names = {device.call(lambda: threading.current_thread().name, timeout=5, what="a call") for _ in range(3)}
+    assert names == {"neuron-device"}
+    assert device.call(divmod, 7, 2, timeout=5, what="a call") == (3, 1)
+
+
+def test_a_failure_is_told_and_remembered() -> None:
+    device = DeviceThread()
+    with pytest.raises(DeviceError, match="loading failed on the device: .*by zero") as failure:
+        device.call(divmod, 1, 0, timeout=5, what="loading")
+    assert isinstance(failure.value.__cause__, ZeroDivisionError)
+    with pytest.raises(DeviceError, match="a step: the device is out of use since an earlier failure"):
+        device.call(divmod, 1, 1, timeout=5, what="a step")
+
+
+def test_a_call_that_does_not_end() -> None:
+    device, release = DeviceThread(), threading.Event()
+    with pytest.raises(DeviceError, match=r"a step did not end in 0\.05 s"):
+        device.call(release.wait, timeout=0.05, what="a step")
+    release.set()
+    with pytest.raises(DeviceError, match="did not end"):
+        device.call(divmod, 1, 1, timeout=5, what="a step")
+
+
+def test_closed() -> None:
+    device = DeviceThread()
+    device.close()
+    with pytest.raises(DeviceError, match="it was closed"):
+        device.call(divmod, 1, 1, timeout=5, what="a step")
