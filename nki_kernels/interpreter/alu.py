@@ -189,8 +189,10 @@ _TABLE: tuple[Op, ...] = (
 OPS: dict[str, Op] = {op.name: op for op in _TABLE}
 
 # Ranges in which the documents say an activation is valid; outside, the device's answer is not specified.
+# ``reciprocal`` is valid on both signs of its range.
 ACT_RANGE: dict[str, tuple[float, float]] = {
     "log": (2.0**-64, 2.0**64),
+    "reciprocal": (2.0**-42, 2.0**42),
     "sin": (-float(np.pi), float(np.pi)),
     "arctan": (-float(np.pi) / 2, float(np.pi) / 2),
     "sqrt": (2.0**-116, 2.0**118),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from .. import context
-from ..alu import ACT_RANGE, require_act
+from ..alu import ACT_RANGE, Op, require_act
 from ..dtypes import tfloat32
 from ..enums import Engine, ReduceCmd, require_enum
 from ..errors import fail
@@ -52,6 +52,25 @@ def activation_reduce(
     )  # fmt: skip
 
 
+def _check_range(ins: str, function: Op, x: np.ndarray) -> None:
+    """Refuse arguments outside the function's documented range; sqrt takes 0, where its limit is plain."""
+    bounds = ACT_RANGE.get(function.name)
+    if bounds is None:
+        return
+    size = np.abs(x) if function.name == "reciprocal" else x
+    low, high = float(size.min()), float(size.max())
+    if low >= bounds[0] and high <= bounds[1]:
+        return
+    if function.name == "sqrt" and low >= 0 and high <= bounds[1] and size[size > 0].min(initial=np.inf) >= bounds[0]:
+        return
+    signed = "+-" if function.name == "reciprocal" else ""
+    fail(
+        ins, "data",
+        f"{function!r} is valid on {signed}[{bounds[0]:.6g}, {bounds[1]:.6g}]; after scale and bias arguments reach "
+        f"{low:.6g} and {high:.6g}",
+    )  # fmt: skip
+
+
 def _activation(
     ins: str, dst: Tensor, op: Any, data: Tensor, bias: Any, scale: Any, reduce_op: Any, reduce_res: Any,
     reduce_cmd: Any, name: str | None,
@@ -83,10 +102,7 @@ def _activation(
         reads.append(bias.access())
     elif bias is not None and bias != 0.0:
         x = x + np.float32(bias)
-    bounds = ACT_RANGE.get(function.name)
-    if bounds is not None and function.name in ("sin", "arctan") and (x.min() < bounds[0] or x.max() > bounds[1]):
-        fail(ins, "data", f"{function!r} is valid on [{bounds[0]:.6g}, {bounds[1]:.6g}], got "
-             f"[{x.min():.6g}, {x.max():.6g}] after scale and bias")  # fmt: skip
+    _check_range(ins, function, x)
     assert function.act is not None
     y = function.act(x)
     writes = [dst.access()]

@@ -62,6 +62,7 @@ def nc_matmul(
     if is_transpose:
         if dst.dtype is not stationary.dtype:
             fail(ins, "dst", f"a transpose keeps the type: dst is {dst.dtype}, data is {stationary.dtype}")
+        _fp8_step(ins, dst)
     elif dst.dtype is not float32:
         fail(ins, "dst", f"must be float32 on trn2, not {dst.dtype}")
     bank_fit(ins, dst)
@@ -160,6 +161,12 @@ def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> tuple[
     return np.matmul(read_f32(ins, "stationary", stationary).T, eye), None
 
 
+def _fp8_step(ins: str, dst: Tensor) -> None:
+    """A transpose on TensorE writes 8-bit data into 16-bit PSUM elements: dst is every second byte."""
+    if dst.dtype.itemsize == 1 and dst.N > 1 and dst.strides[-1] != 2:
+        fail(ins, "dst", f"TensorE transposes {dst.dtype} into 16-bit elements: dst needs step 2")
+
+
 def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | None) -> None:
     mask = dst.matmul_mask()
     if accumulate is False:
@@ -207,6 +214,7 @@ def nc_transpose(dst: Tensor, data: Tensor, engine: Any = Engine.unknown, name: 
         if data.buffer is not MemoryRegion.sbuf:
             fail(ins, "data", "TensorE reads only SBUF")
         bank_fit(ins, dst)
+        _fp8_step(ins, dst)
     elif asked is Engine.vector:
         limit = 32
     else:

@@ -131,7 +131,23 @@ def test_transpose_is_exact(engine):
     np.testing.assert_array_equal(run(body, x, out=(32, 20), dtype=BF16), x.T)
 
 
+def test_fp8_transposes_into_every_second_byte():
+    x = rand(16, 24).astype(ml_dtypes.float8_e4m3)
+
+    def body(dst, x):
+        wide = nl.ndarray((24, 32), dtype=nl.float8_e4m3, buffer=nl.psum)
+        nisa.nc_transpose(wide[:, 0:32:2], x)
+        nisa.tensor_copy(dst, wide[:, 0:32:2])
+
+    np.testing.assert_array_equal(run(body, x, out=(24, 16), dtype=nl.float8_e4m3), x.T)
+
+
 # ---- ScalarE
+def test_sqrt_of_zero_is_zero():
+    x = np.array([[0.0, 4.0]], dtype=np.float32)
+    np.testing.assert_array_equal(run(lambda dst, x: nisa.activation(dst, nl.sqrt, x), x), [[0, 2]])
+
+
 @pytest.mark.parametrize(
     ("op", "ref"),
     [

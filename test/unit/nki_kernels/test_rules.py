@@ -229,6 +229,22 @@ CASES: dict[str, tuple[Callable, str]] = {
         lambda x: nisa.activation(sb(4, 8), nl.sin, sb(4, 8, value=9)),
         r"activation.*nl.sin is valid",
     ),
+    "log of zero": (
+        lambda x: nisa.activation(sb(4, 8), nl.log, sb(4, 8)),
+        r"activation.*'data'.*nl.log is valid on \[5.42101e-20",
+    ),
+    "sqrt of a negative": (
+        lambda x: nisa.activation(sb(4, 8), nl.sqrt, sb(4, 8, value=-1)),
+        r"activation.*'data'.*nl.sqrt is valid",
+    ),
+    "reciprocal of zero": (
+        lambda x: nisa.activation(sb(4, 8), nl.reciprocal, sb(4, 8)),
+        r"activation.*'data'.*nl.reciprocal is valid on \+-",
+    ),
+    "fp8 transpose without a step": (
+        lambda x: nisa.nc_transpose(ps(8, 4, dtype=FP8), sb(4, 8, dtype=FP8)),
+        r"nc_transpose.*'dst'.*step 2",
+    ),
     "activation from hbm": (lambda x: nisa.activation(sb(4, 8), nl.exp, x), r"activation.*'data'.*in private_hbm"),
     "both inputs in psum": (
         lambda x: nisa.tensor_tensor(sb(4, 8), ps(4, 8), ps(4, 8), nl.add),
