@@ -156,6 +156,7 @@ class Transformers:
         from transformers.utils import logging
 
         logging.set_verbosity_error()
+        logging.disable_progress_bar()
         torch.set_num_threads(config.threads)
         self.model = Qwen3_5ForConditionalGeneration.from_pretrained(config.checkpoint, dtype=torch.float32).eval()
 
@@ -265,8 +266,8 @@ def _serve(name: str, config: SideConfig, pipe: Connection) -> None:
         while True:
             method, *arguments = pipe.recv()
             pipe.send((_peak_kib(), base) if method == "memory" else getattr(side, method)(*arguments))
-    except EOFError:
-        return
+    except (EOFError, BrokenPipeError, KeyboardInterrupt):
+        return  # the benchmark is over, or was stopped
     except Exception as error:
         pipe.send(RuntimeError(f"{name}: {type(error).__name__}: {error}"))
         raise

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import statistics
+import sys
 import tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -165,9 +167,7 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def main(
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder in Hugging Face layout. [default: a demo one]")
-    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint in Hugging Face layout. [default: demo]")] = None,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of either side.")] = len(os.sched_getaffinity(0)),
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds measured. [default: 5, or 2 with --quick]")] = None,
     max_num_batched_tokens: Annotated[int, typer.Option(min=64, help="Tokens of one step of our engine.")] = 2048,
@@ -179,6 +179,7 @@ def main(
     plan = QUICK if quick else Plan()
     if rounds is not None:
         plan = replace(plan, rounds=rounds)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the sides are ended too
     os.environ["OMP_NUM_THREADS"] = str(threads)
     torch.set_num_threads(threads)
     console = Console(width=max(120, Console().width))
@@ -186,8 +187,8 @@ def main(
     if load > 0.5:
         console.print(f"Other work is running on this machine (load {load:.1f}); expect worse and noisier figures.")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = checkpoint or make_checkpoint(Path(scratch) / "demo", PRESETS["demo"])
-        model = ModelConfig.from_pretrained(folder)
+        folder = model or make_checkpoint(Path(scratch) / "demo", PRESETS["demo"])
+        shape = ModelConfig.from_pretrained(folder)
         config = SideConfig(folder, threads, max(plan.lengths) + 512, max(BATCHES), max_num_batched_tokens)
         sides: dict[str, Any] = {}
         try:
@@ -199,14 +200,14 @@ def main(
         finally:
             for side in sides.values():
                 side.close()
-    summary = summarize(samples, plan, model)
+    summary = summarize(samples, plan, shape)
     show(summary, console)
     result = {
         "provenance": provenance("measured").as_dict(),
         "settings": {
             **asdict(plan),
-            "checkpoint": folder.name,
-            "parameters": model.num_parameters(),
+            "model": folder.name,
+            "parameters": shape.num_parameters(),
             "dtype": "float32",
             "threads": threads,
             "max_num_batched_tokens": max_num_batched_tokens,

@@ -170,9 +170,6 @@ a step must have room for a token of each"
 }
 
 check_machine() {
-    "$python" -c 'import sys; from importlib.util import find_spec
-sys.exit(not all(map(find_spec, ("vllm", "vllm_integration"))))' ||
-        refuse "$python has no vllm or no vllm_integration; install the project, or set PYTHON"
     port_is_free "$host" "$port" || refuse "--port $port on $host is in use"
     [[ $proxy == no ]] || port_is_free 127.0.0.1 "$backend_port" || refuse "--backend-port $backend_port is in use"
 }
@@ -192,15 +189,19 @@ with socket.socket(family) as probe:
 PY
 }
 
-find_python() {
-    if [[ -n ${PYTHON-} ]]; then
-        python=$PYTHON
-    elif [[ -x $ROOT/.venv/bin/python ]]; then
-        python=$ROOT/.venv/bin/python
-    else
-        python=python3
-    fi
-    command -v -- "$python" >/dev/null || refuse "no Python at '$python'; set PYTHON"
+find_python() { # the first that has what is run; Makefiles and shells set PYTHON for other ends, so it may not
+    local candidate
+    for candidate in "${PYTHON-}" python3 "$ROOT/.venv/bin/python"; do
+        if [[ -n $candidate ]] && command -v -- "$candidate" >/dev/null && "$candidate" - <<'PY'; then
+import sys
+from importlib.util import find_spec
+sys.exit(not all(map(find_spec, ("vllm", "vllm_integration"))))
+PY
+            python=$candidate
+            return
+        fi
+    done
+    refuse "no Python with vllm and vllm_integration; run 'make install', or set PYTHON to one that has them"
 }
 
 build_commands() {
