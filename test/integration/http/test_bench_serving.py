@@ -15,9 +15,9 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "bench_serving.py"
 
 
 def test_quick_run_of_all_sides(tiny_checkpoint, tmp_path):
+    options = ["--rounds", "1", "--threads", "1", "--http", "--out", tmp_path, "--model", tiny_checkpoint]
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--quick", "--rounds", "1", "--threads", "1", "--http", "--out", tmp_path]
-        + ["--model", tiny_checkpoint],
+        [sys.executable, SCRIPT, "--quick", *options],
         capture_output=True,
         text=True,
         timeout=300,
