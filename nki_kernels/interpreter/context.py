@@ -203,7 +203,7 @@ def core_or_none() -> Core | None:
 
 @contextmanager
 def moves_carry_undefined() -> Iterator[None]:
-    """Let transposes and tensor_copy move undefined elements, which stay undefined where they land.
+    """Let transposes, tensor_copy, nc_stream_shuffle and sendrecv move undefined elements, which stay undefined.
 
     By default they raise, like every instruction. A kernel that moves a whole tile of which only some columns matter
     (and reads only those afterwards) is correct on the device all the same; this admits it while any arithmetic, store

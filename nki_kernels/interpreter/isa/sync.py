@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import numpy as np
-
 from .. import context
 from ..enums import DmaEngine, Engine, MemoryRegion, NcVersion, require_enum
 from ..errors import fail
-from ..operands import SBUF, operand, write
+from ..operands import SBUF, operand, read_moving, write_moved
 from ..tensor import Tensor
 
 _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}
@@ -40,12 +38,12 @@ def sendrecv(
     if kind is DmaEngine.gpsimd_dma and src.N * src.dtype.itemsize > _GPSIMD_DMA_BYTES[src.dtype.itemsize]:
         limit = _GPSIMD_DMA_BYTES[src.dtype.itemsize]
         fail(ins, "src", f"{src.N * src.dtype.itemsize} bytes a partition, gpsimd_dma carries {limit}")
-    src.check_defined(ins, "src")
+    own, known = read_moving(ins, "src", src, raw=True)
     core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), {}, name)
-    own = src.array.reshape(src.P, src.N).copy()
     key = ("sendrecv", pipe_id, src.P, src.N, str(src.dtype))
-    theirs: np.ndarray = core.launch.rendezvous(core, key, own)
-    write(dst, theirs if recv_from_rank == other else own)
+    mine = (own.copy(), None if known is None else known.copy())
+    values, defined = core.launch.rendezvous(core, key, mine) if recv_from_rank == other else mine
+    write_moved(dst, values, defined)
     core.record(
         ins, Engine.sync, dst.N, (src.access(),), (dst.access(),),
         {"bytes": dst.P * dst.N * dst.dtype.itemsize, "rendezvous": True}, name,

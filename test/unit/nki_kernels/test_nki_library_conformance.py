@@ -386,3 +386,41 @@ def test_cross_partition_copy(start, to, count):
     want = np.zeros_like(x)
     want[to : to + count] = x[start : start + count]
     same(nki.jit(entry)(x), want, 0)
+
+
+@pytest.mark.parametrize(("lnc", "b", "h", "s", "prior", "d"), [(1, 2, 4, 1, 256, 64), (2, 3, 2, 5, 512, 128)])
+def test_attention_tkg(lnc, b, h, s, prior, d):
+    kernel, make = take("core.attention.attention_tkg", "attention_tkg", "AttnTKGConfig")
+    ref = take("core.attention.attention_tkg_torch", "attention_tkg_torch_ref")
+    masks, space = take("core.attention.gen_mask_tkg_torch", "build_full_attention_mask"), take(
+        "core.utils.allocator", "SbufManager"
+    )  # fmt: skip
+    cfg = make(bs=b, q_head=h, s_active=s, curr_sprior=prior, full_sprior=prior, d_head=d, qk_in_sb=True)
+    q, k_new = data(1, d, b * h * s, dtype=BF16, scale=0.2), data(2, d, b * s, dtype=BF16)
+    v_new, k_old, v_old = (
+        data(3, b, 1, s, d, dtype=BF16), data(4, b, 1, d, prior, dtype=BF16), data(5, b, 1, prior, d, dtype=BF16)
+    )  # fmt: skip
+    seen = torch.tensor([float((37 * i + prior // 2) % (prior - s)) for i in range(b)])
+    mask = masks(
+        cache_lens=seen, batch=b, num_heads=h, s_active=s, s_ctx=prior, lnc=lnc, block_len=0, include_active_mask=True,
+        transposed=True, enable_fa_s_prior_tiling=True,
+    ).numpy().astype(np.uint8)  # fmt: skip
+
+    def entry(q, k_new, v_new, k_old, v_old, mask):
+        sbm = space(0, nl.tile_size.total_available_sbuf_size - 16 * 1024)
+        sbm.open_scope()
+        out = nl.ndarray((b, h, d, s), dtype=q.dtype, buffer=nl.shared_hbm)
+        q_sb, k_sb = (sbm.alloc_stack(x.shape, dtype=x.dtype, buffer=nl.sbuf) for x in (q, k_new))
+        nisa.dma_copy(q_sb, q)
+        nisa.dma_copy(k_sb, k_new)
+        made, _ = kernel(q_sb, k_sb, v_new, k_old, v_old, mask, out, cfg, sbm)
+        sbm.close_scope()
+        return made
+
+    # On two cores it sends partitions rounded up to a multiple of 16, the last ones empty.
+    with moves_carry_undefined():
+        y = at(entry, lnc)(q, k_new, v_new, k_old, v_old, mask)
+    want, _ = ref[lnc](
+        t(q), t(k_new), t(v_new), t(k_old), t(v_old), t(mask), torch.zeros(b, h, d, s), cfg, None
+    )  # fmt: skip
+    same(y, want, 2e-2)
