@@ -81,7 +81,7 @@ def profile_kernel(
     name: str, out: Annotated[Path | None, typer.Option(help="Folder for JSON, timeline and plot.")] = None
 ) -> None:
     """Price one kernel; with --out also write NAME.json, NAME.trace.json (Perfetto) and NAME.png."""
-    known = load_all()
+    known = REGISTRY if name in REGISTRY else load_all()
     if name not in known:
         typer.echo(f"no kernel '{name}'; there are: {', '.join(sorted(known)) or 'none'}", err=True)
         raise typer.Exit(2)

@@ -284,7 +284,7 @@ def test_the_profile_command_writes_json_timeline_and_plot(tmp_path, monkeypatch
 
 
 def test_an_unknown_kernel_is_named_with_those_there_are(monkeypatch):
-    monkeypatch.setitem(profiling.REGISTRY, "exp", _example)
+    monkeypatch.setattr(profiling, "load_all", lambda: {"exp": _example})
     shown = CliRunner().invoke(profiling.app, ["profile", "nothing"])
     assert shown.exit_code == 2
     assert "exp" in shown.output
