@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ConfigError
+from .fp8 import block_shape, dequantise
 from .names import HEAD, MTP_PREFIX, TEXT_PREFIXES, Shapes, canonical_name
 from .sharding import Slice
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = ("F32", "BF16", "F16")
+FP8 = "F8_E4M3"
+SCALE, PUBLISHED_SCALE = ".scale", ".weight_scale_inv"
+"""Where the scales of an FP8 matrix `x.weight` are: in NxD's layout, as `compile_fp8.py` writes, and as published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,7 @@ class CheckpointFiles:
         self.path = Path(path)
         self._stack = ExitStack()
         self._tensors: dict[str, tuple[Any, str]] = {}
+        self._scales: dict[str, tuple[Any, str]] = {}
         self._unknown: list[str] = []
         try:
             for file in self._files():
@@ -85,23 +90,65 @@ class CheckpointFiles:
         for name, shape in needed.items():
             if name in held:
                 found, dtype = tuple(held[name].get_shape()), held[name].get_dtype()
-                if found != shape or dtype not in DTYPES:
-                    wrong.append(Mismatch(self._tensors[name][1], f"{dtype} {found}", f"{' or '.join(DTYPES)} {shape}"))
+                if found != shape or (dtype not in DTYPES and self._block(name) is None):
+                    expected = f"{' or '.join(DTYPES)} {shape}"
+                    if dtype == FP8:
+                        expected += ", or have scales by channel or 128x128 block"
+                    wrong.append(Mismatch(self._tensors[name][1], f"{dtype} {found}", expected))
         missing = [self._stored_name(name) for name in needed if name not in held]
         unused = [name for name in held if name not in needed and name != HEAD and not name.startswith(MTP_PREFIX)]
         unknown = self._unknown + [self._tensors[name][1] for name in unused]
+        unknown += [stored for name, (_, stored) in self._scales.items() if not self.is_fp8(name)]
         if missing or unknown or wrong:
             raise CheckpointError(self.path, missing, sorted(unknown), wrong)
 
     def read(self, piece: Slice) -> torch.Tensor:
-        """The slice in its stored dtype; only its bytes are read."""
-        index: Any = slice(piece.start, piece.stop)
-        tensor: torch.Tensor = self._slice(piece.name)[index if piece.dim == 0 else (slice(None), index)]
-        return tensor
+        """The slice in its stored dtype, or in fp32 where it is stored in FP8; only its bytes are read."""
+        if not self.is_fp8(piece.name):
+            return _cut(self._slice(piece.name), piece)
+        block = self._fp8_block(piece.name)
+        scales = _held(self._scales[piece.name])
+        size = block[piece.dim]
+        one = scales.get_shape()[piece.dim] == 1
+        lead = 0 if one else piece.start % size
+        payload = _cut(self._slice(piece.name), replace(piece, start=piece.start - lead))
+        scale = scales[:] if one else _cut(scales, _over(piece, size))
+        return dequantise(payload, scale, block).narrow(piece.dim, lead, piece.stop - piece.start)
+
+    def read_fp8(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slice of an FP8 matrix as stored, with its scales: float8 [out, in] and fp32 [out, 1] or of its blocks.
+
+        Raises:
+            CheckpointError: the scales are as published, whose payload a Trn2 misreads, or the slice cuts a block.
+        """
+        scales, stored = _held(self._scales[piece.name]), self._scales[piece.name][1]
+        size = self._fp8_block(piece.name)[piece.dim]
+        whole = scales.get_shape()[piece.dim] == 1
+        if stored.endswith(PUBLISHED_SCALE):
+            raise CheckpointError(self.path, problem="has FP8 weights up to 448; compile_fp8.py writes them up to 240")
+        if not whole and (piece.start % size or piece.stop % size):
+            raise CheckpointError(self.path, problem=f"{stored}: a rank's part would cut a block of {size}")
+        return _cut(self._slice(piece.name), piece), scales[:] if whole else _cut(scales, _over(piece, size))
+
+    def is_fp8(self, name: str) -> bool:
+        """Whether the tensor of this canonical name is stored in FP8."""
+        return name in self._tensors and bool(self._slice(name).get_dtype() == FP8)
+
+    def _block(self, name: str) -> tuple[int, int] | None:
+        """Rows and columns that share a scale; None if the tensor is not FP8 with scales that fit it."""
+        shape = self._slice(name).get_shape()
+        if not self.is_fp8(name) or name not in self._scales or len(shape) != 2:
+            return None
+        return block_shape(tuple(shape), tuple(_held(self._scales[name]).get_shape()))
+
+    def _fp8_block(self, name: str) -> tuple[int, int]:
+        block = self._block(name)
+        if block is None:
+            raise CheckpointError(self.path, wrong=[Mismatch(name, f"{FP8} without fitting scales", "scaled")])
+        return block
 
     def _slice(self, name: str) -> Any:
-        opened, stored = self._tensors[name]
-        return opened.get_slice(stored)
+        return _held(self._tensors[name])
 
     def _files(self) -> list[Path]:
         index = self.path / INDEX
@@ -127,10 +174,12 @@ class CheckpointFiles:
             name = canonical_name(stored)
             if name is None:
                 continue
-            if name in self._tensors:
+            weight = scaled_weight(name)
+            table = self._tensors if weight is None else self._scales
+            if (weight or name) in table:
                 self._unknown.append(stored)
             else:
-                self._tensors[name] = (opened, stored)
+                table[weight or name] = (opened, stored)
 
     def _stored_name(self, name: str) -> str:
         """How this checkpoint would spell a canonical name."""
@@ -138,3 +187,27 @@ class CheckpointFiles:
             return name
         nested = any(stored.startswith(TEXT_PREFIXES[0]) for _, stored in self._tensors.values())
         return TEXT_PREFIXES[0 if nested else 1] + name
+
+
+def scaled_weight(name: str) -> str | None:
+    """The name of the matrix that a tensor of scales belongs to; None for any other tensor."""
+    for ending in (SCALE, PUBLISHED_SCALE):
+        if name.endswith(ending):
+            return name.removesuffix(ending) + ".weight"
+    return None
+
+
+def _held(held: tuple[Any, str]) -> Any:
+    opened, stored = held
+    return opened.get_slice(stored)
+
+
+def _cut(tensor: Any, piece: Slice) -> torch.Tensor:
+    index: Any = slice(piece.start, piece.stop)
+    cut: torch.Tensor = tensor[index if piece.dim == 0 else (slice(None), index)]
+    return cut
+
+
+def _over(piece: Slice, size: int) -> Slice:
+    """The scales of the blocks of `size` that a slice touches."""
+    return replace(piece, start=piece.start // size, stop=-(-piece.stop // size))

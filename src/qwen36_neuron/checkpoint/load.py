@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from ..config import ModelConfig
-from .files import CheckpointFiles
+from .files import SCALE, CheckpointError, CheckpointFiles
 from .names import mtp_shapes, text_shapes
-from .sharding import assemble, rank_weights
+from .sharding import RankWeight, assemble, rank_weights
 
 
 def load_weights(
@@ -20,14 +20,17 @@ def load_weights(
     rank: int = 0,
     dtype: torch.dtype = torch.float32,
     include_mtp: bool = False,
+    keep_fp8: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Read the weights of rank `rank` of `tp`, and of no other rank, from a folder in Hugging Face layout.
 
-    The files may be one or sharded, text-only or with a vision tower, in fp32, bf16 or fp16.
+    The files may be one or sharded, text-only or with a vision tower, in fp32, bf16, fp16, or FP8 with scales.
 
     Args:
         dtype: of the weights; norms and DeltaNet's decay are fp32 always.
         include_mtp: also load the multi-token-prediction layer.
+        keep_fp8: give FP8 matrices as NxD's quantised layers take them, the payload as `x.weight` and fp32 scales as
+            `x.scale`. Otherwise they are multiplied out into `dtype`.
 
     Returns:
         Contiguous CPU tensors by runtime name. With tied embeddings the head is the embedding's own tensor.
@@ -39,11 +42,32 @@ def load_weights(
     layout = rank_weights(config, tp, rank, include_mtp)
     with CheckpointFiles(path) as files:
         files.check(text_shapes(config) | (mtp_shapes(config) if include_mtp else {}))
-        weights = {
-            name: assemble(weight, files.read, dtype)
-            for name, weight in layout.items()
-            if not (config.tie_word_embeddings and name == "lm_head.weight")
-        }
+        weights: dict[str, torch.Tensor] = {}
+        for name, weight in layout.items():
+            if config.tie_word_embeddings and name == "lm_head.weight":
+                continue
+            if keep_fp8 and _is_fp8(files, name, weight):
+                weights |= _fp8(files, name, weight)
+            else:
+                weights[name] = assemble(weight, files.read, dtype)
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
     return weights
+
+
+def _is_fp8(files: CheckpointFiles, name: str, weight: RankWeight) -> bool:
+    held = {files.is_fp8(piece.name) for piece in weight.slices}
+    if len(held) > 1:
+        names = ", ".join(sorted({piece.name for piece in weight.slices}))
+        raise CheckpointError(files.path, problem=f"{name} is one matrix here, so all or none of {names} must be FP8")
+    return held.pop()
+
+
+def _fp8(files: CheckpointFiles, name: str, weight: RankWeight) -> dict[str, torch.Tensor]:
+    payloads, scales = zip(*(files.read_fp8(piece) for piece in weight.slices), strict=True)
+    joined = {name: payloads, name.removesuffix(".weight") + SCALE: scales}
+    # A split of the inputs is one slice, so its scales by channel, which every rank needs all of, are never joined.
+    return {
+        key: (parts[0] if len(parts) == 1 else torch.cat(parts, weight.dim)).contiguous()
+        for key, parts in joined.items()
+    }
