@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fake_runtime import FakeRuntime
 from vllm import LLM, SamplingParams
 from vllm.outputs import RequestOutput
+from vllm.v1.core.kv_cache_utils import get_block_hash
 
 from qwen36_neuron.config import BLOCK_SIZE
 from vllm_integration.scheduler import SlotScheduler
@@ -27,6 +29,7 @@ class Engine:
         self.runtime: Any = self.worker.runtime
         self.finished: dict[str, RequestOutput] = {}
         self._ids: dict[str, str] = {}
+        self._contents: dict[bytes, int] = {}
 
     def close(self) -> None:
         self.engine.engine_core.shutdown()
@@ -84,6 +87,20 @@ class Engine:
         assert all(slots.by_key[c.key] is c and c.boundary % BLOCK_SIZE == 0 for c in slots.by_key.values())
         assert set(scheduler.slot_manager.req_to_blocks) <= set(scheduler.requests)
         assert set(scheduler.slot_manager._keeping) <= set(scheduler.requests)
+        if isinstance(self.runtime, FakeRuntime):
+            self.check_contents(self.runtime)
+
+    def check_contents(self, runtime: FakeRuntime) -> None:
+        """What is published under a hash was written, and is the same wherever it is held.
+
+        In the fake runtime the state after a block and the last KV entry of the block are the same digest.
+        """
+        for block in self.scheduler.kv_cache_manager.block_pool.blocks:
+            if block.block_hash is not None:
+                held = int(runtime.kv[block.block_id, -1])
+                assert self._contents.setdefault(get_block_hash(block.block_hash), held) == held
+        for key, checkpoint in self.scheduler.slot_manager.slots.by_key.items():
+            assert self._contents[key] == runtime.slots[checkpoint.slot]
 
 
 def greedy(count: int, **more: Any) -> SamplingParams:
