@@ -11,11 +11,13 @@ import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseForCausalLM
 from neuronx_distributed_inference.models.model_wrapper import CONTEXT_ENCODING_MODEL_TAG, TOKEN_GENERATION_MODEL_TAG
 from safetensors.torch import save_file
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..checkpoint.load import load_weights
 from ..checkpoint.names import canonical_name
 from ..checkpoint.sharding import arrange
 from ..runtime.step import Row
+from .batch import batch_rows
 from .compiler import CompilerOptions, decode_options, prefill_options
 from .config import Qwen36InferenceConfig
 from .inputs import decode_groups, prefill_pieces
@@ -163,6 +165,35 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         groups = decode_groups(rows, options.num_lanes, options.decode_commits)
         results = [self.token_generation_model(group) for group in groups]
         return torch.cat([tokens for tokens, _ in results]), torch.cat([logits for _, logits in results])
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        seq_ids: torch.Tensor | None = None,
+        **others: Any,
+    ) -> CausalLMOutputWithPast:
+        """A batch of prompts, or of next tokens, as NxDI's generation adapter gives it; see `batch_rows`.
+
+        `position_ids` is taken from `others`: were it in the signature, transformers 5 would replace the adapter's by
+        its own, which count padding on the right as tokens.
+
+        Returns:
+            `logits` fp32 [batch, 1, vocab] after each row's last token, and `tokens` int32 [batch, 1], the most likely.
+        """
+        position_ids = others.get("position_ids")
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        rows = batch_rows(self.options, input_ids, attention_mask, position_ids, seq_ids)
+        if all(len(row.tokens) == 1 for row in rows):
+            tokens, logits = self.decode(rows)
+        else:
+            answers = [self.prefill(row) for row in rows]
+            tokens, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        self.kv_cache_populated = True
+        output = CausalLMOutputWithPast(logits=logits.unsqueeze(1))
+        output.tokens = tokens.unsqueeze(1)
+        return output
 
 
 def in_module(weights: dict[str, torch.Tensor], ranks: torch.Tensor) -> dict[str, torch.Tensor]:

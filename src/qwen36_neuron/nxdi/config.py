@@ -124,7 +124,7 @@ class Qwen36InferenceConfig(InferenceConfig):
         self.num_cores_per_group = 1
         if not hasattr(self, "checkpoint_config"):
             self.checkpoint_config = _from_transformers(self.__dict__)
-        self.text_config = None  # NxDI prefers a nested one, which would be the unvalidated form
+        self.__dict__.pop("text_config", None)  # NxDI prefers a nested one, which would be the unvalidated form
         model = self.model_config
         self.hidden_size = model.hidden_size
         self.intermediate_size = model.intermediate_size

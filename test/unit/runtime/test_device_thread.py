@@ -19,7 +19,7 @@ def test_results_and_their_thread() -> None:
 
 def test_a_failure_is_told_and_remembered() -> None:
     device = DeviceThread()
-    with pytest.raises(DeviceError, match="loading failed on the device: .*by zero") as failure:
+    with pytest.raises(DeviceError, match="loading failed on the device: ") as failure:
         device.call(divmod, 1, 0, timeout=5, what="loading")
     assert isinstance(failure.value.__cause__, ZeroDivisionError)
     with pytest.raises(DeviceError, match="a step: the device is out of use since an earlier failure"):
