@@ -1,7 +1,8 @@
 """Hundreds of interleaved requests against an oracle that recomputes everything, on the fake runtime.
 
-The fake runtime's tokens depend on every KV position, lane and slot that a real one would read, and it refuses a step in
-which one row reads what another writes. `Engine.step` checks the accounts of lanes, slots and blocks after each step.
+The fake runtime's tokens depend on every KV position, lane and slot that a real one would read, and it refuses a step
+in which one row reads what another writes. `Engine.step` checks the accounts of lanes, slots and blocks, and what they
+hold, after each step.
 """
 
 from __future__ import annotations
