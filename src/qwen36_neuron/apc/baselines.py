@@ -65,7 +65,7 @@ class EveryBlockPlanner(BoundaryPlanner):
         origin: Kind | None = None,
     ) -> Plan:
         boundaries = range(restored + BLOCK_SIZE, len(prompt) + 1, BLOCK_SIZE)
-        return Plan(MappingProxyType(dict.fromkeys(boundaries, Kind.SPACED)), len(prompt), origin)
+        return Plan(MappingProxyType(dict.fromkeys(boundaries, Kind.SPACED)), len(prompt), restored, origin)
 
 
 @dataclass(slots=True, eq=False)

@@ -23,7 +23,7 @@ class Kind(Enum):
     PREAMBLE = "preamble"
     """The end of the first message: a system prompt and its tools."""
     SPACED = "spaced"
-    """Spaced over text without marks, each at most twice as deep as the one before."""
+    """Spaced over text without marks, each at most half as deep again as the one before."""
     MESSAGE = "message"
     """The start or end of another message."""
     TURN_END = "turn_end"
@@ -37,16 +37,23 @@ class Plan:
     Attributes:
         prompt: the boundaries inside the prompt, in tokens, ascending, and why each is kept.
         prompt_tokens: the length of the prompt. Boundaries after it are decoding's.
-        origin: kind of the checkpoint from which the request goes on, None if it starts afresh.
+        restored: tokens of the checkpoint from which the request goes on, 0 if it starts afresh.
+        origin: the kind of that checkpoint.
     """
 
     prompt: Mapping[int, Kind]
     prompt_tokens: int
+    restored: int = 0
     origin: Kind | None = None
 
     def kind(self, boundary: int) -> Kind | None:
         """Why `boundary` is kept, or None where it is not."""
         return Kind.TURN_END if boundary > self.prompt_tokens else self.prompt.get(boundary)
+
+    def quarter(self, boundary: int) -> int:
+        """How far into the new part of the prompt `boundary` lies: 1 .. 4, and 4 while decoding."""
+        new = max(self.prompt_tokens - self.restored, 1)
+        return min(4, -(-4 * (boundary - self.restored) // new))
 
 
 class BoundaryPlanner:
@@ -82,7 +89,7 @@ class BoundaryPlanner:
                 break
             if restored < boundary <= len(prompt):
                 chosen.setdefault(boundary, kind)
-        return Plan(MappingProxyType(dict(sorted(chosen.items()))), len(prompt), origin)
+        return Plan(MappingProxyType(dict(sorted(chosen.items()))), len(prompt), restored, origin)
 
     def _candidates(
         self, prompt: Sequence[int], restored: int, branch: int, named: Iterable[int]
@@ -119,14 +126,14 @@ def _floor(tokens: int) -> int:
 
 
 def _spaced(restored: int, end: int, marked: Iterable[int]) -> Iterator[int]:
-    """The fewest boundaries that, with `marked`, leave no gap wider than what lies before it.
+    """The fewest boundaries that, with `marked`, make each at most half as deep again as the one before it.
 
     So a later request that leaves this one anywhere after the first block finds a checkpoint at half of the shared
-    prefix or deeper.
+    prefix or deeper: at two thirds, but for what rounding to blocks takes from short ones.
     """
     last = restored
     for mark in sorted({boundary for boundary in marked if restored < boundary <= end}):
-        while mark > max(2 * last, BLOCK_SIZE):
-            last = max(2 * last, BLOCK_SIZE)
+        while mark > (following := max(_floor(last + last // 2), last + BLOCK_SIZE)):
+            last = following
             yield last
         last = mark

@@ -100,7 +100,8 @@ class SlotPool:
         if replaces and self.holds(replaces) and not replaces.hits and replaces.slot not in self._busy:
             self.drop(replaces, DropReason.SUPERSEDED)
         parent = self.lookup(path, boundary - BLOCK_SIZE)
-        checkpoint = Checkpoint(0, boundary, kind, plan.origin, path, self.requests, parent)
+        quarter = plan.quarter(boundary)
+        checkpoint = Checkpoint(0, boundary, kind, plan.origin, quarter, path, self.requests, parent)
         if known:
             self._wait(checkpoint)
         if not self._free and not self._make_room(self.priority(checkpoint)):
@@ -191,7 +192,7 @@ class SlotPool:
             return remembered
         if checkpoint.hits:
             return used_group(checkpoint.kind, len(checkpoint.continuations))
-        return Group(checkpoint.kind, checkpoint.origin)
+        return Group(checkpoint.kind, checkpoint.origin, checkpoint.quarter)
 
     def _wait(self, checkpoint: Checkpoint) -> None:
         """Begin to learn what becomes of a checkpoint, slot or not. Of a decoding request only the last one counts."""
