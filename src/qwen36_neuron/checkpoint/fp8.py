@@ -65,14 +65,13 @@ class Error:
         difference = stored - source
         self.values += source.numel()
         self.inexact += int(torch.count_nonzero(difference))
-        self.signal += float(source.square().sum(dtype=torch.float64))
-        self.noise += float(difference.square().sum(dtype=torch.float64))
-        size = source.abs()
-        self.magnitude += float(size.sum(dtype=torch.float64))
-        difference.abs_()
-        self.absolute += float(difference.sum(dtype=torch.float64))
+        self.signal += float(torch.dot(source.flatten(), source.flatten()))
+        self.noise += float(torch.dot(difference.flatten(), difference.flatten()))
+        size, lost = source.abs(), difference.abs_()
+        self.magnitude += float(size.sum())
+        self.absolute += float(lost.sum())
         largest = size.amax(1).clamp_min_(torch.finfo(torch.float32).tiny)
-        self.worst = max(self.worst, float((difference.amax(1) / largest).max()))
+        self.worst = max(self.worst, float((lost.amax(1) / largest).max()))
 
     @property
     def sqnr_db(self) -> float | None:
