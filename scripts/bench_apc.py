@@ -20,14 +20,15 @@ from qwen36_neuron.apc.traces import TRACES
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 
+SIZES = Path(__file__).with_name("qwen36_27b.json")
+SLOTS = [8, 16, 64]
+
 
 def main(
     trace: Annotated[list[str], typer.Option(help=f"A trace to replay: all, {', '.join(TRACES)}.")],
-    slots: Annotated[list[int], typer.Option(help="Checkpoint slots; may be given again.")] = [8, 16, 64],  # noqa: B006
+    slots: Annotated[list[int], typer.Option(help="Checkpoint slots; may be given again.")] = SLOTS,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
-    model: Annotated[Path, typer.Option(help="The config.json whose sizes count.")] = Path(__file__).with_name(
-        "qwen36_27b.json"
-    ),
+    model: Annotated[Path, typer.Option(help="The config.json whose sizes count.")] = SIZES,
     out: Annotated[Path, typer.Option(help="Folder for traces.json and traces.png.")] = Path("profile_artifacts/apc"),
 ) -> None:
     """Replay traces and compare hit rates at equal memory."""

@@ -23,7 +23,7 @@ class Kind(Enum):
     PREAMBLE = "preamble"
     """The end of the first message: a system prompt and its tools."""
     SPACED = "spaced"
-    """Spaced over text without marks, each at most half as deep again as the one before."""
+    """Spaced over long text without marks, each at most half as deep again as the one before."""
     MESSAGE = "message"
     """The start or end of another message."""
     TURN_END = "turn_end"
@@ -105,7 +105,8 @@ class BoundaryPlanner:
         if restored == 0:
             yield from ((boundary, Kind.PREAMBLE) for boundary in messages[:1])
         yield from ((boundary, Kind.MESSAGE) for boundary in messages[-2:])
-        yield from ((boundary, Kind.SPACED) for boundary in reversed(list(_spaced(restored, end, marked))))
+        for boundary in reversed(list(_spaced(restored, end, marked, messages))):
+            yield boundary, Kind.MESSAGE if boundary in messages else Kind.SPACED
         yield from ((boundary, Kind.MESSAGE) for boundary in reversed(messages))
 
     def _messages(self, prompt: Sequence[int], restored: int) -> list[int]:
@@ -125,15 +126,16 @@ def _floor(tokens: int) -> int:
     return max(tokens, 0) // BLOCK_SIZE * BLOCK_SIZE
 
 
-def _spaced(restored: int, end: int, marked: Iterable[int]) -> Iterator[int]:
-    """The fewest boundaries that, with `marked`, make each at most half as deep again as the one before it.
+def _spaced(restored: int, end: int, marked: Iterable[int], messages: Sequence[int]) -> Iterator[int]:
+    """Boundaries that, with `marked`, make each at most half as deep again as the one before it.
 
     So a later request that leaves this one anywhere after the first block finds a checkpoint at half of the shared
-    prefix or deeper: at two thirds, but for what rounding to blocks takes from short ones.
+    prefix or deeper: at two thirds, but for what rounding to blocks takes from short ones. Ends of messages are taken
+    where they do as well as any other place.
     """
     last = restored
     for mark in sorted({boundary for boundary in marked if restored < boundary <= end}):
-        while mark > (following := max(_floor(last + last // 2), last + BLOCK_SIZE)):
-            last = following
+        while mark > (furthest := max(_floor(last + last // 2), last + BLOCK_SIZE)):
+            last = max((boundary for boundary in messages if last < boundary <= furthest), default=furthest)
             yield last
         last = mark

@@ -1,0 +1,75 @@
+"""What the estimator learns."""
+
+from __future__ import annotations
+
+from qwen36_neuron.apc import Kind
+from qwen36_neuron.apc.reuse import EXPECTED, FADE, Continued, Group, ReuseEstimator, used_group
+
+PREAMBLE, END = Group(Kind.PREAMBLE, None, 4), Group(Kind.PROMPT_END, Kind.PREAMBLE, 4)
+
+
+def test_before_anything_is_seen() -> None:
+    estimator = ReuseEstimator(10)
+    assert all(estimator.probability(Group(trait, None)) == EXPECTED[trait] for trait in EXPECTED)
+
+
+def test_every_trait_has_an_expectation_of_its_own() -> None:
+    assert set(EXPECTED) == {*Kind, *Continued}
+
+
+def test_a_group_that_is_used_rises_and_one_that_is_not_sinks() -> None:
+    estimator = ReuseEstimator(1000)
+    for index in range(20):
+        estimator.waits(("preamble", index), PREAMBLE)
+        estimator.waits(("end", index), END)
+        estimator.used(("preamble", index))
+    assert estimator.probability(PREAMBLE) > 0.95
+    assert estimator.probability(END) < 0.01
+
+
+def test_groups_of_one_trait_lend_each_other_what_they_know() -> None:
+    estimator = ReuseEstimator(1000)
+    for index in range(20):
+        estimator.waits(index, END)
+    assert estimator.probability(Group(Kind.PROMPT_END, Kind.TURN_END, 4)) < EXPECTED[Kind.PROMPT_END] / 10
+
+
+def test_only_the_deepest_remembered_prefix_counts_as_missed() -> None:
+    estimator = ReuseEstimator(10)
+    for key in "abc":
+        estimator.waits(key, END)
+    estimator.missed(path=["a", "b", "c", "d"], limit=2, below=0)
+    assert estimator.group("b") == used_group(Kind.PROMPT_END, 1)
+    assert estimator.group("a") == estimator.group("c") == END
+    estimator.missed(path=["a", "x"], limit=2, below=1)
+    assert estimator.group("a") == END
+
+
+def test_a_forgotten_wait_leaves_no_trace() -> None:
+    estimator, turn = ReuseEstimator(10), Group(Kind.TURN_END, None, 4)
+    for key in range(5):
+        estimator.waits(key, turn)
+        estimator.forget(key, Kind.TURN_END)
+    assert estimator.probability(turn) == EXPECTED[Kind.TURN_END]
+    estimator.waits("used", turn)
+    estimator.used("used")
+    estimator.waits("used", used_group(Kind.TURN_END, 1))
+    estimator.forget("used", Kind.TURN_END)
+    assert estimator.group("used") is not None
+
+
+def test_memory_is_bounded_and_the_first_to_wait_goes() -> None:
+    estimator = ReuseEstimator(3)
+    for key in range(5):
+        estimator.waits(key, END)
+    assert [estimator.group(key) is not None for key in range(5)] == [False, False, True, True, True]
+
+
+def test_a_changed_load_is_learned_anew() -> None:
+    estimator = ReuseEstimator(10)
+    for index in range(10 * FADE):
+        estimator.waits(index, END)
+    for index in range(2 * FADE):
+        estimator.waits(("new", index), END)
+        estimator.used(("new", index))
+    assert estimator.probability(END) > 0.7
