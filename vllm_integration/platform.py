@@ -15,7 +15,7 @@ from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
 
 from .compat import check_vllm
-from .settings import Settings
+from .settings import NAMED, Settings
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -151,6 +151,9 @@ class QwenPlatform(Platform):
             raise VLLMValidationError("prompt embeddings are not supported", parameter="prompt_embeds")
         if processed_inputs.get("type") == "multimodal":
             raise VLLMValidationError("the model takes text only", parameter="messages")
+        named = (getattr(params, "extra_args", None) or {}).get(NAMED, [])
+        if not isinstance(named, list) or not all(isinstance(length, int) and length >= 0 for length in named):
+            raise VLLMValidationError(f"{NAMED} must be a list of prefix lengths in tokens", parameter="vllm_xargs")
         for name in ("thinking_token_budget", "trace_decode_token_ids"):
             if getattr(params, name, None) is not None:
                 raise VLLMValidationError(f"{name} is not supported", parameter=name)

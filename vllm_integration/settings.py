@@ -9,6 +9,9 @@ from typing import Any, get_args
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime.config import Device, Kernels
 
+NAMED = "checkpoints"
+"""Key of a request's `vllm_xargs` under which a client names prefixes to keep, as lengths in tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:

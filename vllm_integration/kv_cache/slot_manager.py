@@ -24,14 +24,12 @@ from vllm.v1.request import Request
 
 from qwen36_neuron.apc import BoundaryPlanner, Checkpoint, DropReason, Kind, Plan, SlotPool
 
+from ..settings import NAMED
 from .events import SlotEvents
 from .spec import LaneSpec
 
 NOT_THIS_STEP = 1 << 40
 """More blocks than any pool has: the answer that makes vLLM's scheduler try a waiting request again next step."""
-
-NAMED = "checkpoints"
-"""Key of a request's `vllm_xargs` under which a client names prefixes to keep, as lengths in tokens."""
 
 _MANAGERS: WeakKeyDictionary[BlockPool, SlotManager] = WeakKeyDictionary()
 """vLLM looks prefixes up through a class method that is handed the KV block pool; this finds the manager again."""
@@ -56,12 +54,32 @@ class Keeping:
 
 @dataclass(slots=True)
 class Tally:
-    """What happened to checkpoints since the start."""
+    """What happened to checkpoints since the start.
 
+    Attributes:
+        state_bytes: bytes of one copy.
+        hits: requests that went on from one, by why it was kept.
+        drops: those given up, by why.
+        tokens_reused: tokens of those prefixes, the same way.
+        writes: states copied into slots.
+    """
+
+    state_bytes: int
     hits: Counter[Kind] = field(default_factory=Counter)
     drops: Counter[DropReason] = field(default_factory=Counter)
-    tokens_reused: int = 0
+    tokens_reused: Counter[Kind] = field(default_factory=Counter)
     writes: int = 0
+
+    def totals(self) -> dict[tuple[str, str], int]:
+        """The same as metrics.TOTALS names them."""
+        copies = {"write": self.writes, "restore": self.hits.total()}
+        return {
+            **{("checkpoint_hits", kind.value): count for kind, count in self.hits.items()},
+            **{("checkpoint_drops", reason.value): count for reason, count in self.drops.items()},
+            **{("checkpoint_copies", way): count for way, count in copies.items()},
+            **{("checkpoint_copied_bytes", way): count * self.state_bytes for way, count in copies.items()},
+            **{("prefix_tokens_reused", kind.value): count for kind, count in self.tokens_reused.items()},
+        }
 
 
 class SlotManager(SingleTypeKVCacheManager):
@@ -75,7 +93,7 @@ class SlotManager(SingleTypeKVCacheManager):
         self.planner = BoundaryPlanner(policy)
         self.requests: Mapping[str, Request] = {}
         """vLLM's requests by id; the scheduler puts its own mapping here."""
-        self.tally = Tally()
+        self.tally = Tally(kv_cache_spec.state_bytes)
         self.attention_group = 1 - self.kv_cache_group_id
         self._events = SlotEvents(block_pool, self.kv_cache_group_id, self.block_size)
         self._blocks = [KVCacheBlock(slot) for slot in range(self.slots.num_slots + 1)]
@@ -143,7 +161,7 @@ class SlotManager(SingleTypeKVCacheManager):
         if new_computed_blocks:
             checkpoint = self.slots.by_slot[new_computed_blocks[-1].block_id]
             self.tally.hits[checkpoint.kind] += 1
-            self.tally.tokens_reused += checkpoint.boundary
+            self.tally.tokens_reused[checkpoint.kind] += checkpoint.boundary
 
     def allocate_external_computed_blocks(
         self, request_id: str, num_local_computed_tokens: int, num_external_computed_tokens: int

@@ -31,11 +31,13 @@ class LaneSpec(KVCacheSpec):
 
     Attributes:
         kv_page_bytes: bytes of a KV block, for the claim.
+        state_bytes: bytes of a lane, and so of a slot, all ranks together.
         policy: how many checkpoint slots the runtime holds, and what the policy that fills them has to know.
         cost: what a prefix costs to compute, which is what a checkpoint is worth.
     """
 
     kv_page_bytes: int
+    state_bytes: int
     policy: PolicyConfig
     cost: PrefillCost
 
@@ -73,7 +75,11 @@ def kv_cache_specs(model: ModelConfig, dtype: torch.dtype, policy: PolicyConfig)
         dtype=dtype,
     )
     lanes = LaneSpec(
-        block_size=BLOCK_SIZE, kv_page_bytes=attention.page_size_bytes, policy=policy, cost=PrefillCost.of(model)
+        block_size=BLOCK_SIZE,
+        kv_page_bytes=attention.page_size_bytes,
+        state_bytes=model.state_bytes_per_lane(1, dtype.itemsize),
+        policy=policy,
+        cost=PrefillCost.of(model),
     )
     return {"attention": attention, "lanes": lanes}
 

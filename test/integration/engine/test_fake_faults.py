@@ -33,7 +33,7 @@ def test_victim_already_in_the_step_does_not_publish_what_it_will_not_write(fake
         additional_config={"num_slots": 64},
     )
     prompts = {"long": text(640, 1), "urgent": text(63, 2), "other": text(120, 3)}
-    engine.add("long", prompts["long"], greedy(4), priority=5)
+    engine.add("long", prompts["long"], greedy(4, extra_args={"checkpoints": [448, 512]}), priority=5)
     engine.step()
     engine.add("urgent", prompts["urgent"], greedy(40), priority=0)
     engine.add("other", prompts["other"], greedy(8), priority=1)
