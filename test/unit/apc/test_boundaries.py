@@ -17,8 +17,8 @@ def prompt(*messages: int) -> list[int]:
     return [token for length in messages for token in (START, *[TEXT] * (length - 2), END)]
 
 
-def kept(planner: BoundaryPlanner, *kinds: Kind, tokens: list[int], **arguments: int) -> list[int]:
-    plan = planner.plan(tokens, **arguments)
+def kept(planner: BoundaryPlanner, *kinds: Kind, tokens: list[int], restored: int = 0) -> list[int]:
+    plan = planner.plan(tokens, restored)
     return [boundary for boundary, kind in plan.prompt.items() if kind in kinds]
 
 
