@@ -13,6 +13,7 @@ from neuronx_distributed_inference.models.model_wrapper import CONTEXT_ENCODING_
 from safetensors.torch import save_file
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..cache.plan import WeightFormat
 from ..checkpoint.load import load_weights
 from ..checkpoint.names import canonical_name
 from ..checkpoint.sharding import arrange
@@ -105,7 +106,12 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         """
         options = self.options
         weights = load_weights(
-            self.model_path, self.config.model_config, tp=options.tp_degree, rank=rank, dtype=options.torch_dtype
+            self.model_path,
+            self.config.model_config,
+            tp=options.tp_degree,
+            rank=rank,
+            dtype=options.torch_dtype,
+            keep_fp8=options.weights != WeightFormat.BF16,
         )
         return in_module(weights, torch.tensor([rank], dtype=torch.int32))
 

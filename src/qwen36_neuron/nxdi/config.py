@@ -10,6 +10,8 @@ from typing import Any
 
 from neuronx_distributed_inference.models.config import InferenceConfig, NeuronConfig
 
+from ..cache.plan import WeightFormat
+from ..checkpoint.fp8 import BLOCK, Scales
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from .buckets import Buckets
@@ -84,6 +86,7 @@ class Qwen36NeuronConfig(NeuronConfig):
             "enable_bucketing": True,
             "output_logits": True,
             "overrides_torch_dtype": True,
+            **quantisation(options),
         }
         fixed = {name: value for name, (value, _) in UNSUPPORTED.items()}
         super().__init__(**{**settings, **derived, **fixed})
@@ -92,6 +95,23 @@ class Qwen36NeuronConfig(NeuronConfig):
     def options(self) -> NeuronOptions:
         """What the artifact is compiled for."""
         return NeuronOptions.from_json(self.qwen36)
+
+
+def quantisation(options: NeuronOptions) -> dict[str, Any]:
+    """NxDI's settings of FP8 weights: which of our layers NxD exchanges for its quantised ones, and their scales."""
+    if options.weights == WeightFormat.BF16:
+        return {"quantized": False}
+    kept = ["in_proj_ba"] if options.weights == WeightFormat.FP8 else ["mixer", "lm_head"]
+    blocks = options.scales == Scales.BLOCK
+    return {
+        "quantized": True,
+        "quantized_checkpoints_path": "",  # NxDI asks for one; the checkpoint itself holds the FP8 weights
+        "quantization_dtype": "f8e4m3",
+        "quantization_type": "blockwise_symmetric" if blocks else "per_channel_symmetric",
+        "quantization_block_axis": [0, 1] if blocks else None,
+        "quantization_block_size": [BLOCK, BLOCK] if blocks else None,
+        "modules_to_not_convert": kept,
+    }
 
 
 def options_from_settings(settings: dict[str, Any]) -> NeuronOptions:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ..cache import CacheSpec
+from ..cache.plan import WeightFormat
+from ..checkpoint.fp8 import Scales
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from .buckets import Buckets, PrefillBucket
@@ -30,6 +32,8 @@ class NeuronOptions:
         dtype: of weights, activations, KV and convolution windows; recurrent states are fp32.
         logical_cores: physical cores that one logical core joins (LNC).
         prefill_commits: checkpoints that one context-encoding call may take. A chunk with more is cut.
+        weights: number format of the matrices, a value of `WeightFormat`. The checkpoint must hold them in it.
+        scales: of FP8 matrices, a value of `Scales`.
         decode_commits: checkpoints that one decode call may take; more rows than this at a block boundary go in a call
             of their own. Every one is written by every call, used or not: 38.5 MB a rank for the 27B at 4 ranks.
     """
@@ -44,10 +48,14 @@ class NeuronOptions:
     logical_cores: int = 2
     prefill_commits: int = 4
     decode_commits: int = 1
+    weights: str = WeightFormat.BF16.value
+    scales: str = Scales.CHANNEL.value
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise ConfigError("dtype", self.dtype, "is not implemented", f"Use one of: {', '.join(DTYPES)}")
+        for choice, allowed in (("dtype", list(DTYPES)), ("weights", list(WeightFormat)), ("scales", list(Scales))):
+            if getattr(self, choice) not in allowed:
+                remedy = f"Use one of: {', '.join(allowed)}"
+                raise ConfigError(choice, getattr(self, choice), "is not implemented", remedy)
         for field, minimum in (
             ("max_model_len", 1),
             ("num_lanes", 1),

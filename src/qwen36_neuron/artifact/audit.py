@@ -1,0 +1,150 @@
+"""Whether an artifact is the one that a server is started for: every difference by name, before anything is loaded.
+
+`python -m qwen36_neuron.artifact.audit --artifact DIR --model DIR ...` prints the number of KV blocks that the artifact
+has, which the engine must be started with, and ends with 0; or it names every difference and ends with 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..config import ModelConfig
+from ..errors import ConfigError
+from .manifest import (
+    changed_files,
+    config_digest,
+    packages,
+    read_manifest,
+    source_digests,
+    weights_digest,
+    weights_format,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchArguments:
+    """What a server is started with. `num_blocks` is None where the artifact decides it."""
+
+    model: Path
+    max_model_len: int
+    max_num_seqs: int
+    num_slots: int
+    tp_degree: int
+    dtype: str
+    num_blocks: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A value that the artifact was made with and the start contradicts."""
+
+    field: str
+    compiled: object
+    asked: object
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.field}: compiled for {self.compiled!r}, started with {self.asked!r}. {self.remedy}."
+
+
+def audit(
+    manifest: dict[str, Any], arguments: LaunchArguments, artifact: Path, checksums: bool = False
+) -> list[Mismatch]:
+    """Every difference between an artifact and what it is to be used for.
+
+    Args:
+        checksums: read the files of the artifact, and not only their sizes.
+    Raises:
+        ConfigError: the model cannot be read.
+    """
+    return [
+        *_sizes(manifest["options"], arguments),
+        *_model(manifest, arguments.model),
+        *_software(manifest),
+        *(
+            Mismatch("file", name, "missing or changed", "Copy the artifact again, or compile again")
+            for name in changed_files(artifact, manifest["files"], checksums)
+        ),
+    ]
+
+
+def _sizes(options: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch]:
+    found = []
+    for flag, compiled, asked in (
+        ("--max-num-seqs", options["num_lanes"], arguments.max_num_seqs),
+        ("--slots", options["num_slots"], arguments.num_slots),
+        ("--tp-degree", options["tp_degree"], arguments.tp_degree),
+        ("--dtype", options["dtype"], arguments.dtype),
+        ("--num-gpu-blocks-override", options["num_blocks"], arguments.num_blocks),
+    ):
+        if asked is not None and compiled != asked:
+            found.append(Mismatch(flag, compiled, asked, f"Start with {flag} {compiled}, or compile again"))
+    longest = options["max_model_len"]
+    if arguments.max_model_len > longest:
+        remedy = f"Start with --max-model-len {longest} or less, or compile again"
+        found.append(Mismatch("--max-model-len", longest, arguments.max_model_len, remedy))
+    return found
+
+
+def _model(manifest: dict[str, Any], model: Path) -> list[Mismatch]:
+    remedy = "Start with the checkpoint that was compiled, or compile again"
+    return [
+        Mismatch(field, compiled, found, remedy)
+        for field, compiled, found in (
+            ("model configuration", manifest["model"]["config"], config_digest(ModelConfig.from_pretrained(model))),
+            ("weights", manifest["model"]["weights"], weights_digest(model)),
+            ("number format", manifest["weights"], weights_format(model)),
+        )
+        if compiled != found
+    ]
+
+
+def _software(manifest: dict[str, Any]) -> list[Mismatch]:
+    now, then, remedy = packages(), manifest["packages"], "Install that version, or compile again"
+    absent = "not installed"
+    found = [
+        Mismatch(name, then.get(name, absent), now.get(name, absent), remedy)
+        for name in sorted(set(now) | set(then))
+        if now.get(name) != then.get(name)
+    ]
+    sources = source_digests()
+    return found + [
+        Mismatch(f"sources of {name}", digest, sources.get(name), "Use the release that compiled it, or compile again")
+        for name, digest in manifest["sources"].items()
+        if sources.get(name) != digest
+    ]
+
+
+def main(
+    artifact: Annotated[Path, typer.Option(help="Folder of compiled graphs.")],
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.")],
+    max_model_len: Annotated[int, typer.Option(help="Tokens of the longest sequence.")],
+    max_num_seqs: Annotated[int, typer.Option(help="Sequences that run at once.")],
+    slots: Annotated[int, typer.Option(help="State checkpoints.")],
+    tp_degree: Annotated[int, typer.Option(help="Tensor-parallel ranks.")],
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")],
+    num_blocks: Annotated[int | None, typer.Option(help="KV blocks, if they are chosen already.")] = None,
+    checksums: Annotated[bool, typer.Option(help="Read the artifact's files, and not only their sizes.")] = False,
+) -> None:
+    """Name every difference between an artifact and a start; print its number of KV blocks if there is none."""
+    arguments = LaunchArguments(model, max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks)
+    try:
+        manifest = read_manifest(artifact)
+        mismatches = audit(manifest, arguments, artifact, checksums)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+    for mismatch in mismatches:
+        print(f"artifact {artifact}: {mismatch}", file=sys.stderr)
+    if mismatches:
+        raise typer.Exit(2)
+    print(manifest["options"]["num_blocks"])
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,82 @@
+"""The graphs that a profile makes: their inputs, their compiler arguments and the memory that they work in."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..cache.plan import WeightFormat
+from ..config import BLOCK_SIZE, ModelConfig
+from ..nxdi.compiler import decode_options, prefill_options
+from ..nxdi.inputs import DecodeInputs, PrefillInputs, empty_decode, empty_prefill
+from .profile import Profile
+
+PREFILL, DECODE = "context_encoding_model", "token_generation_model"
+"""NxDI's tags."""
+
+FP8_ARGUMENT = "--experimental-unsafe-fp8e4m3fn-as-fp8e4m3"
+HLO_ARGUMENTS = "--internal-hlo2tensorizer-options='{}--verify-hlo=true'"
+"""What NxDI adds to the arguments that a model gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """One compiled graph.
+
+    Attributes:
+        bucket: (new tokens, tokens held before) for context encoding, (1, tokens held) for token generation.
+        inputs: shape of every input by name; all are int32.
+        states: outputs that are the memory of the next call, beside the tokens and the logits.
+        arguments: command line of the compiler.
+        scratch_bytes: attention scores (fp32) and probabilities of one layer, and its gathered keys and values, on one
+            rank; what plain operations hold at once. A kernel that walks over the prefix needs less.
+    """
+
+    tag: str
+    bucket: tuple[int, int]
+    inputs: dict[str, tuple[int, ...]]
+    states: int
+    arguments: str
+    scratch_bytes: int
+
+    @property
+    def name(self) -> str:
+        new, held = self.bucket
+        return f"decode to {held}" if self.tag == DECODE else f"prefill {new} after {held}"
+
+    @property
+    def signature(self) -> str:
+        """What the device's loader tells graphs apart by."""
+        return str(list(self.inputs.values()))
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {"name": self.name, "inputs": {name: list(size) for name, size in self.inputs.items()}}
+
+
+def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
+    """Every graph of the profile, context encoding first."""
+    options, rank = profile.options, model.rank(profile.options.tp_degree)
+    states = 2 * len(model.attention_layers) + 2 * len(model.deltanet_layers)
+    width = options.torch_dtype.itemsize
+    extra = HLO_ARGUMENTS.format("" if profile.weights is WeightFormat.BF16 else FP8_ARGUMENT + " ")
+
+    def graph(tag: str, bucket: tuple[int, int], example: PrefillInputs | DecodeInputs) -> Graph:
+        compiler = prefill_options if tag == PREFILL else decode_options
+        arguments = compiler(options.max_model_len, options.logical_cores).arguments()
+        rows, new = example.tokens.shape
+        held = example.table.shape[1] * BLOCK_SIZE + (new if tag == DECODE else 0)
+        scores = rows * rank.num_query_heads * new * held * (4 + width)
+        gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * width
+        shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items()}
+        return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scores + gathered)
+
+    prefill = [
+        graph(PREFILL, (pair.active, pair.prefix), empty_prefill(pair, options.prefill_commits))
+        for pair in options.buckets.prefill
+    ]
+    decode = [
+        graph(DECODE, (1, size), empty_decode(options.num_lanes, size, options.decode_commits))
+        for size in options.buckets.decode
+    ]
+    return prefill + decode

@@ -1,0 +1,123 @@
+"""A named set of sizes to compile for: a YAML file, read into one typed object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from ..cache.plan import Plan, PlanRequest, WeightFormat
+from ..config import ModelConfig
+from ..errors import ConfigError
+from ..nxdi.buckets import Buckets, PrefillBucket
+from ..nxdi.options import NeuronOptions
+
+SIZES = (
+    "max_model_len",
+    "max_num_seqs",
+    "num_blocks",
+    "slots",
+    "tp_degree",
+    "logical_cores",
+    "prefill_commits",
+    "decode_commits",
+)
+FIELDS = ("description", "weights", "dtype", "prefill_buckets", "decode_buckets", *SIZES)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What an artifact is compiled for.
+
+    Attributes:
+        name: the file's name without its ending.
+        description: for people.
+        weights: number format of the matrices.
+        options: every size that the graphs have.
+    """
+
+    name: str
+    description: str
+    weights: WeightFormat
+    options: NeuronOptions
+
+    @classmethod
+    def load(cls, file: Path) -> Profile:
+        """Read a YAML file.
+
+        Raises:
+            ConfigError: the file is missing, is not YAML, or a field is missing, unknown or of a wrong value.
+        """
+        if not file.is_file():
+            raise ConfigError("profile", str(file), "no such file", "Give a YAML file, such as those in profiles/")
+        try:
+            raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ConfigError("profile", str(file), f"is not YAML ({error})", "Correct the file") from error
+        if not isinstance(raw, dict):
+            raise ConfigError("profile", str(file), "must hold fields and values", "Start from a file in profiles/")
+        return cls.parse(file.stem, raw)
+
+    @classmethod
+    def parse(cls, name: str, raw: Mapping[str, Any]) -> Profile:
+        """Build from the fields of the YAML file. Raises ConfigError on a field that cannot be used."""
+        for field in raw:
+            if field not in FIELDS:
+                raise ConfigError(field, raw[field], "is not known", f"Known: {', '.join(FIELDS)}")
+        for field in FIELDS:
+            if field not in raw:
+                raise ConfigError(field, None, "is missing", f"Add it to profile {name}")
+        sizes = {field: _integer(field, raw[field]) for field in SIZES}
+        if raw["weights"] not in list(WeightFormat):
+            known = ", ".join(WeightFormat)
+            raise ConfigError("weights", raw["weights"], "is not known", f"Use one of: {known}")
+        options = NeuronOptions(
+            max_model_len=sizes["max_model_len"],
+            num_lanes=sizes["max_num_seqs"],
+            num_blocks=sizes["num_blocks"],
+            buckets=Buckets(_pairs(raw["prefill_buckets"]), _lengths(raw["decode_buckets"])),
+            num_slots=sizes["slots"],
+            tp_degree=sizes["tp_degree"],
+            dtype=str(raw["dtype"]),
+            logical_cores=sizes["logical_cores"],
+            prefill_commits=sizes["prefill_commits"],
+            decode_commits=sizes["decode_commits"],
+        )
+        return cls(name, str(raw["description"]), WeightFormat(raw["weights"]), options)
+
+    def plan(self, model: ModelConfig) -> Plan:
+        """Its device memory. Raises ConfigError if the model cannot be split or run so."""
+        options = self.options
+        model.rank(options.tp_degree)
+        request = PlanRequest(
+            max_model_len=options.max_model_len,
+            max_num_seqs=options.num_lanes,
+            slots=options.num_slots,
+            tp=options.tp_degree,
+            weights=self.weights,
+            kv_dtype=options.torch_dtype,
+            num_blocks=options.num_blocks,
+        )
+        return Plan(model, request)
+
+
+def _integer(field: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(field, value, "must be a whole number", "Correct the profile")
+    return value
+
+
+def _pairs(value: object) -> tuple[PrefillBucket, ...]:
+    field = "prefill_buckets"
+    if not isinstance(value, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in value):
+        raise ConfigError(field, value, "must be pairs of new and prefix tokens", "Write [[512, 0], [512, 4096]]")
+    return tuple(PrefillBucket(_integer(field, active), _integer(field, prefix)) for active, prefix in value)
+
+
+def _lengths(value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not value:
+        raise ConfigError("decode_buckets", value, "must be a list of lengths", "Write [1024, 4096]")
+    return tuple(_integer("decode_buckets", length) for length in value)
