@@ -108,6 +108,15 @@ def test_age_halves_and_only_what_is_used_becomes_young() -> None:
     assert (top.used_at, low.used_at) == (pool.requests, 1)
 
 
+def test_a_path_that_ends_below_a_checkpoint_is_not_on_it() -> None:
+    checkpoint = put(SlotPool(1, COST), path_of("a", 3))
+    assert checkpoint is not None
+    assert checkpoint.is_on(path_of("a", 3))
+    assert checkpoint.is_on(path_of("a", 9))
+    assert not checkpoint.is_on(path_of("a", 2))
+    assert not checkpoint.is_on(path_of("b", 3))
+
+
 def test_nothing_that_the_step_reads_or_writes_is_given_away() -> None:
     pool = SlotPool(2, COST)
     read, old = put(pool, path_of("a", 2)), put(pool, path_of("b", 50))
