@@ -1,0 +1,172 @@
+"""Sampling parameters on the fake runtime, whose logits after any tokens are known."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from engine import Engine, greedy
+from fake_runtime import expected_logits, expected_tokens
+from vllm import SamplingParams
+from vllm.v1.core.sched.output import GrammarOutput
+
+from qwen36_neuron.runtime import Output
+from vllm_integration.requests import RequestState
+from vllm_integration.sampling import apply_grammar
+
+COUNT = 8
+
+
+def text(length: int, seed: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(512) for _ in range(length)]
+
+
+def random_params(**more) -> SamplingParams:
+    return SamplingParams(**{"max_tokens": COUNT, "ignore_eos": True, "detokenize": False, **more})
+
+
+@pytest.fixture
+def served(fake_engine):
+    return fake_engine(max_num_batched_tokens=100, num_gpu_blocks_override=60, max_num_seqs=4, max_logprobs=512)
+
+
+def mixed(engine: Engine, jobs: list[tuple[list[int], SamplingParams]]) -> list:
+    """Run requests with different parameters together; their completions."""
+    for i, (prompt, params) in enumerate(jobs):
+        engine.add(f"m{i}", prompt, params)
+    engine.drain()
+    return [engine.finished[f"m{i}"] for i in range(len(jobs))]
+
+
+def continuation(prompt: list[int], choose) -> list[int]:
+    """COUNT tokens, each chosen from the logits and the output so far."""
+    tokens: list[int] = []
+    for _ in range(COUNT):
+        tokens.append(int(choose(expected_logits(prompt + tokens), tokens)))
+    return tokens
+
+
+def test_plain_greedy_takes_tokens_and_nothing_else_does(served):
+    jobs = [(text(30, 1), greedy(COUNT)), (text(40, 2), random_params(seed=1))]
+    mixed(served, jobs)
+    rows = [row for step in served.runtime.steps for row in step.rows]
+    assert {row.output for row in rows if row.request_id.startswith("m0")} == {Output.TOKEN}
+    assert {row.output for row in rows if row.request_id.startswith("m1")} == {Output.LOGITS}
+
+
+def test_logprobs_belong_to_their_request_in_a_mixed_batch(served):
+    prompts = [text(150, seed) for seed in range(4)]
+    wanted = [None, 3, 0, 5]
+    outputs = mixed(served, [(p, greedy(COUNT, logprobs=k)) for p, k in zip(prompts, wanted, strict=True)])
+    for prompt, k, output in zip(prompts, wanted, outputs, strict=True):
+        tokens = expected_tokens(prompt, COUNT)
+        assert list(output.outputs[0].token_ids) == tokens
+        if k is None:
+            assert output.outputs[0].logprobs is None
+            continue
+        for i, found in enumerate(output.outputs[0].logprobs):
+            expected = expected_logits(prompt + tokens[:i]).log_softmax(-1)
+            best = expected.topk(max(k, 1))
+            assert set(found) == set(best.indices.tolist())
+            for token, entry in found.items():
+                assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 2, 99, 100, 101, 250])
+def test_prompt_logprobs_over_chunks(served, length):
+    prompt = text(length, length)
+    outputs = mixed(served, [(text(70, 1), greedy(COUNT)), (prompt, greedy(2, prompt_logprobs=2))])
+    table = outputs[1].prompt_logprobs
+    assert len(table) == length
+    assert table[0] is None
+    for i in range(1, length):
+        expected = expected_logits(prompt[:i]).log_softmax(-1)
+        best = expected.topk(2).indices.tolist()
+        assert set(table[i]) == {*best, prompt[i]}
+        for token, entry in table[i].items():
+            assert entry.logprob == pytest.approx(float(expected[token]), abs=1e-5)
+            assert entry.rank == int((expected > expected[token]).sum()) + 1
+
+
+def test_a_seed_gives_the_same_tokens_alone_and_among_others(served):
+    prompt = text(120, 3)
+    params = random_params(seed=7, temperature=1.5, top_p=0.9, top_k=50, min_p=0.01)
+    alone = mixed(served, [(prompt, params)])[0].outputs[0].token_ids
+    others = [(text(30 + i, i), random_params(temperature=1.2)) for i in range(5)]
+    together = mixed(served, [*others[:2], (prompt, params), *others[2:]])[2].outputs[0].token_ids
+    assert list(alone) == list(together)
+    assert list(alone) != expected_tokens(prompt, COUNT)
+
+
+def test_samples_follow_the_distribution(served):
+    prompt = text(50, 9)
+    probabilities = (expected_logits(prompt) / 2).softmax(-1)
+    drawn = mixed(served, [(prompt, random_params(temperature=2.0, max_tokens=1)) for _ in range(800)])
+    counts = torch.zeros(512)
+    for output in drawn:
+        counts[output.outputs[0].token_ids[0]] += 1
+    top = probabilities.topk(10).indices
+    expected = probabilities[top] * 800
+    assert ((counts[top] - expected).abs() < 5 * expected.sqrt() + 3).all()
+
+
+def test_what_changes_the_most_likely_token(served):
+    """Each against the definition, all in one batch."""
+    prompts = [text(90, 20 + i) for i in range(6)]
+    banned = [expected_tokens(prompt, 1)[0] for prompt in prompts]
+    allowed = [3, 77, 401]
+
+    def without(token):
+        def choose(logits, _):
+            return logits.index_fill(0, torch.tensor([token]), -torch.inf).argmax()
+
+        return choose
+
+    def repetition(prompt):
+        def choose(logits, tokens):
+            seen = torch.tensor(sorted({*prompt, *tokens}))
+            values = logits[seen]
+            return logits.index_put((seen,), torch.where(values > 0, values / 1.7, values * 1.7)).argmax()
+
+        return choose
+
+    def presence_and_frequency(logits, tokens):
+        counts = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=512)
+        return (logits - 1.5 * (counts > 0) - 0.5 * counts).argmax()
+
+    jobs = [
+        (greedy(COUNT, logit_bias={banned[0]: -100.0}), without(banned[0])),
+        (greedy(COUNT, allowed_token_ids=allowed), lambda logits, _: allowed[int(logits[allowed].argmax())]),
+        (greedy(COUNT, repetition_penalty=1.7), repetition(prompts[2])),
+        (greedy(COUNT, presence_penalty=1.5, frequency_penalty=0.5), presence_and_frequency),
+        (random_params(temperature=2.0, top_k=1), lambda logits, _: logits.argmax()),
+        (greedy(COUNT), lambda logits, _: logits.argmax()),
+    ]
+    outputs = mixed(served, [(prompt, params) for prompt, (params, _) in zip(prompts, jobs, strict=True)])
+    for prompt, (_, choose), output in zip(prompts, jobs, outputs, strict=True):
+        assert list(output.outputs[0].token_ids) == continuation(prompt, choose)
+
+
+def test_min_tokens_holds_a_stop_token_off(served):
+    prompt = text(80, 31)
+    stop = expected_tokens(prompt, 3)[2]
+    early, late = mixed(
+        served, [(prompt, greedy(20, stop_token_ids=[stop])), (prompt, greedy(20, stop_token_ids=[stop], min_tokens=6))]
+    )
+    assert len(early.outputs[0].token_ids) == 3
+    assert stop not in late.outputs[0].token_ids[:6]
+    assert list(late.outputs[0].token_ids[:2]) == list(early.outputs[0].token_ids[:2])
+
+
+def test_grammar_rows_are_found_by_request():
+    """The bitmask's rows are in the grammar's order; the logits' rows are not, and some have no grammar."""
+    names = ["plain", "b", "other", "a"]
+    rows = [RequestState(name, SamplingParams(), [1]) for name in names]
+    logits = torch.zeros(4, 64)
+    bitmask = np.array([[0b0110, 0], [0, 0b1]], dtype=np.int32)
+    apply_grammar(rows, logits, GrammarOutput(["a", "b"], bitmask))
+    allowed = [(row > -torch.inf).nonzero().flatten().tolist() for row in logits]
+    assert allowed == [list(range(64)), [32], list(range(64)), [1, 2]]
