@@ -24,6 +24,7 @@ class Settings:
         slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
         kernels: on CPU, "torch" operations or the NKI kernels in the "interpreter".
+        artifact: on a Neuron device, the folder of graphs compiled for these sizes.
         threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
     """
 
@@ -33,6 +34,7 @@ class Settings:
     slots_per_prompt: int = 16
     cache_gib: float = 2.0
     kernels: Kernels = "torch"
+    artifact: str | None = None
     threads: int | None = None
 
     @classmethod
