@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType
@@ -111,15 +112,20 @@ class BoundaryPlanner:
 
     def _messages(self, prompt: Sequence[int], restored: int) -> list[int]:
         """Boundaries at or just before the place where one message ends and another may start, ascending."""
-        starts, ends = self.config.message_starts, self.config.message_ends
-        found: dict[int, None] = {}
-        for index in range(restored, len(prompt)):
-            token = prompt[index]
-            if token in starts:
-                found[_floor(index)] = None
-            elif token in ends:
-                found[_floor(index + 1)] = None
-        return [boundary for boundary in found if boundary > restored]
+        found: set[int] = set()
+        for tokens, after in ((self.config.message_starts, 0), (self.config.message_ends, 1)):
+            for token in tokens:
+                found.update(_floor(index + after) for index in _places(prompt, token, restored))
+        return sorted(boundary for boundary in found if boundary > restored)
+
+
+def _places(prompt: Sequence[int], token: int, start: int) -> Iterator[int]:
+    """Where `token` stands from `start` on. A list finds it far faster than a loop over its items could."""
+    index = start - 1
+    with suppress(ValueError):
+        while True:
+            index = prompt.index(token, index + 1)
+            yield index
 
 
 def _floor(tokens: int) -> int:

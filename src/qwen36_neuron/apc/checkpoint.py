@@ -7,6 +7,7 @@ from enum import Enum
 
 from ..config import BLOCK_SIZE
 from .boundaries import Kind
+from .groups import Group
 from .keys import Key, Path
 
 MANY = 3
@@ -38,8 +39,7 @@ class Checkpoint:
         slot: its id, 1 .. num_slots.
         boundary: tokens of the prefix, a multiple of BLOCK_SIZE.
         kind: why it is kept.
-        origin: kind of the checkpoint from which the request that made it went on, None if it started afresh.
-        quarter: how far into the new part of that request's prompt it lies, 1 .. 4.
+        group: those that it is expected to fare like; another one once it has been used.
         path: keys of the prefix, and of what its maker had behind it. It may grow there, but must not change.
         used_at: request, by count, that made it or last used it.
         parent: the deepest published checkpoint below it on its path, from which a request would go on without it.
@@ -51,8 +51,7 @@ class Checkpoint:
     slot: int
     boundary: int
     kind: Kind
-    origin: Kind | None
-    quarter: int
+    group: Group
     path: Path
     used_at: int
     parent: Checkpoint | None = None

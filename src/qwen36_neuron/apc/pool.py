@@ -7,14 +7,16 @@ protected only against being given away in the very step that reads or writes it
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
 
 from ..config import BLOCK_SIZE
 from .boundaries import Kind, Plan
 from .checkpoint import Checkpoint, DropReason
 from .cost import PrefillCost
+from .groups import Group, used_group
 from .keys import Key, Path
-from .reuse import Group, ReuseEstimator, used_group
+from .reuse import ReuseEstimator
 
 AGE = 4
 """Requests after which a checkpoint that was not used counts half."""
@@ -75,8 +77,9 @@ class SlotPool:
             restored.hits += 1
             restored.used_at = self.requests
             restored.see(path)
+            restored.group = used_group(restored.kind, len(restored.continuations))
             self.reuse.used(restored.key)
-            self.reuse.waits(restored.key, self._group(restored))
+            self.reuse.waits(restored.key, restored.group)
             self._busy.add(restored.slot)
 
     def reserve(self, boundary: int, plan: Plan, path: Path, replaces: Checkpoint | None = None) -> Checkpoint | None:
@@ -100,8 +103,8 @@ class SlotPool:
         if replaces and self.holds(replaces) and not replaces.hits and replaces.slot not in self._busy:
             self.drop(replaces, DropReason.SUPERSEDED)
         parent = self.lookup(path, boundary - BLOCK_SIZE)
-        quarter = plan.quarter(boundary)
-        checkpoint = Checkpoint(0, boundary, kind, plan.origin, quarter, path, self.requests, parent)
+        group = Group(kind, plan.origin, plan.quarter(boundary))
+        checkpoint = Checkpoint(0, boundary, kind, group, path, self.requests, parent)
         if known:
             self._wait(checkpoint)
         if not self._free and not self._make_room(self.priority(checkpoint)):
@@ -173,30 +176,26 @@ class SlotPool:
         """
         saved = self.cost.between(checkpoint.base, checkpoint.boundary)
         age = self.requests - checkpoint.used_at
-        return self.reuse.probability(self._group(checkpoint)) * saved / (AGE + age)
+        return self.reuse.probability(checkpoint.group) * saved / (AGE + age)
 
     def _make_room(self, priority: float) -> bool:
         """Give up the checkpoint of least priority, if it has less than `priority`."""
-        idle = (c for c in self.by_key.values() if c.slot not in self._busy)
-        victim = min(idle, key=lambda c: (self.priority(c), c.slot), default=None)
-        if victim is None or self.priority(victim) >= priority:
+        idle = ((self.priority(c), c.slot, c) for c in self.by_key.values() if c.slot not in self._busy)
+        least, _, victim = min(idle, default=(math.inf, 0, None))
+        if victim is None or least >= priority:
             return False
         self.drop(victim, DropReason.CAPACITY)
         return True
 
-    def _group(self, checkpoint: Checkpoint) -> Group:
-        """The group that its prefix is remembered in, which may know of uses from before it had this slot."""
-        known = len(checkpoint.path) >= checkpoint.blocks
-        remembered = self.reuse.group(checkpoint.key) if known else None
-        if remembered is not None:
-            return remembered
-        if checkpoint.hits:
-            return used_group(checkpoint.kind, len(checkpoint.continuations))
-        return Group(checkpoint.kind, checkpoint.origin, checkpoint.quarter)
-
     def _wait(self, checkpoint: Checkpoint) -> None:
-        """Begin to learn what becomes of a checkpoint, slot or not. Of a decoding request only the last one counts."""
+        """Begin to learn what becomes of a checkpoint, slot or not. Of a decoding request only the last one counts.
+
+        What is remembered of its prefix may be of uses from before it had this slot.
+        """
         if checkpoint.kind is Kind.TURN_END and checkpoint.blocks > 1:
             self.reuse.forget(checkpoint.path[checkpoint.blocks - 2], Kind.TURN_END)
-        if self.reuse.group(checkpoint.key) is None:
-            self.reuse.waits(checkpoint.key, self._group(checkpoint))
+        remembered = self.reuse.group(checkpoint.key)
+        if remembered is None:
+            self.reuse.waits(checkpoint.key, checkpoint.group)
+        else:
+            checkpoint.group = remembered

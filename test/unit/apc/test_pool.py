@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from qwen36_neuron.apc import Checkpoint, DropReason, Kind, Plan, PrefillCost, SlotPool
-from qwen36_neuron.apc.reuse import Continued
+from qwen36_neuron.apc.groups import Continued
 
 COST = PrefillCost(per_token=5e10, per_pair=4e5)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from qwen36_neuron.apc import Kind
-from qwen36_neuron.apc.reuse import EXPECTED, FADE, Continued, Group, ReuseEstimator, used_group
+from qwen36_neuron.apc.groups import Continued, Group, used_group
+from qwen36_neuron.apc.reuse import EXPECTED, FADE, ReuseEstimator
 
 PREAMBLE, END = Group(Kind.PREAMBLE, None, 4), Group(Kind.PROMPT_END, Kind.PREAMBLE, 4)
 
