@@ -26,7 +26,11 @@ def test_tokens_at_every_chunk_budget(fake_engine, budget):
     assert max(sum(len(row.tokens) for row in step.rows) for step in engine.runtime.steps) <= budget
 
 
-def test_preemption_and_resume(fake_engine):
+@pytest.mark.parametrize("protocol", ["0", "1"])
+def test_preemption_and_resume(fake_engine, monkeypatch, protocol):
+    """vLLM announces a resumed request in one of two ways, depending on whether Triton is there."""
+    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", protocol)
     engine = fake_engine(max_num_batched_tokens=256, num_gpu_blocks_override=14, max_model_len=768)
     prompts = prompts_of((120, 250, 60, 180, 126, 190, 64, 63))
     assert engine.generate(prompts, greedy(100)) == [expected_tokens(prompt, 100) for prompt in prompts]

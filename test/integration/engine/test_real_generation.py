@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from engine import greedy
+from recorder import Recorder
 
 COUNT = 12
 LENGTHS = (1, 5, 63, 64, 65, 130, 200, 333)
@@ -45,5 +46,9 @@ def test_equals_hugging_face(engine, prompts, expected, budget):
 
 
 def test_equals_hugging_face_under_preemption(engine, prompts, expected):
-    served = engine(max_num_batched_tokens=512, num_gpu_blocks_override=9, max_model_len=400)
-    assert served.generate(prompts, greedy(COUNT)) == expected
+    """Five blocks hold the three prompts; the first two grow into blocks that are not there."""
+    served = engine(max_num_batched_tokens=512, num_gpu_blocks_override=6, max_model_len=256)
+    recorder = served.worker.runner.runtime = Recorder(served.runtime)
+    tight = [LENGTHS.index(length) for length in (63, 64, 130)]
+    assert served.generate([prompts[i] for i in tight], greedy(COUNT)) == [expected[i] for i in tight]
+    assert any(sum(row.start == 0 for row in rows) > 1 for rows in recorder.rows.values()), "nothing was preempted"

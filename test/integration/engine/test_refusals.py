@@ -56,6 +56,10 @@ class TestConfiguration:
         with pytest.raises(ValueError, match=message):
             build(shape_only, **arguments)
 
+    def test_a_text_only_checkpoint_is_accepted(self, tmp_path):
+        write(tmp_path, {**CONFIG["text_config"], "architectures": ["Qwen3_5ForCausalLM"]})
+        assert build(tmp_path).parallel_config.worker_cls == "vllm_integration.worker.Worker"
+
     @pytest.mark.parametrize("architecture", ["Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"])
     def test_a_mixture_of_experts_is_refused_by_name(self, tmp_path, architecture):
         write(tmp_path, {**MOE_CONFIG, "architectures": [architecture]})
