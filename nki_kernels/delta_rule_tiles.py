@@ -1,19 +1,48 @@
-"""What the gated delta rule kernels share: constant masks, PSUM banks in rotation, and loads of partial tiles.
+"""What the gated delta rule kernels share: constant tables, PSUM banks in rotation, and views.
 
-A tile is TILE tokens, one a partition. Helpers are called inside kernels and compile into them.
+A tile is TILE tokens, one a partition. Functions are called inside kernels and compile into them, except `mask_table`.
 """
 
 from dataclasses import dataclass
 
 import nki.isa as nisa
 import nki.language as nl
+import numpy as np
 
 TILE = 128
-CHUNK = 64
+HALF = 64
+"""Tokens of a chunk, the grain of checkpoints; also half the columns of a tile."""
 BANKS = 8
-MASKED = -30000.0
-"""Added to an exponent it gives exactly zero, and times one it is exact in bfloat16's range."""
 L2_EPS = 1e-6
+LEVELS = 6
+"""Products of the solve: block widths 2, 4 ... 64. Width 1 needs none."""
+MASKED = -30000.0
+"""Added to an exponent it gives exactly zero."""
+
+# Columns of the mask table.
+UPTO, AFTER, ONES, EYE, ABOVE, FIRST, FIRST_T, LEVEL = 0, 128, 256, 384, 512, 640, 768, 896
+
+
+def mask_table() -> np.ndarray:
+    """[128, 1280] fp32, made on the host: blocks of columns, rows and columns being tokens r and c of a tile.
+
+    UPTO: r <= c. AFTER: r > c. ONES. EYE. ABOVE: MASKED where r > c. FIRST, FIRST_T: I - M_1 and its transpose.
+    LEVEL: for w = 2, 4 ... 64, the even blocks of w columns of I - M_w, 64 columns each (its odd ones are those of I).
+    M_w is the lower left w x w block of every 2w x 2w block on the diagonal.
+    """
+    r, c = np.arange(TILE)[:, None], np.arange(TILE)[None, :]
+    eye = (r == c).astype(np.float32)
+    parts = [r <= c, r > c, np.ones((TILE, TILE)), eye, MASKED * (r > c)]
+    for width in (1 << level for level in range(LEVELS + 1)):
+        lower = (r // (2 * width) == c // (2 * width)) & (r % (2 * width) >= width) & (c % (2 * width) < width)
+        if width == 1:
+            parts += [eye - lower, (eye - lower).T]
+        else:
+            parts.append((eye - lower).reshape(TILE, -1, 2, width)[:, :, 0].reshape(TILE, HALF))
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+MASKS = mask_table()
 
 
 @dataclass
@@ -24,7 +53,7 @@ class Bank(nl.NKIObject):
     turn: int = 0
 
     def take(self) -> nl.ndarray:
-        """The next bank: [128, 512] fp32, to be overwritten by an `accumulate=False` product first."""
+        """The next bank, [128, 512] fp32; its first product must be `accumulate=False`."""
         tile = self.tiles[self.turn % BANKS]
         self.turn = self.turn + 1
         return tile
@@ -38,78 +67,33 @@ def make_banks() -> Bank:
     return Bank(tiles=tuple(tiles))
 
 
+def sbuf(dtype: nl.dtype, free: tuple) -> nl.ndarray:
+    """A tile of SBUF, [128, *free]."""
+    return nl.ndarray((TILE, *free), dtype=dtype, buffer=nl.sbuf)
+
+
 def split(count: int, most: int) -> list:
-    """(start, end) ranges that cut `count` heads into as few equal parts of at most `most` as will do."""
+    """(first, last + 1) ranges that cut `count` heads into as few equal parts of at most `most` as will do."""
     pieces = (count + most - 1) // most
     size = (count + pieces - 1) // pieces
     out = []
-    for start in range(0, count, size):
-        out.append((start, min(start + size, count)))
+    for first in range(0, count, size):
+        out.append((first, min(first + size, count)))
     return out
 
 
-def triangle(dtype: nl.dtype, step: int, offset: int, inside: float, outside: float) -> nl.ndarray:
-    """[128, 128]: `inside` where step * (row - column) + offset >= 0, else `outside`."""
-    tile = nl.ndarray((TILE, TILE), dtype=dtype, buffer=nl.sbuf)
-    nisa.memset(dst=tile, value=inside, engine=nisa.engine.gpsimd)
-    nisa.affine_select(
-        dst=tile, pattern=[[-step, TILE]], channel_multiplier=step, on_true_tile=tile, on_false_value=outside,
-        cmp_op=nl.greater_equal, offset=offset,
-    )  # fmt: skip
-    return tile
-
-
-def identity(dtype: nl.dtype) -> nl.ndarray:
-    """[128, 128] with ones on the diagonal."""
-    tile = nl.ndarray((TILE, TILE), dtype=dtype, buffer=nl.sbuf)
-    nisa.memset(dst=tile, value=1.0, engine=nisa.engine.gpsimd)
-    nisa.affine_select(
-        dst=tile, pattern=[[-1, TILE]], channel_multiplier=1, on_true_tile=tile, on_false_value=0.0, cmp_op=nl.equal
-    )
-    return tile
-
-
-def level_mask(dtype: nl.dtype, width: int) -> nl.ndarray:
-    """[128, 64]: I - M_w on the even column blocks of width w, M_w the lower-left block of every 2w x 2w block.
-
-    Column m * w + x stands for column 2 * w * m + x of the full tile; the odd blocks of I - M_w are those of I.
-    """
-    blocks = TILE // (2 * width)
-    tile = nl.ndarray((TILE, TILE // 2), dtype=dtype, buffer=nl.sbuf)
-    nisa.memset(dst=tile, value=-1.0, engine=nisa.engine.gpsimd)
-    nisa.affine_select(
-        dst=tile, pattern=[[-2 * width, blocks], [0, width]], channel_multiplier=1, on_true_tile=tile,
-        on_false_value=0.0, cmp_op=nl.greater_equal, offset=-width,
-    )  # fmt: skip
-    if blocks > 1:
-        nisa.affine_select(
-            dst=tile, pattern=[[-2 * width, blocks], [0, width]], channel_multiplier=1, on_true_tile=tile,
-            on_false_value=0.0, cmp_op=nl.less, offset=-2 * width,
-        )  # fmt: skip
-    nisa.affine_select(
-        dst=tile, pattern=[[-2 * width, blocks], [-1, width]], channel_multiplier=1, on_true_tile=tile,
-        on_false_value=1.0, cmp_op=nl.not_equal,
-    )  # fmt: skip
-    return tile
-
-
 def half_columns(tile: nl.ndarray, width: int, side: int) -> nl.ndarray:
-    """The even (side 0) or odd (side 1) column blocks of width w of every head of [128, heads, 128], as a view."""
-    heads = tile.shape[1]
-    blocks = TILE // (2 * width)
-    return tile.reshape((TILE, heads, blocks, 2, width))[:, :, :, side : side + 1, :]
+    """The even (side 0) or odd (side 1) blocks of `width` columns of every head of [128, heads, 128], as a view."""
+    return tile.reshape((TILE, tile.shape[1], TILE // (2 * width), 2, width))[:, :, :, side : side + 1, :]
 
 
-def load_rows(dst: nl.ndarray, src: nl.ndarray, rows: int) -> None:
-    """`src` [rows, ...] of HBM into the first rows of a tile; the others become zero."""
-    if rows < TILE:
-        nisa.memset(dst=dst, value=0.0, engine=nisa.engine.gpsimd)
-        nisa.dma_copy(dst=dst[0:rows], src=src)
-    else:
-        nisa.dma_copy(dst=dst, src=src)
+def over_heads(tile: nl.ndarray, start: int, columns: int, heads: int) -> nl.ndarray:
+    """Columns of a whole tile [128, n] seen as [128, heads, columns], every head the same."""
+    return tile.ap(pattern=[[tile.shape[1], TILE], [0, heads], [1, columns]], offset=start)
 
 
-def over_heads(tile: nl.ndarray, heads: int) -> nl.ndarray:
-    """[128, n] seen as [128, heads, n], every head the same."""
-    n = tile.shape[1]
-    return tile.ap(pattern=[[n, TILE], [0, heads], [1, n]])
+def product(stationary: nl.ndarray, moving: nl.ndarray) -> nl.ndarray:
+    """stationary^T @ moving in a PSUM tile of its own."""
+    out = nl.ndarray((stationary.shape[1], moving.shape[1]), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(dst=out, stationary=stationary, moving=moving, accumulate=False)
+    return out

@@ -1,0 +1,218 @@
+"""Gated delta rule over a prompt: all heads of a core and every chunk in one launch."""
+
+from dataclasses import dataclass
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+
+from .delta_rule_scan import (
+    Scan,
+    key_first,
+    make_half,
+    make_scan,
+    scan_output,
+    scan_state,
+    state_inside,
+)
+from .delta_rule_solve import (
+    Constants,
+    Tile,
+    apply_inverse,
+    compare,
+    correlate,
+    level_residual,
+    level_update,
+    load,
+    make_buffers,
+    make_constants,
+    make_system,
+    measure,
+    scale_keys,
+    scale_queries,
+    split_system,
+    start_solve,
+)
+from .delta_rule_tiles import LEVELS, TILE, Bank, make_banks, sbuf
+
+START, SOLVE = 5, 6
+"""Stages of the first block inverses and of the first solve level; a level takes two stages."""
+STAGES = SOLVE + 2 * LEVELS + 3
+
+
+@nki.jit
+def gated_delta_rule_prefill(
+    q: nl.ndarray,
+    k: nl.ndarray,
+    v: nl.ndarray,
+    g: nl.ndarray,
+    beta: nl.ndarray,
+    state: nl.ndarray,
+    valid: nl.ndarray,
+    bank: nl.ndarray = None,
+    slots: nl.ndarray = None,
+    boundaries: tuple = (),
+) -> tuple:
+    """The gated delta rule over one sequence, from a state to a state, with checkpoints on the way.
+
+    Tokens go in tiles of 128, two chunks. What does not need the state is done for all heads of a tile at once: decays,
+    k k^T and q k^T (once a key head), the inverse T = (I + A)^-1 and both its applications. Only V' = U - W S and the
+    new S are sequential. A tile goes through 21 short stages and is followed by the next one at two stages' distance,
+    so that every engine has several tiles' work at hand.
+
+    Dimensions:
+        N: tokens, padding counted
+        HK, H: key and value heads, H a multiple of HK; with two cores each takes half of both
+        D: key and value head size, 128
+
+    Args:
+        q (nl.ndarray): [N, HK, D], queries, not normalised; float32 or bfloat16
+        k (nl.ndarray): [N, HK, D], keys, not normalised, of q's type
+        v (nl.ndarray): [N, H, D], values, of q's type
+        g (nl.ndarray): [N, H], float32, log of the decay, <= 0
+        beta (nl.ndarray): [N, H], float32, write strength
+        state (nl.ndarray): [H, D, D], float32, key dimension first; not changed
+        valid (nl.ndarray): [1, 2], int32, first and last + 1 of the tokens that are not padding. Padding must be
+            finite and changes nothing; its outputs mean nothing
+        bank (nl.ndarray): [slots, H, D, D], float32, checkpoints; written in place
+        slots (nl.ndarray): [1, n], int32, the slot for the state at each of the n boundaries, n at least one; a slot
+            out of range is skipped
+        boundaries (tuple): ascending chunk counts b, known at compile time: the state after 64 * b tokens
+
+    Returns:
+        o (nl.ndarray): [N, H, D], float32
+        new_state (nl.ndarray): [H, D, D], float32, after the last token
+        bank (nl.ndarray): the argument, only if it was given
+
+    Notes:
+        Numbers. State, gates, sums and the products that write to the state or to the output within a tile are
+        float32. With bfloat16 inputs the operands of the other products are bfloat16; A, whose rounding errors would
+        add up over a tile of correlated keys, is split into two bfloat16 parts. Keys and queries enter products as
+        they came: their norms are applied to rows of results.
+
+    Pseudocode:
+        r = 1 / sqrt(|k|^2 + eps); c = beta r^2; rq = 1 / sqrt(D (|q|^2 + eps))
+        E_ij = e^(G_i - G_j) for j <= i, else 0
+        L^T = I + diag(c) (k k^T o E^T) above the diagonal
+        T = L^-1 by the masked 2x2 recursion, T^T carried beside it
+        U = T (v / r); W = T (e^G k); scores = q k^T o E
+        for each tile:
+            V' = c (U - W S)
+            o = rq ((e^G q) S + scores V')
+            S = e^(G_C) S + (e^(G_C - G) k)^T V'
+    """
+    tokens, key_heads, size = k.shape
+    heads = v.shape[1]
+    cores = nl.num_programs()
+    assert size == TILE, f"head size is {size}, must be {TILE}"
+    assert heads % key_heads == 0, f"{heads} value heads do not divide among {key_heads} key heads"
+    assert key_heads % cores == 0, f"{key_heads} key heads do not divide among {cores} cores"
+    o = nl.ndarray((tokens, heads, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
+    new_state = nl.ndarray((heads, TILE, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
+
+    core = nl.program_id(0) if cores > 1 else 0
+    keys = (core * (key_heads // cores), (core + 1) * (key_heads // cores))
+    values = (core * (heads // cores), (core + 1) * (heads // cores))
+    count = (tokens + TILE - 1) // TILE
+    # Stages by which a tile follows the one before it: what a tile waits for, the others' stages fill. SBUF holds about
+    # 10 tiles of 6 heads in bfloat16.
+    skew = max(2, (values[1] - values[0]) * (2 if k.dtype == nl.bfloat16 else 4) // 6)
+
+    psum = make_banks()
+    live = _live_rows(valid, count)
+    tiles = [load(q, k, v, g, beta, keys, values, 0)]
+    const = make_constants(k.dtype)
+    for n in range(1, min(count, 3)):
+        tiles.append(load(q, k, v, g, beta, keys, values, n * TILE))
+    scan = make_scan(state, values, k.dtype)
+    saver = Saver(bank=bank, slots=None, boundaries=boundaries, heads=values, half=None)
+    if len(boundaries) > 0:
+        saver.slots = nl.ndarray((1, len(boundaries)), dtype=nl.int32, buffer=nl.sbuf)
+        nisa.dma_copy(dst=saver.slots, src=slots)
+        saver.half = make_half(const.sums)
+    for turn in range(STAGES + skew * (count - 1)):
+        if turn % skew == 0 and turn > 0 and len(tiles) < count:
+            tiles.append(load(q, k, v, g, beta, keys, values, len(tiles) * TILE))
+        if turn == 1:
+            make_buffers(const, values[1] - values[0])
+        for n in range(count):
+            stage = turn - n * skew
+            if stage >= 0 and stage < STAGES - 2:
+                _stage(tiles[n], n, stage, const, psum, live)
+            elif stage == STAGES - 2:
+                scan_state(tiles[n], scan, psum)
+            elif stage == STAGES - 1:
+                _finish(tiles[n], n, scan, psum, o, saver)
+    nisa.dma_copy(dst=key_first(new_state, values), src=scan.state)
+    if bank == None:  # noqa: E711
+        return o, new_state
+    return o, new_state, bank
+
+
+@dataclass
+class Saver(nl.NKIObject):
+    """Where checkpoints go: bank, slots in SBUF [1, n], boundaries, value heads of this core, masks of a half tile."""
+
+    bank: nl.ndarray
+    slots: nl.ndarray
+    boundaries: tuple
+    heads: tuple
+    half: nl.ndarray
+
+
+def _live_rows(valid: nl.ndarray, count: int) -> nl.ndarray:
+    """fp32 [i, tile]: 1 where token tile * 128 + i is not padding."""
+    bounds, position, begun = sbuf(nl.float32, (2,)), sbuf(nl.float32, (count,)), sbuf(nl.float32, (count,))
+    nisa.dma_copy(dst=bounds, src=valid.ap(pattern=[[0, TILE], [1, 2]]))
+    nisa.iota(dst=position, pattern=[[TILE, count]], channel_multiplier=1)
+    nisa.tensor_scalar(dst=begun, data=position, op0=nl.greater_equal, operand0=bounds[:, 0:1])
+    nisa.tensor_scalar(dst=position, data=position, op0=nl.less, operand0=bounds[:, 1:2])
+    nisa.tensor_tensor(dst=position, data1=position, data2=begun, op=nl.multiply)
+    return position
+
+
+def _stage(tile: Tile, n: int, stage: int, const: Constants, psum: Bank, live: nl.ndarray) -> None:
+    """One stage of tile n before its scan. What only the scan needs fills in between the solve levels."""
+    if stage == 0:
+        measure(tile, const, psum, live[:, n : n + 1])
+    elif stage == 1:
+        compare(tile, const, psum)
+    elif stage == 2:
+        correlate(tile, psum)
+    elif stage == 3:
+        make_system(tile)
+        split_system(tile)
+    elif stage == START:
+        start_solve(tile, const, psum)
+    elif stage >= SOLVE and stage < SOLVE + 2 * LEVELS:
+        level = (stage - SOLVE) // 2
+        if (stage - SOLVE) % 2 == 0:
+            level_residual(tile, const, psum, level, n)
+        else:
+            level_update(tile, const, psum, level, n)
+        if stage == SOLVE + 1:
+            scale_keys(tile)
+        if stage == SOLVE + 3:
+            scale_queries(tile, psum)
+    elif stage == SOLVE + 2 * LEVELS:
+        apply_inverse(tile, psum)
+
+
+def _finish(tile: Tile, n: int, scan: Scan, psum: Bank, o: nl.ndarray, saver: Saver) -> None:
+    """The output of tile n, and the checkpoints in it."""
+    scan_output(tile, scan, psum, o[n * TILE : n * TILE + tile.rows, saver.heads[0] : saver.heads[1]])
+    for at in range(len(saver.boundaries)):
+        if saver.boundaries[at] == 2 * n + 1:
+            _save(state_inside(tile, scan, saver.half, psum), at, saver)
+        if saver.boundaries[at] == 2 * n + 2:
+            _save(scan.state, at, saver)
+
+
+def _save(state: nl.ndarray, at: int, saver: Saver) -> None:
+    """Copy a state [d, H, v] to the slot of a boundary, or nowhere if the slot is out of range."""
+    heads = saver.heads[1] - saver.heads[0]
+    dst = saver.bank.ap(
+        pattern=[[TILE, TILE], [TILE * TILE, heads], [1, TILE]], offset=saver.heads[0] * TILE * TILE,
+        scalar_offset=saver.slots[0:1, at : at + 1], indirect_dim=0,
+    )  # fmt: skip
+    nisa.dma_copy(dst=dst, src=state, oob_mode=nisa.oob_mode.skip)

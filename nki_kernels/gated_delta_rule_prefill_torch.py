@@ -1,0 +1,41 @@
+"""Torch reference of `gated_delta_rule_prefill`: same arguments, same results, fp32."""
+
+import torch
+
+from .gated_delta_rule_chunk_torch import gated_delta_rule_chunk_torch
+
+CHUNK = 64
+
+
+def gated_delta_rule_prefill_torch(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    g: torch.Tensor,
+    beta: torch.Tensor,
+    state: torch.Tensor,
+    valid: torch.Tensor,
+    bank: torch.Tensor | None = None,
+    slots: torch.Tensor | None = None,
+    boundaries: tuple[int, ...] = (),
+) -> tuple[torch.Tensor, ...]:
+    """See `gated_delta_rule_prefill`; `bank` is written in place."""
+    tokens, heads = g.shape
+    position = torch.arange(tokens)
+    live = ((position >= valid[0, 0]) & (position < valid[0, 1])).unsqueeze(-1)
+    g, beta = g * live, beta * live
+    share = heads // k.shape[1]
+    q, k = q.repeat_interleave(share, dim=1), k.repeat_interleave(share, dim=1)
+    q, k, v, g, beta = (x.transpose(0, 1) for x in (q, k, v, g.unsqueeze(-1), beta.unsqueeze(-1)))
+    out = []
+    for start in range(0, tokens, CHUNK):
+        here = slice(start, start + CHUNK)
+        o, state = gated_delta_rule_chunk_torch(q[:, here], k[:, here], v[:, here], g[:, here], beta[:, here], state)
+        out.append(o)
+        for n, boundary in enumerate(boundaries):
+            if boundary * CHUNK == start + CHUNK and bank is not None and slots is not None:
+                slot = int(slots[0, n])
+                if 0 <= slot < bank.shape[0]:
+                    bank[slot] = state
+    result = (torch.cat(out, dim=1).transpose(0, 1).contiguous(), state)
+    return result if bank is None else (*result, bank)

@@ -1,0 +1,124 @@
+"""The fused prefill against its twin and the fp64 recurrence, on hostile inputs, at real sizes."""
+
+import pytest
+import torch
+from delta_rule_cases import make_case, recurrence, worst
+
+from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
+from nki_kernels.gated_delta_rule_prefill_torch import gated_delta_rule_prefill_torch
+
+BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+FAMILIES = [(c, b, g) for c in (0.0, 0.5, 0.9, 0.99, 1.0) for b in (0.5, 0.9, 0.99) for g in (-1e-4, -1e-2, -1.0, -8.0)]
+
+
+def whole(case):
+    return torch.tensor([[0, case.g.shape[0]]], dtype=torch.int32)
+
+
+def check(case, bar, form=gated_delta_rule_prefill):
+    want, states = recurrence(case)
+    o, state = form(*case.tensors, whole(case))
+    assert worst(o, want) <= bar
+    assert worst(state, states[-1]) <= bar
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize(("correlation", "beta", "gate"), FAMILIES)
+def test_hostile_families(correlation, beta, gate, dtype):
+    check(make_case(128, 1, 2, correlation, beta, gate).cast(dtype), BARS[dtype])
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 129, 300])
+def test_lengths(tokens, dtype):
+    check(make_case(tokens, 1, 2, 0.9).cast(dtype), BARS[dtype])
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("tokens", [512, 1000])
+def test_a_core_of_the_27b_model(tokens, dtype):
+    check(make_case(tokens, 2, 6, 0.99, 0.99, -1e-4).cast(dtype), BARS[dtype])
+
+
+def test_bfloat16_errors_do_not_grow_with_correlation():
+    errors = []
+    for correlation in (0.0, 0.99, 1.0):
+        case = make_case(256, 1, 2, correlation, 0.99, -1e-4).cast(torch.bfloat16)
+        want, _ = recurrence(case)
+        errors.append(worst(gated_delta_rule_prefill(*case.tensors, whole(case))[0], want))
+    assert max(errors) <= 2 * errors[0]
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 65, 300])
+def test_twin(tokens):
+    check(make_case(tokens, 2, 6, 0.9), 2e-5, gated_delta_rule_prefill_torch)
+
+
+def test_padding_on_both_sides_changes_nothing():
+    """Identical keys with full write strength on the padded rows, left and right: only `valid` tells."""
+    case = make_case(200, 1, 2, 1.0, 0.99, -1e-4)
+    inside = case.cut(37, 150, case.state)
+    want, states = recurrence(inside)
+    valid = torch.tensor([[37, 150]], dtype=torch.int32)
+    for form in (gated_delta_rule_prefill, gated_delta_rule_prefill_torch):
+        o, state = form(*case.tensors, valid)
+        assert worst(o[37:150], want) <= 2e-5
+        assert worst(state, states[-1]) <= 2e-5
+
+
+def test_nothing_valid_keeps_the_state_exactly():
+    case = make_case(64, 1, 2)
+    _, state = gated_delta_rule_prefill(*case.tensors, torch.zeros(1, 2, dtype=torch.int32))
+    assert torch.equal(state, case.state)
+
+
+@pytest.mark.parametrize("cut", [64, 128, 192])
+def test_two_calls_are_one(cut):
+    case = make_case(256, 1, 2, 0.9, 0.9, -1e-2)
+    want, states = recurrence(case)
+    first, second = case.cut(0, cut, case.state), None
+    o1, state = gated_delta_rule_prefill(*first.tensors, whole(first))
+    second = case.cut(cut, 256, state)
+    o2, state = gated_delta_rule_prefill(*second.tensors, whole(second))
+    assert worst(torch.cat((o1, o2)), want) <= 2e-5
+    assert worst(state, states[-1]) <= 2e-5
+
+
+@pytest.mark.parametrize("dtype", BARS)
+def test_checkpoints(dtype):
+    """Boundaries at and inside tiles go to their slots; a slot out of range is skipped; other slots stay."""
+    case = make_case(320, 1, 2, 0.9, 0.9, -1e-2).cast(dtype)
+    boundaries, slots = (1, 2, 3, 5), torch.tensor([[4, 0, 9, 2]], dtype=torch.int32)
+    _, states = recurrence(case)
+    for form in (gated_delta_rule_prefill, gated_delta_rule_prefill_torch):
+        bank = torch.full((6, 2, 128, 128), 7.0)
+        _, final, returned = form(*case.tensors, whole(case), bank, slots, boundaries)
+        for tensor in (bank, returned):
+            assert worst(tensor[4], states[63]) <= BARS[dtype]
+            assert worst(tensor[0], states[127]) <= BARS[dtype]
+            assert worst(tensor[2], states[319]) <= BARS[dtype]
+            assert (tensor[[1, 3, 5]] == 7.0).all()
+        assert worst(final, states[-1]) <= BARS[dtype]
+
+
+def test_a_checkpoint_is_the_state_of_a_call_that_ends_there():
+    case = make_case(128, 1, 2, 0.9, 0.9, -1e-2)
+    bank = torch.zeros(1, 2, 128, 128)
+    gated_delta_rule_prefill(*case.tensors, whole(case), bank, torch.zeros(1, 1, dtype=torch.int32), (1,))
+    short = case.cut(0, 64, case.state)
+    _, state = gated_delta_rule_prefill(*short.tensors, whole(short))
+    assert torch.equal(bank[0], state)
+
+
+@pytest.mark.parametrize("dtype", BARS)
+def test_two_cores_take_half_of_the_heads_each(dtype):
+    case = make_case(192, 2, 6, 0.9).cast(dtype)
+    slots, banks = torch.tensor([[1, 0]], dtype=torch.int32), [torch.zeros(2, 6, 128, 128) for _ in range(2)]
+    one = gated_delta_rule_prefill(*case.tensors, whole(case), banks[0], slots, (1, 2))
+    two = gated_delta_rule_prefill[2](*case.tensors, whole(case), banks[1], slots, (1, 2))
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_twelve_heads_on_one_core_fit():
+    check(make_case(300, 4, 12, 0.9).cast(torch.bfloat16), 2e-2)
