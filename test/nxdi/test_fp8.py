@@ -108,7 +108,7 @@ def test_nxdi_compiles_with_the_arguments_that_the_dry_run_prints(
     weights, scales, folder = case
     options = make_options(weights=weights, scales=scales)
     app = make(make_options, folder, weights=weights, scales=scales)
-    profile = Profile("test", "", WeightFormat(weights), options)
+    profile = Profile("test", "", options)
     listed = check(profile, ModelConfig.from_pretrained(folder)).graphs
     instance = app.token_generation_model.get_model_instance()
     instance.load_module()

@@ -83,7 +83,7 @@ def test_computed_prefix_is_not_fed_again(make_app: Callable[..., Any], tokens: 
     assert inputs.tokens[0, lead : lead + 97].tolist() == [n + 1 for n in tokens[start:247]]
     assert not inputs.tokens[0, :lead].any()
     assert not inputs.tokens[0, lead + 97 :].any()
-    assert inputs.table[0].tolist() == [1, 2, 3, 4, 0, 0]
+    assert inputs.table[0].tolist() == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("size", [128, 256, 512])

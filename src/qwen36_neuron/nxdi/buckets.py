@@ -10,7 +10,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True, slots=True, order=True)
 class PrefillBucket:
-    """A context-encoding graph: `active` new tokens after up to `prefix` tokens held before, both whole blocks."""
+    """A context-encoding graph: whole blocks of `active` tokens, after up to `prefix` tokens in whole blocks."""
 
     active: int
     prefix: int
@@ -66,8 +66,7 @@ class Buckets:
         # The last token of the longest sequence may come as a prefill of its own, after all whole blocks before it.
         deepest = (max_model_len - 1) // BLOCK_SIZE * BLOCK_SIZE
         reach = max(pair.prefix for pair in self.prefill)
-        largest = max(pair.active for pair in self.prefill)
-        if reach < deepest and not (reach == 0 and max_model_len <= largest):
+        if reach < deepest:
             raise ConfigError(
                 "prefill_buckets",
                 reach,
@@ -78,18 +77,19 @@ class Buckets:
     def prefill_for(self, start: int, tokens: int) -> PrefillBucket:
         """The smallest bucket for `tokens` new tokens after `start`; the largest that takes the start if none fits all.
 
-        New tokens are laid out from the start of the block that the first one falls into.
+        New tokens are laid out from the start of the block that the first one falls into; what that block holds before
+        them takes places of the layout, not of the prefix.
 
         Raises:
             ConfigError: no bucket takes so long a prefix.
         """
-        held = -(-start // BLOCK_SIZE) * BLOCK_SIZE
-        usable = sorted(pair for pair in self.prefill if pair.prefix >= held)
+        lead = start % BLOCK_SIZE
+        usable = sorted(pair for pair in self.prefill if pair.prefix >= start - lead)
         if not usable:
             raise ConfigError(
                 "prefill_buckets", start, "no bucket takes a prefix of so many tokens", "Add a longer one"
             )
-        fitting = [pair for pair in usable if pair.active >= start % BLOCK_SIZE + tokens]
+        fitting = [pair for pair in usable if pair.active >= lead + tokens]
         if fitting:
             return fitting[0]
         largest = usable[-1].active

@@ -15,7 +15,8 @@ from ..ops.block_attention import (
     block_of,
     gather_blocks,
     offset_of,
-    write_block_run,
+    whole_blocks,
+    write_blocks,
     write_tokens,
 )
 from ..ops.causal_conv1d import causal_conv1d, place_window, windows_at
@@ -88,11 +89,10 @@ class GraphPrefill:
         prior = (gather_blocks(keys, before), gather_blocks(values, before)) if before.shape[1] else None
         run = block_of(self.step.starts) + torch.arange(active, device=table.device)
         blocks = table[0].index_select(0, run)
-        self.memory.kv[layer] = (
-            write_block_run(keys, k[0], blocks, self.lead),
-            write_block_run(values, v[0], blocks, self.lead),
-        )
-        return block_attention(q, k, v, prior, self.step.starts, self.lead)
+        own_keys, own_values = (whole_blocks(cache, x[0], blocks, self.lead) for cache, x in ((keys, k), (values, v)))
+        self.memory.kv[layer] = write_blocks(keys, own_keys, blocks), write_blocks(values, own_values, blocks)
+        first = self.step.starts - self.lead
+        return block_attention(q, own_keys.unsqueeze(0), own_values.unsqueeze(0), prior, first)
 
 
 @dataclass(slots=True)
@@ -134,4 +134,4 @@ class GraphDecode:
         block = table.gather(1, block_of(starts).long().view(-1, 1))[:, 0]
         slots = block * BLOCK_SIZE + offset_of(starts)
         self.memory.kv[layer] = write_tokens(keys, k[:, 0], slots), write_tokens(values, v[:, 0], slots)
-        return block_attention(q, k, v, prior, starts, torch.zeros_like(starts))
+        return block_attention(q, k, v, prior, starts)

@@ -31,19 +31,29 @@ def gather_blocks(cache: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
     return cache.index_select(0, table.reshape(-1)).view(batch, blocks * BLOCK_SIZE, *cache.shape[2:])
 
 
-def write_block_run(cache: torch.Tensor, new: torch.Tensor, blocks: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:
-    """The cache with one sequence's run of whole blocks replaced.
+def whole_blocks(cache: torch.Tensor, new: torch.Tensor, blocks: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:
+    """One sequence's run of whole blocks: what the first block holds already, then the new tokens.
 
     Args:
-        cache: [blocks, BLOCK_SIZE, kv_heads, head_dim], not changed.
-        new: [n * BLOCK_SIZE, kv_heads, head_dim], the first token being the first of its block.
-        blocks: int [n]; 0, the scratch block, where nothing is to be kept.
-        lead: int [1], tokens at the start of the run that the cache holds already and keeps.
+        cache: [blocks, BLOCK_SIZE, kv_heads, head_dim].
+        new: [n * BLOCK_SIZE, kv_heads, head_dim], laid out from the start of the first block.
+        blocks: int [n].
+        lead: int [1], tokens that the first block holds already; `new` has padding in their places.
+    Returns:
+        [n * BLOCK_SIZE, kv_heads, head_dim] of the cache's type.
     """
-    new = new.view(-1, BLOCK_SIZE, *cache.shape[2:]).to(cache.dtype)
-    held = (torch.arange(BLOCK_SIZE, device=new.device) < lead).view(1, BLOCK_SIZE, 1, 1)
-    first = torch.where(held, cache.index_select(0, blocks[:1]), new[:1])
-    return cache.index_copy(0, blocks.long(), torch.cat((first, new[1:])))
+    held = cache.index_select(0, blocks[:1])[0].to(new.dtype)
+    keep = (torch.arange(BLOCK_SIZE, device=new.device) < lead).view(-1, 1, 1)
+    first = torch.where(keep, held, new[:BLOCK_SIZE])
+    return torch.cat((first, new[BLOCK_SIZE:])).to(cache.dtype)
+
+
+def write_blocks(cache: torch.Tensor, run: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
+    """The cache with whole blocks replaced: run [n * BLOCK_SIZE, kv_heads, head_dim], blocks int [n].
+
+    A block that is to be left alone is given as 0, the scratch block.
+    """
+    return cache.index_copy(0, blocks.long(), run.view(-1, *cache.shape[1:]))
 
 
 def write_tokens(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
@@ -58,16 +68,14 @@ def block_attention(
     v: torch.Tensor,
     prior: tuple[torch.Tensor, torch.Tensor] | None,
     held: torch.Tensor,
-    lead: torch.Tensor,
 ) -> torch.Tensor:
-    """Causal attention of new tokens over themselves and over gathered tokens, both masked.
+    """Causal attention of tokens over themselves and over gathered tokens that come before all of them.
 
     Args:
         q: [batch, tokens, query_heads, head_dim]; query head h reads kv head h // (query_heads / kv_heads).
         k, v: [batch, tokens, kv_heads, head_dim].
         prior: (keys, values) [batch, gathered, kv_heads, head_dim] of positions 0, 1, ...; None to gather nothing.
         held: int [batch], how many of the gathered tokens a row holds; the rest is other sequences' or stale.
-        lead: int [batch], new tokens at the start of a row that are padding. A row with lead > 0 must have held > 0.
     Returns:
         [batch, tokens, query_heads, head_dim].
     """
@@ -84,8 +92,7 @@ def block_attention(
         return found.view(batch, kv_heads, group, tokens, -1).masked_fill(~keep, MASKED)
 
     place = torch.arange(tokens, device=q.device)
-    causal = (place[:, None] >= place) & (place >= lead.view(-1, 1, 1))
-    parts = [scores(k, causal.view(-1, 1, 1, tokens, tokens))]
+    parts = [scores(k, (place[:, None] >= place).view(1, 1, 1, tokens, tokens))]
     values = v
     if prior is not None:
         there = torch.arange(prior[0].shape[1], device=q.device) < held.view(-1, 1)

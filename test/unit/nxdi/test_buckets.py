@@ -17,13 +17,16 @@ GRID = Buckets.grid((128, 512), (256, 1024), (256, 1024))
         (0, 128, (128, 0)),
         (0, 129, (512, 0)),
         (64, 128, (128, 256)),
-        (63, 65, (128, 256)),  # 63 tokens of padding before it
-        (63, 66, (512, 256)),
+        (63, 65, (128, 0)),  # 63 tokens of padding before it
+        (63, 66, (512, 0)),
+        (64, 65, (128, 256)),
         (256, 5, (128, 256)),
-        (257, 5, (128, 1024)),
+        (319, 5, (128, 256)),
+        (320, 5, (128, 1024)),
+        (1087, 65, (128, 1024)),
         (1024, 512, (512, 1024)),
         (0, 5000, (512, 0)),
-        (300, 5000, (512, 1024)),
+        (300, 5000, (512, 256)),
     ],
 )
 def test_the_smallest_prefill_bucket_that_fits(start: int, tokens: int, expected: tuple[int, int]) -> None:
@@ -34,7 +37,7 @@ def test_the_smallest_prefill_bucket_that_fits(start: int, tokens: int, expected
 
 def test_a_prefix_longer_than_any_bucket() -> None:
     with pytest.raises(ConfigError, match="no bucket takes a prefix"):
-        GRID.prefill_for(1025, 3)
+        GRID.prefill_for(1088, 3)
 
 
 @pytest.mark.parametrize(("held", "expected"), [(1, 256), (256, 256), (257, 1024), (1024, 1024)])
@@ -67,12 +70,21 @@ def test_bad_sets_are_refused(prefill: tuple[tuple[int, int], ...], decode: tupl
 
 @pytest.mark.parametrize(
     ("prefix", "decode", "length", "covered"),
-    [(448, 512, 512, True), (384, 512, 512, False), (448, 448, 512, False), (448, 512, 449, True), (0, 128, 128, True)],
+    [
+        (448, 512, 512, True),
+        (384, 512, 512, False),
+        (448, 448, 512, False),
+        (448, 512, 449, True),
+        (0, 64, 64, True),
+        (0, 128, 128, False),
+    ],
 )
 def test_every_step_of_the_longest_sequence_has_a_bucket(prefix: int, decode: int, length: int, covered: bool) -> None:
     buckets = Buckets((PrefillBucket(128, prefix),), (decode,))
     if covered:
         buckets.check_covers(length)
+        for start in range(length):
+            buckets.prefill_for(start, length - start)
     else:
         with pytest.raises(ConfigError, match="buckets"):
             buckets.check_covers(length)

@@ -11,7 +11,8 @@ from qwen36_neuron.ops.block_attention import (
     block_of,
     gather_blocks,
     offset_of,
-    write_block_run,
+    whole_blocks,
+    write_blocks,
     write_tokens,
 )
 from qwen36_neuron.ops.paged_attention import PagedRow, attend, write_kv
@@ -47,16 +48,18 @@ def test_a_chunk_after_a_prefix(start: int, tokens: int) -> None:
         padded[0, lead : lead + tokens] = x
         return padded
 
-    leads, starts = torch.tensor([lead]), torch.tensor([start])
-    before = blocks[:, :4]
+    first = start // BLOCK_SIZE
+    run, leads = blocks[0, first : first + 3], torch.tensor([lead])
+    own = [whole_blocks(cache, laid_out(new)[0], run, leads) for cache, new in zip(static, (k, v), strict=True)]
+    before = blocks[:, :2]
     gathered = (gather_blocks(static[0], before), gather_blocks(static[1], before))
-    actual = block_attention(laid_out(q), laid_out(k), laid_out(v), gathered, starts, leads)
+    held = torch.tensor([first * BLOCK_SIZE])
+    actual = block_attention(laid_out(q), own[0].unsqueeze(0), own[1].unsqueeze(0), gathered, held)
     assert (actual[0, lead : lead + tokens] - expected).abs().max() <= 2e-6
     assert actual.isfinite().all()
 
-    run = blocks[0, start // BLOCK_SIZE : start // BLOCK_SIZE + 3]
-    for cache, new, reference, old in zip(static, (k, v), caches, kept, strict=True):
-        after = write_block_run(cache, laid_out(new)[0], run, leads)
+    for cache, new, reference, old in zip(static, own, caches, kept, strict=True):
+        after = write_blocks(cache, new, run)
         assert torch.equal(cache, old), "the cache that was given is changed"
         flat = after.view(-1, KV_HEADS, DIM)
         assert torch.equal(flat[row.index], reference[row.index])
@@ -74,7 +77,7 @@ def test_single_tokens() -> None:
     slots = table.gather(1, block_of(starts).long().view(-1, 1))[:, 0] * BLOCK_SIZE + offset_of(starts)
     assert slots.tolist() == [64, 2 * 64 + 63, 4 * 64, 8 * 64 + 8]
     gathered = (gather_blocks(caches[0], table), gather_blocks(caches[1], table))
-    actual = block_attention(q, k, v, gathered, starts, torch.zeros_like(starts))
+    actual = block_attention(q, k, v, gathered, starts)
     written = [write_tokens(cache, new[:, 0], slots) for cache, new in zip(caches, (k, v), strict=True)]
     for index, start in enumerate(starts.tolist()):
         row = PagedRow.of([block for block in table[index].tolist() if block], start, start + 1)
@@ -87,9 +90,9 @@ def test_nothing_to_gather() -> None:
     q = torch.randn(1, 64, QUERY_HEADS, DIM)
     k, v = torch.randn(2, 1, 64, KV_HEADS, DIM)
     zero = torch.zeros(1, dtype=torch.int32)
-    none = block_attention(q, k, v, None, zero, zero)
+    none = block_attention(q, k, v, None, zero)
     some = torch.randn(2, 1, 64, KV_HEADS, DIM)
-    assert (none - block_attention(q, k, v, (some[0], some[1]), zero, zero)).abs().max() <= 1e-6
+    assert (none - block_attention(q, k, v, (some[0], some[1]), zero)).abs().max() <= 1e-6
 
 
 @pytest.mark.parametrize("position", [0, 1, 63, 64, 65, 131071, 262143])
