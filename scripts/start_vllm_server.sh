@@ -189,6 +189,19 @@ with socket.socket(family) as probe:
 PY
 }
 
+# Compares the artifact with this start, and gives vLLM the number of KV blocks that it was compiled with.
+audit_artifact() {
+    [[ $device == neuron ]] || return 0
+    local blocks flag
+    for flag in "${extra[@]}"; do
+        [[ ${flag%%=*} != --num-gpu-blocks-override ]] || refuse "$flag: the artifact decides how many KV blocks there are"
+    done
+    blocks=$("$python" -m qwen36_neuron.artifact.audit --artifact "$artifact" --model "$model" \
+        --max-model-len "$max_model_len" --max-num-seqs "$max_num_seqs" --slots "$slots" \
+        --tp-degree "$tp_degree" --dtype "$dtype") || refuse "--artifact $artifact was not compiled for this start"
+    vllm+=(--num-gpu-blocks-override "$blocks")
+}
+
 find_python() { # the first that has what is run; Makefiles and shells set PYTHON for other ends, so it may not
     local candidate
     for candidate in "${PYTHON-}" python3 "$ROOT/.venv/bin/python"; do
@@ -238,6 +251,9 @@ build_commands() {
 
 set_environment() {
     export VLLM_USE_V2_MODEL_RUNNER=0 # the second runner's step protocol is not the one that the plugin speaks
+    if [[ $device == neuron ]]; then
+        export XLA_HANDLE_SPECIAL_SCALAR=1 UNSAFE_FP8FNCAST=1 # torch_xla reads them once, for weights in FP8
+    fi
     export HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1 DO_NOT_TRACK=1
     if [[ -n $api_key ]]; then
         export VLLM_API_KEY=$api_key # in the environment, since a command line shows in every process list
@@ -331,6 +347,7 @@ main() {
         exit 0
     fi
     check_machine
+    audit_artifact
     set_environment
     [[ $proxy == yes ]] || exec "${vllm[@]}"
     supervise

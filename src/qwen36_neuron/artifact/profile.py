@@ -35,14 +35,17 @@ class Profile:
     Attributes:
         name: the file's name without its ending.
         description: for people.
-        weights: number format of the matrices.
-        options: every size that the graphs have.
+        options: every size that the graphs have, and the number format of the matrices.
     """
 
     name: str
     description: str
-    weights: WeightFormat
     options: NeuronOptions
+
+    @property
+    def weights(self) -> WeightFormat:
+        """Number format of the matrices."""
+        return WeightFormat(self.options.weights)
 
     @classmethod
     def load(cls, file: Path) -> Profile:
@@ -71,9 +74,6 @@ class Profile:
             if field not in raw:
                 raise ConfigError(field, None, "is missing", f"Add it to profile {name}")
         sizes = {field: _integer(field, raw[field]) for field in SIZES}
-        if raw["weights"] not in list(WeightFormat):
-            known = ", ".join(WeightFormat)
-            raise ConfigError("weights", raw["weights"], "is not known", f"Use one of: {known}")
         options = NeuronOptions(
             max_model_len=sizes["max_model_len"],
             num_lanes=sizes["max_num_seqs"],
@@ -85,8 +85,9 @@ class Profile:
             logical_cores=sizes["logical_cores"],
             prefill_commits=sizes["prefill_commits"],
             decode_commits=sizes["decode_commits"],
+            weights=str(raw["weights"]),
         )
-        return cls(name, str(raw["description"]), WeightFormat(raw["weights"]), options)
+        return cls(name, str(raw["description"]), options)
 
     def plan(self, model: ModelConfig) -> Plan:
         """Its device memory. Raises ConfigError if the model cannot be split or run so."""

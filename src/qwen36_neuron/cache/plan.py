@@ -174,6 +174,8 @@ class Plan:
     def limits(self) -> dict[str, int | None]:
         """For each limit, the largest value that fits while the others stay; None when no value does."""
         highest = {"max_model_len": self.config.max_position_embeddings, "max_num_seqs": 1 << 16, "slots": 1 << 20}
+        if self.request.num_blocks is not None:
+            highest["num_blocks"] = self.request.num_blocks
         return {field: self._largest(field, value) for field, value in highest.items()}
 
     def check(self) -> None:
@@ -198,7 +200,8 @@ class Plan:
             except ConfigError:
                 return False
 
-        low, high = (0 if field == "slots" else 1), highest
+        low = {"slots": 0, "num_blocks": self.request.blocks_per_sequence + 1}.get(field, 1)
+        high = highest
         if not fits(low):
             return None
         while low < high:

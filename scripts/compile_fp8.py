@@ -1,0 +1,158 @@
+"""Convert a checkpoint to FP8 and compile it for a profile.
+
+    python scripts/compile_fp8.py --model Qwen3.6-27B --profile profiles/128k.yaml --out artifacts/27b-128k
+
+writes `checkpoint/` (the model to serve) and `artifact/` (its graphs and their manifest) below --out. Everything is
+checked before anything is written. A conversion that was interrupted goes on where it stopped.
+
+    python scripts/compile_fp8.py --model config.json --profile profiles/128k.yaml --dry-run
+    python scripts/compile_fp8.py --model Qwen3.6-27B --weights fp8-mlp --weights-only --out converted
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+from rich.table import Table
+
+from qwen36_neuron.artifact.build import compile_artifact, convert, quantiser, require_sdk
+from qwen36_neuron.artifact.check import Checked, check
+from qwen36_neuron.artifact.graphs import Graph
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.cache.plan import GIB, MIB, WeightFormat
+from qwen36_neuron.checkpoint.fp8 import Scales
+from qwen36_neuron.checkpoint.quantiser import Quantiser
+from qwen36_neuron.cli import plan_json, plan_table
+from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.errors import ConfigError
+
+T = TypeVar("T")
+
+FP8_ENVIRONMENT = {"XLA_HANDLE_SPECIAL_SCALAR": "1", "UNSAFE_FP8FNCAST": "1"}
+"""What torch_xla must find when it is first imported, for tensors in FP8."""
+
+
+def main(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder; for --dry-run its config.json is enough.")],
+    profile: Annotated[Path | None, typer.Option(help="YAML file, such as profiles/128k.yaml.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
+    weights: Annotated[
+        WeightFormat | None,
+        typer.Option(help="Instead of the profile's: fp8-mlp for MLPs alone, fp8 for every projection and the head."),
+    ] = None,
+    scales: Annotated[
+        Scales | None,
+        typer.Option(help="Of FP8 matrices. Published 128x128 blocks are kept as they are unless this says channel."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
+    weights_only: Annotated[bool, typer.Option("--weights-only", help="Convert, and compile nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
+) -> None:
+    """Convert a checkpoint to FP8 and compile it for a profile."""
+    try:
+        if weights_only:
+            chosen = weights or Profile.load(required("profile", profile)).weights
+            print(f"checkpoint: {converted(model, required('out', out), chosen, scales)}")
+            return
+        checked = check(
+            with_weights(Profile.load(required("profile", profile)), weights), ModelConfig.from_pretrained(model)
+        )
+        if dry_run and as_json:
+            print(json.dumps(as_dict(checked), indent=2))
+        else:
+            show(Console(), checked)
+        checked.require()
+        if not dry_run:
+            require_sdk()  # before hours of work, not after
+            folder = required("out", out)
+            checkpoint = converted(model, folder, checked.profile.weights, scales)
+            os.environ.update(FP8_ENVIRONMENT)
+            manifest = compile_artifact(checked, checkpoint, folder / "artifact")
+            print(f"serve with --device neuron --model {checkpoint} --artifact {manifest.parent}")
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(2) from error
+
+
+def required(option: str, value: T | None) -> T:
+    """The value of an option that this call needs."""
+    if value is None:
+        raise ConfigError(option, None, "is missing", f"Give --{option}")
+    return value
+
+
+def with_weights(profile: Profile, weights: WeightFormat | None) -> Profile:
+    """The profile in another number format, if one is given."""
+    if weights is None:
+        return profile
+    return replace(profile, options=replace(profile.options, weights=weights.value))
+
+
+def converted(model: Path, out: Path, weights: WeightFormat, scales: Scales | None) -> Path:
+    """The checkpoint in `weights`: the one given, or its conversion in `out`."""
+    work = quantiser(model, out / "checkpoint", weights, scales)
+    return model if work is None else run(work)
+
+
+def run(work: Quantiser) -> Path:
+    """Convert under a progress bar."""
+    columns = ("converting", BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=work.total_bytes)
+        return convert(work, lambda written: progress.advance(task, written))
+
+
+def show(console: Console, checked: Checked) -> None:
+    """Print the plan: memory, graphs, compiler arguments, findings."""
+    profile, options, plan = checked.profile, checked.profile.options, checked.plan
+    console.print(f"Profile {profile.name}: {profile.description}.")
+    console.print(plan_table(plan))
+    tokens = (options.num_blocks - 1) * BLOCK_SIZE
+    console.print(
+        f"KV pool: {tokens} tokens: {options.num_lanes} sequences of {tokens // options.num_lanes}, or "
+        f"{tokens // options.positions} of {options.max_model_len}."
+    )
+    used, whole = plan.used_bytes * options.tp_degree, plan.machine.core_bytes * plan.machine.cores
+    console.print(f"All ranks: {used / GIB:.1f} of {whole / GIB:.0f} GiB.")
+    for tag in dict.fromkeys(graph.tag for graph in checked.graphs):
+        console.print(graph_table(tag, [graph for graph in checked.graphs if graph.tag == tag]))
+    for tag in dict.fromkeys(graph.tag for graph in checked.graphs):
+        for line in sorted({graph.arguments for graph in checked.graphs if graph.tag == tag}):
+            console.print(f"{tag}: neuronx-cc {line}", soft_wrap=True, markup=False, highlight=False)
+    for finding in checked.findings:
+        console.print(f"{'FAILS' if finding.fatal else 'note'}: {finding}", markup=False)
+    console.print(f"All sizes are modelled. Reserve: {plan.machine.reserve_source}.", style="dim")
+
+
+def graph_table(tag: str, graphs: list[Graph]) -> Table:
+    """The graphs of a tag, a column an input."""
+    table = Table(title=f"{tag}: {len(graphs)} graphs, {graphs[0].states} states in and out, inputs int32")
+    for column in ("graph", *graphs[0].inputs, "scratch, MiB a rank"):
+        table.add_column(column)
+    for graph in graphs:
+        shapes = ["x".join(map(str, shape)) for shape in graph.inputs.values()]
+        table.add_row(graph.name, *shapes, f"{graph.scratch_bytes / MIB:.0f}")
+    return table
+
+
+def as_dict(checked: Checked) -> dict[str, object]:
+    """The plan for programs."""
+    return {
+        "profile": checked.profile.name,
+        "options": checked.profile.options.to_json(),
+        "memory": plan_json(checked.plan),
+        "graphs": [graph.as_dict() for graph in checked.graphs],
+        "findings": [{"fatal": finding.fatal, "text": str(finding)} for finding in checked.findings],
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,93 @@
+"""From a checked profile and a checkpoint to a folder that a server can be started with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+from ..cache.plan import WeightFormat
+from ..checkpoint.conversion import FORMATS, Conversion
+from ..checkpoint.fp8 import Scales
+from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
+from ..checkpoint.quantiser import Quantiser, read_manifest, verify
+from ..errors import ConfigError
+from .check import Checked, check
+from .manifest import weights_format, write_manifest
+
+SDK = ("neuronxcc", "torch_neuronx", "neuronx_distributed", "neuronx_distributed_inference")
+"""Modules of Neuron's SDK that compiling needs."""
+
+
+def missing_sdk() -> list[str]:
+    """Those that cannot be imported here."""
+    return [name for name in SDK if find_spec(name) is None]
+
+
+def require_sdk() -> None:
+    """Raises ConfigError unless graphs can be compiled here."""
+    missing = missing_sdk()
+    if missing:
+        raise ConfigError(
+            "compile",
+            f"without {', '.join(missing)}",
+            "graphs are compiled with Neuron's SDK, which is not installed here",
+            "Run this on a Neuron image, or use --dry-run or --weights-only",
+        )
+
+
+def quantiser(source: Path, target: Path, weights: WeightFormat, scales: Scales | None) -> Quantiser | None:
+    """What has to be done for a checkpoint in `weights`; None if `source` is one already.
+
+    Raises:
+        ConfigError: `source` was converted to something else.
+    """
+    if weights_format(source) == weights:
+        return None
+    if (source / FP8_MANIFEST).is_file() or weights is WeightFormat.BF16:
+        raise ConfigError("model", str(source), f"is {weights_format(source)}, not {weights}", "Give the original")
+    return Quantiser(Conversion(source, FORMATS[weights], scales), target)
+
+
+def convert(work: Quantiser, progress: Callable[[int], None]) -> Path:
+    """Carry out a conversion, or find it done; gives the checkpoint's folder.
+
+    Raises:
+        ConfigError: a finished conversion is damaged or is of something else, or a new one fails.
+    """
+    if (work.target / FP8_MANIFEST).is_file():
+        if read_manifest(work.target)["identity"] != work.identity:
+            raise ConfigError("out", str(work.target), "holds another conversion", "Give another folder, or remove it")
+        damaged = verify(work.target)
+        if damaged:
+            raise ConfigError("out", str(work.target), f"has damaged files: {', '.join(damaged)}", "Remove the folder")
+        progress(work.total_bytes)
+        return work.target
+    work.run(progress)
+    return work.target
+
+
+def compile_artifact(checked: Checked, checkpoint: Path, artifact: Path) -> Path:
+    """Compile every graph of the profile, and write the manifest beside them; gives the manifest.
+
+    Raises:
+        ConfigError: the SDK is not installed, the profile cannot be compiled, or the checkpoint is in another format.
+    """
+    require_sdk()
+    profile = checked.profile
+    found = weights_format(checkpoint)
+    if found != profile.weights:
+        raise ConfigError("model", str(checkpoint), f"is {found}", f"Convert it to {profile.weights}")
+    if profile.weights is not WeightFormat.BF16:
+        scales = read_manifest(checkpoint)["scales"]
+        profile = replace(profile, options=replace(profile.options, scales=scales))
+        checked = check(profile, checked.model)
+    checked.require()
+    from ..nxdi.application import NeuronQwen36ForCausalLM
+    from ..nxdi.config import Qwen36InferenceConfig
+
+    config = Qwen36InferenceConfig.from_checkpoint(checkpoint, profile.options)
+    artifact.mkdir(parents=True, exist_ok=True)
+    NeuronQwen36ForCausalLM(str(checkpoint), config).compile(str(artifact))
+    return write_manifest(checked, checkpoint, artifact)

@@ -1,0 +1,37 @@
+"""Profiles and models that the tests of artifacts share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.config import ModelConfig
+
+PROFILES = Path(__file__).resolve().parents[3] / "profiles"
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    """The fields of the 128K profile. Free to change."""
+    fields: dict[str, Any] = yaml.safe_load((PROFILES / "128k.yaml").read_text())
+    return fields
+
+
+@pytest.fixture
+def big(published_27b: dict[str, Any]) -> ModelConfig:
+    """Qwen3.6-27B."""
+    return ModelConfig.from_dict(published_27b)
+
+
+@pytest.fixture
+def tiny_profile() -> Profile:
+    """Sizes that the tiny checkpoint can be compiled for."""
+    sizes = {"max_model_len": 512, "max_num_seqs": 2, "num_blocks": 17, "slots": 4, "tp_degree": 1, "logical_cores": 2}
+    commits = {"prefill_commits": 4, "decode_commits": 1}
+    buckets = {"prefill_buckets": [[128, 0], [128, 512]], "decode_buckets": [512]}
+    other = {"description": "for tests", "weights": "bf16", "dtype": "bfloat16"}
+    return Profile.parse("tiny", sizes | commits | buckets | other)

@@ -1,0 +1,136 @@
+"""The manifest of an artifact, and an audit that names every difference between it and a start."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from qwen36_neuron.artifact import audit as audit_module
+from qwen36_neuron.artifact.audit import LaunchArguments, Mismatch, audit
+from qwen36_neuron.artifact.check import check
+from qwen36_neuron.artifact.manifest import MANIFEST, read_manifest, write_manifest
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.checkpoint.conversion import Conversion
+from qwen36_neuron.checkpoint.quantiser import Quantiser
+from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.errors import ConfigError
+
+Audit = Callable[..., list[Mismatch]]
+
+
+@pytest.fixture
+def arguments(tiny_checkpoint: Path) -> LaunchArguments:
+    return LaunchArguments(tiny_checkpoint, 512, 2, 4, 1, "bfloat16")
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_checkpoint: Path, tiny_profile: Profile) -> Path:
+    """As compiling leaves it: files, then the manifest."""
+    folder = tmp_path / "artifact"
+    (folder / "weights").mkdir(parents=True)
+    (folder / "model.pt").write_bytes(b"graphs")
+    (folder / "weights" / "tp0.safetensors").write_bytes(b"weights")
+    write_manifest(check(tiny_profile, ModelConfig.from_pretrained(tiny_checkpoint)), tiny_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def fields(artifact: Path, arguments: LaunchArguments) -> Callable[..., list[str]]:
+    """Names of what an audit finds, with changes to the start."""
+
+    def run(checksums: bool = False, **changes: Any) -> list[str]:
+        found = audit(read_manifest(artifact), replace(arguments, **changes), artifact, checksums)
+        return [mismatch.field for mismatch in found]
+
+    return run
+
+
+def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]) -> None:
+    assert fields() == []
+    assert fields(num_blocks=17) == []
+    assert fields(max_model_len=100) == []  # shorter sequences need nothing else
+    assert fields(checksums=True) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"max_model_len": 513}, "--max-model-len"),
+        ({"max_num_seqs": 1}, "--max-num-seqs"),
+        ({"num_slots": 5}, "--slots"),
+        ({"tp_degree": 4}, "--tp-degree"),
+        ({"dtype": "float32"}, "--dtype"),
+        ({"num_blocks": 18}, "--num-gpu-blocks-override"),
+    ],
+)
+def test_every_size_is_compared(fields: Callable[..., list[str]], changes: dict[str, Any], field: str) -> None:
+    assert fields(**changes) == [field]
+
+
+def test_all_mismatches_are_named_at_once(fields: Callable[..., list[str]]) -> None:
+    assert fields(max_num_seqs=1, num_slots=0, dtype="float32") == ["--max-num-seqs", "--slots", "--dtype"]
+
+
+def test_another_network_and_other_weights_are_told_apart(
+    fields: Callable[..., list[str]], tiny_checkpoint: Path, demo_checkpoint: Path, tmp_path: Path
+) -> None:
+    assert fields(model=demo_checkpoint) == ["model configuration", "weights"]
+    copy = shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    content = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(content))  # written otherwise, the same network
+    assert fields(model=copy) == []
+    content["text_config"]["rms_norm_eps"] = 1e-5
+    (copy / "config.json").write_text(json.dumps(content))
+    assert fields(model=copy) == ["model configuration"]
+
+
+def test_a_converted_checkpoint_is_not_the_one_it_was_made_from(
+    fields: Callable[..., list[str]], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    Quantiser(Conversion(tiny_checkpoint), tmp_path / "fp8").run()
+    assert fields(model=tmp_path / "fp8") == ["weights", "number format"]
+
+
+def test_other_software_is_named(fields: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_module, "packages", lambda: {"torch": "9.9", "neuronx-cc": "2.1"})
+    monkeypatch.setattr(audit_module, "source_digests", lambda: {"qwen36_neuron": "other", "nki_kernels": "other"})
+    assert set(fields()) == {"torch", "neuronx-cc", "sources of qwen36_neuron", "sources of nki_kernels"}
+
+
+def test_missing_and_changed_files_are_named(fields: Callable[..., list[str]], artifact: Path) -> None:
+    (artifact / "model.pt").write_bytes(b"GRAPHS")  # the same size
+    assert fields() == []
+    assert fields(checksums=True) == ["file"]
+    (artifact / "weights" / "tp0.safetensors").unlink()
+    assert fields() == ["file"]
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path, artifact: Path) -> None:
+    with pytest.raises(ConfigError, match=r"compile_fp8\.py"):
+        read_manifest(tmp_path)
+    (artifact / MANIFEST).write_text('{"format": 99}')
+    with pytest.raises(ConfigError, match="format 99"):
+        read_manifest(artifact)
+
+
+def test_the_command_prints_the_blocks_or_every_mismatch(artifact: Path, tiny_checkpoint: Path) -> None:
+    sizes = ["--max-model-len", "512", "--max-num-seqs", "2", "--tp-degree", "1", "--dtype", "bfloat16"]
+    common = ["--artifact", str(artifact), "--model", str(tiny_checkpoint), *sizes]
+    module = [sys.executable, "-m", "qwen36_neuron.artifact.audit"]
+    passed = subprocess.run([*module, *common, "--slots", "4"], capture_output=True, text=True)
+    assert (passed.returncode, passed.stdout) == (0, "17\n")
+    command = typer.Typer()
+    command.command()(audit_module.main)
+    failed = CliRunner().invoke(command, [*common, "--slots", "5"])
+    assert (failed.exit_code, failed.stdout) == (2, "")
+    assert "--slots: compiled for 4, started with 5" in failed.stderr

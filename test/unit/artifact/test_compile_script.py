@@ -1,0 +1,118 @@
+"""`compile_fp8.py` as a person runs it, without a device."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from qwen36_neuron.artifact import build
+from qwen36_neuron.artifact.check import check
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.cache.plan import WeightFormat
+from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.errors import ConfigError
+
+from .conftest import PROFILES
+
+SCRIPT = PROFILES.parent / "scripts" / "compile_fp8.py"
+
+
+@pytest.fixture(scope="module")
+def run() -> Callable[..., Result]:
+    """Run the script with arguments."""
+    spec = importlib.util.spec_from_file_location("compile_fp8", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    command = typer.Typer()
+    command.command()(module.main)
+    return lambda *arguments: CliRunner().invoke(command, [*map(str, arguments)])
+
+
+def test_a_dry_run_of_the_27b_prints_memory_graphs_and_arguments(
+    run: Callable[..., Result], published_27b: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    common = ("--model", tmp_path, "--profile", PROFILES / "128k.yaml", "--dry-run")
+    shown = run(*common)
+    assert shown.exit_code == 0, shown.stderr
+    assert "checkpoint slots" in shown.stdout
+    assert "8 sequences of 32768, or 2 of 131072" in shown.stdout
+    assert "--experimental-unsafe-fp8e4m3fn-as-fp8e4m3" in shown.stdout
+    plan = json.loads(run(*common, "--json").stdout)
+    assert plan["memory"]["fits"] is True
+    assert len(plan["graphs"]) == 18
+    assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
+
+
+def test_weights_only_converts_once_and_finds_it_done_the_next_time(
+    run: Callable[..., Result], tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    common = ("--model", tiny_checkpoint, "--weights", "fp8-mlp", "--weights-only", "--out", tmp_path)
+    first = run(*common)
+    assert first.exit_code == 0, first.stderr
+    written = {file: file.stat().st_mtime_ns for file in (tmp_path / "checkpoint").iterdir()}
+    second = run(*common)
+    assert second.stdout == first.stdout == f"checkpoint: {tmp_path / 'checkpoint'}\n"
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "checkpoint").iterdir()} == written
+    other = run(*common[:2], "--weights", "fp8", *common[4:])
+    assert other.exit_code == 2
+    assert "holds another conversion" in other.stderr
+
+
+def test_what_is_missing_is_said_in_one_line(run: Callable[..., Result], tiny_checkpoint: Path, tmp_path: Path) -> None:
+    for arguments, hint in (
+        (("--model", tiny_checkpoint, "--weights-only", "--weights", "fp8-mlp"), "Give --out"),
+        (("--model", tiny_checkpoint), "Give --profile"),
+        (("--model", tiny_checkpoint, "--profile", tmp_path / "none.yaml"), "no such file"),
+    ):
+        result = run(*arguments)
+        assert result.exit_code == 2
+        assert hint in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_compiling_without_the_sdk_is_refused_before_anything_is_written(
+    tiny_checkpoint: Path, tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SDK", ("neuronxcc_of_another_machine",))
+    checked = check(tiny_profile, ModelConfig.from_pretrained(tiny_checkpoint))
+    with pytest.raises(ConfigError, match="neuronxcc_of_another_machine"):
+        build.compile_artifact(checked, tiny_checkpoint, tmp_path / "artifact")
+    assert not (tmp_path / "artifact").exists()
+
+
+def test_a_checkpoint_in_another_format_is_not_compiled(
+    tiny_checkpoint: Path, tiny_profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "SDK", ())
+    work = build.quantiser(tiny_checkpoint, tmp_path / "fp8", WeightFormat.FP8_MLP, None)
+    assert work is not None
+    folder = build.convert(work, lambda _: None)
+    checked = check(tiny_profile, ModelConfig.from_pretrained(tiny_checkpoint))
+    with pytest.raises(ConfigError, match="Convert it to bf16"):
+        build.compile_artifact(checked, folder, tmp_path / "artifact")
+    assert build.quantiser(folder, tmp_path / "again", WeightFormat.FP8_MLP, None) is None
+    with pytest.raises(ConfigError, match="Give the original"):
+        build.quantiser(folder, tmp_path / "again", WeightFormat.FP8, None)
+
+
+def test_a_damaged_conversion_is_not_used(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    work = build.quantiser(tiny_checkpoint, tmp_path / "fp8", WeightFormat.FP8_MLP, None)
+    assert work is not None
+    build.convert(work, lambda _: None)
+    file = next((tmp_path / "fp8").glob("*.safetensors"))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(ConfigError, match=file.name):
+        build.convert(work, lambda _: None)

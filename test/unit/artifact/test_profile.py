@@ -1,0 +1,163 @@
+"""Profiles: what they refuse, and what is found in them before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qwen36_neuron.artifact.check import Checked, check
+from qwen36_neuron.artifact.graphs import DECODE, PREFILL
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.cache.plan import GIB
+from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.nxdi.inputs import PrefillInputs
+
+from .conftest import PROFILES
+
+SHIPPED = sorted(PROFILES.glob("*.yaml"))
+
+
+@pytest.fixture
+def checked(raw: dict[str, Any], big: ModelConfig) -> Callable[..., Checked]:
+    """Check the 128K profile with changes."""
+    return lambda **changes: check(Profile.parse("test", raw | changes), big)
+
+
+def fatal(result: Checked) -> str:
+    return "\n".join(str(finding) for finding in result.findings if finding.fatal)
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_profile_compiles_for_the_27b(file: Path, big: ModelConfig) -> None:
+    result = check(Profile.load(file), big)
+    assert result.findings == []
+    result.require()
+
+
+def test_there_are_profiles_for_4k_32k_and_128k() -> None:
+    lengths = {file.stem: Profile.load(file).options.max_model_len for file in SHIPPED}
+    assert lengths == {"4k": 4096, "32k": 32768, "128k": 131072}
+
+
+def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(checked: Callable[..., Checked]) -> None:
+    result = checked()
+    options = result.profile.options
+    assert options.num_slots == 64
+    assert options.num_lanes == 8
+    assert options.num_blocks - 1 >= max(8 * 32768, 131072) // 64
+    assert result.plan.used_bytes * options.tp_degree < 96 * GIB
+    assert result.plan.fits
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "hint"),
+    [
+        ({"max_num_seqs": "8"}, "max_num_seqs", "whole number"),
+        ({"slots": -1}, "num_slots", "at least 0"),
+        ({"slots": True}, "slots", "whole number"),
+        ({"weights": "int4"}, "weights", "fp8-mlp"),
+        ({"dtype": "float16"}, "dtype", "bfloat16"),
+        ({"bucket": 1}, "bucket", "Known: description"),
+        ({"prefill_buckets": [[512]]}, "prefill_buckets", "pairs"),
+        ({"prefill_buckets": [[512, 0], [512, 0], [512, 131072]]}, "buckets", "List every bucket once"),
+        ({"prefill_buckets": [[500, 0]]}, "prefill_buckets", "multiples of 64"),
+        ({"prefill_buckets": [[512, 0], [512, 65536]]}, "prefill_buckets", "longer prefix"),
+        ({"decode_buckets": [32768]}, "decode_buckets", "do not reach"),
+        ({"decode_buckets": []}, "decode_buckets", "list of lengths"),
+        ({"num_blocks": 2048}, "num_blocks", "at least 2049"),
+        ({"logical_cores": 4}, "logical_cores", "1 or 2"),
+    ],
+)
+def test_a_wrong_field_is_named_with_its_value_and_a_remedy(
+    raw: dict[str, Any], changes: dict[str, Any], field: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError, match=hint) as caught:
+        Profile.parse("test", raw | changes)
+    assert caught.value.field == field
+    assert caught.value.remedy
+
+
+def test_a_missing_field_and_a_missing_file_are_named(raw: dict[str, Any], tmp_path: Path) -> None:
+    del raw["num_blocks"]
+    with pytest.raises(ConfigError, match="num_blocks=None: is missing"):
+        Profile.parse("test", raw)
+    with pytest.raises(ConfigError, match="no such file"):
+        Profile.load(tmp_path / "none.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [")
+    with pytest.raises(ConfigError, match="not YAML"):
+        Profile.load(tmp_path / "bad.yaml")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        ([[1024, 1024]], "NCC_ITIN902"),
+        ([[2048, 2048]], "square"),
+        ([[256, 16384]], "Use 512 new tokens"),
+        ([[128, 65536]], "NCC_ITIN902"),
+        ([[64, 0]], "Use 128 or more"),
+        ([[512, 262144]], "no sequence of max_model_len=131072"),
+        ([[2048, 131072]], "GiB a rank"),
+    ],
+)
+def test_buckets_known_to_fail_are_found(checked: Callable[..., Checked], pairs: list[list[int]], problem: str) -> None:
+    result = checked(prefill_buckets=[[512, 0], [512, 131072], *pairs])
+    assert problem in fatal(result)
+    with pytest.raises(ConfigError, match="cannot be compiled"):
+        result.require()
+
+
+@pytest.mark.parametrize("pair", [[1024, 1536], [512, 512], [256, 8192], [512, 16384]])
+def test_their_neighbours_are_not(checked: Callable[..., Checked], pair: list[int]) -> None:
+    assert not fatal(checked(prefill_buckets=[[512, 0], [512, 131072], pair]))
+
+
+def test_a_slow_bucket_is_noted_and_not_refused(checked: Callable[..., Checked]) -> None:
+    result = checked(prefill_buckets=[[2048, 0], [512, 131072]])
+    (note,) = result.findings
+    assert "2.8 x slower" in str(note)
+    result.require()
+
+
+def test_what_does_not_fit_in_memory_is_refused_with_limits_that_would(checked: Callable[..., Checked]) -> None:
+    assert "would fit" in fatal(checked(slots=400))
+    assert "would fit" in fatal(checked(num_blocks=16385))
+
+
+def test_all_findings_are_listed_at_once(checked: Callable[..., Checked]) -> None:
+    result = checked(slots=400, prefill_buckets=[[1024, 1024], [256, 16384], [512, 131072], [512, 0]])
+    with pytest.raises(ConfigError) as caught:
+        result.require()
+    assert all(part in str(caught.value) for part in ("[1024, 1024]", "[256, 16384]", "memory"))
+
+
+def test_a_model_that_cannot_be_split_so_is_refused(raw: dict[str, Any], big: ModelConfig) -> None:
+    with pytest.raises(ConfigError, match="tp_degree=3"):
+        check(Profile.parse("test", raw | {"tp_degree": 3}), big)
+    with pytest.raises(ConfigError, match="4 logical cores"):
+        check(Profile.parse("test", raw | {"tp_degree": 8}), big)
+
+
+def test_graphs_are_one_a_bucket_with_the_inputs_that_a_call_gives(checked: Callable[..., Checked]) -> None:
+    result = checked()
+    options = result.profile.options
+    prefill = {graph.bucket: graph for graph in result.graphs if graph.tag == PREFILL}
+    decode = {graph.bucket: graph for graph in result.graphs if graph.tag == DECODE}
+    assert set(prefill) == {(pair.active, pair.prefix) for pair in options.buckets.prefill}
+    assert set(decode) == {(1, size) for size in options.buckets.decode}
+    assert tuple(prefill[512, 6144].inputs) == PrefillInputs._fields
+    assert prefill[512, 6144].inputs["table"] == (1, (512 + 6144) // 64)
+    assert decode[1, 8192].inputs["tokens"] == (8, 1)
+    assert len({graph.signature for graph in result.graphs}) == len(result.graphs)
+    assert {graph.states for graph in result.graphs} == {2 * 16 + 2 * 48}
+
+
+def test_compiler_arguments_say_fp8_only_for_fp8(checked: Callable[..., Checked]) -> None:
+    assert all("fp8e4m3fn-as-fp8e4m3" in graph.arguments for graph in checked().graphs)
+    plain = checked(weights="bf16", slots=0, num_blocks=2049)
+    assert not any("fp8" in graph.arguments for graph in plain.graphs)
+    assert all(f"--lnc={2}" in graph.arguments for graph in plain.graphs)

@@ -1,0 +1,71 @@
+"""The start script audits the artifact before it starts anything."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen36_neuron.artifact.check import check
+from qwen36_neuron.artifact.manifest import write_manifest
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.config import ModelConfig
+
+from .conftest import PROFILES
+
+SCRIPT = PROFILES.parent / "scripts" / "start_vllm_server.sh"
+HAS_DEVICE = {"BASH_FUNC_compgen%%": "() { return 0; }"}
+"""Lets the script see a device: it looks for one with `compgen`."""
+
+FAKE = f"""#!/bin/sh
+[ "$2" = vllm.entrypoints.cli.main ] && exec echo "$@"
+exec {sys.executable} "$@"
+"""
+"""A Python that prints the arguments of vLLM instead of starting it."""
+
+
+@pytest.fixture
+def artifact(tmp_path: Path, tiny_checkpoint: Path, tiny_profile: Profile) -> Path:
+    (tmp_path / "model.pt").write_bytes(b"graphs")
+    write_manifest(check(tiny_profile, ModelConfig.from_pretrained(tiny_checkpoint)), tiny_checkpoint, tmp_path)
+    return tmp_path
+
+
+def start(model: Path, artifact: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Start for the device."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    python = artifact / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$2" = vllm.entrypoints.cli.main ] && exec echo "$@"\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    sizes = ["--max-model-len", "512", "--max-num-seqs", "2", "--tp-degree", "1", "--no-proxy"]
+    folders = ["--model", str(model), "--artifact", str(artifact)]
+    command = ["bash", str(SCRIPT), "--device", "neuron", *folders, *sizes, "--port", port, *more]
+    environment = os.environ | HAS_DEVICE | {"PYTHON": str(python)}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_vllm_gets_the_artifacts_number_of_kv_blocks(tiny_checkpoint: Path, artifact: Path) -> None:
+    result = start(tiny_checkpoint, artifact, "--slots", "4")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip().endswith("--num-gpu-blocks-override 17")
+
+
+def test_a_mismatch_is_named_and_nothing_is_started(tiny_checkpoint: Path, artifact: Path) -> None:
+    result = start(tiny_checkpoint, artifact, "--slots", "3")
+    assert result.returncode == 2
+    assert "--slots: compiled for 4, started with 3. Start with --slots 4" in result.stderr
+    assert result.stdout == ""
+
+
+def test_the_number_of_kv_blocks_cannot_be_contradicted(tiny_checkpoint: Path, artifact: Path) -> None:
+    result = start(tiny_checkpoint, artifact, "--slots", "4", "--", "--num-gpu-blocks-override=99")
+    assert result.returncode == 2
+    assert "the artifact decides" in result.stderr
