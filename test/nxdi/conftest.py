@@ -26,17 +26,19 @@ else:
 BUCKETS = (128, 256, 512)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def parallel_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """NxD's process groups, of one process."""
+    """NxD's process groups, of one process. A vLLM engine that ends takes torch's groups with it."""
     import torch.distributed as dist
-    from neuronx_distributed.parallel_layers.parallel_state import initialize_model_parallel
+    from neuronx_distributed.parallel_layers.parallel_state import destroy_model_parallel, initialize_model_parallel
 
     rendezvous = tmp_path_factory.mktemp("gloo") / "store"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=1, rank=0)
     initialize_model_parallel(tensor_model_parallel_size=1, skip_collective_init=True)
     yield
-    dist.destroy_process_group()
+    destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.fixture
