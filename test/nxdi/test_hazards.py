@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
 from qwen36_neuron.nxdi.config import Qwen36NeuronConfig
+from qwen36_neuron.nxdi.inputs import DecodeInputs, PrefillInputs
 from qwen36_neuron.nxdi.instance import check_fp32
 from qwen36_neuron.runtime import Commit, Row, Step
 
@@ -155,12 +156,13 @@ def test_unused_inputs(make_app: Callable[..., Any]) -> None:
     for wrapper in make_app(buckets=EACH_KIND, max_model_len=128).models:
         instance = wrapper.get_model_instance()
         instance.load_module()
+        fields = (PrefillInputs if wrapper.is_prefill else DecodeInputs)._fields
         for index, example in enumerate(wrapper.input_generator()):
             module, _ = instance.get(index)
             graph = make_fx(lambda *inputs, module=module: module(*inputs), tracing_mode="real")(*example).graph
             graph.eliminate_dead_code()
             unused = [
-                type(example)._fields[place]
+                fields[place]
                 for place, node in enumerate(node for node in graph.nodes if node.op == "placeholder")
                 if not node.users
             ]

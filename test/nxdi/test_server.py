@@ -19,6 +19,8 @@ os.environ.update(
     VLLM_LOGGING_LEVEL=os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
 )
 
+pytest.importorskip("vllm", reason="the engine's tests need vLLM; the others of this folder do not")
+
 SIZES: dict[str, Any] = {
     "max_model_len": 512,
     "max_num_seqs": 4,

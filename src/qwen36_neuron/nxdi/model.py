@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
+from torch_neuronx.xla_impl.ops import Argmax
 
 from ..model import Qwen36Model
 from .cache import HybridCacheManager
@@ -65,4 +66,5 @@ class NeuronQwen36Model(NeuronBaseModel):
             decode = GraphDecode(memory, DecodeInputs(*inputs))
             hidden = self.network(inputs[0], decode.positions, decode)
         logits = self.network.logits(hidden)
-        return [logits.argmax(-1).to(torch.int32), logits, *memory.outputs()]
+        best = Argmax.apply(logits, logits.dim() - 1, False)  # Neuron's own: XLA's argmax is a slow pair reduction
+        return [best.to(torch.int32), logits, *memory.outputs()]

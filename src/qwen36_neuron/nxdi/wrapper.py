@@ -30,12 +30,15 @@ class Qwen36ModelWrapper(ModelWrapper):
     def is_prefill(self) -> bool:
         return bool(self.neuron_config.is_prefill_stage)
 
-    def input_generator(self) -> list[PrefillInputs | DecodeInputs]:
-        """One example a bucket. They run on scratch alone, so NxDI's warm-up with them leaves no trace."""
-        options = self.options
+    def input_generator(self) -> list[tuple[torch.Tensor, ...]]:
+        """One example a bucket, as plain tuples, which is what NxD's builder takes apart.
+
+        They run on scratch alone, so NxDI's warm-up with them leaves no trace.
+        """
+        options, pairs = self.options, self.neuron_config.buckets
         if self.is_prefill:
-            return [empty_prefill(PrefillBucket(*pair), options.prefill_commits) for pair in self.neuron_config.buckets]
-        return [empty_decode(options.num_lanes, pair[1], options.decode_commits) for pair in self.neuron_config.buckets]
+            return [tuple(empty_prefill(PrefillBucket(*pair), options.prefill_commits)) for pair in pairs]
+        return [tuple(empty_decode(options.num_lanes, size, options.decode_commits)) for _, size in pairs]
 
     def get_model_instance(self) -> Qwen36ModelInstance:
         return Qwen36ModelInstance(model_cls=self.model_cls, config=self.config, **self.model_init_kwargs)

@@ -113,6 +113,12 @@ def _identity(function: Callable[..., Any] | None = None, **_: Any) -> Any:
     return function if function is not None else _identity
 
 
+class _Argmax:
+    @staticmethod
+    def apply(tensor: torch.Tensor, dim: int, keepdim: bool) -> torch.Tensor:
+        return tensor.argmax(dim, keepdim)
+
+
 MEANINGS: dict[str, dict[str, Any]] = {
     "torch_xla.core.xla_model": {
         "mark_step": lambda *_, **__: None,
@@ -127,7 +133,7 @@ MEANINGS: dict[str, dict[str, Any]] = {
     "torch_xla.runtime": {"global_ordinal": lambda: 0, "world_size": lambda: 1, "device_type": lambda: "CPU"},
     "torch_neuronx.utils": {"get_platform_target": lambda *_, **__: "trn2"},
     "torch_neuronx.utils.utils": {"get_platform_target": lambda *_, **__: "trn2"},
-    "torch_neuronx.xla_impl.ops": {"nki_jit": _identity, "xla_hlo_call": _identity},
+    "torch_neuronx.xla_impl.ops": {"nki_jit": _identity, "xla_hlo_call": _identity, "Argmax": _Argmax},
     "torch_neuronx.xla_impl.base": {"xla_hlo_call": _identity, "xla_call": _identity},
     "nki": {"jit": _identity},
     "neuronxcc.nki": {"jit": _identity},
