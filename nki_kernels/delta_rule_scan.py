@@ -112,17 +112,17 @@ def scan_output(tile: Tile, scan: Scan, bank: Bank, o: nl.ndarray) -> None:
     nisa.dma_copy(dst=o, src=out[0 : tile.rows])
 
 
-def state_inside(tile: Tile, scan: Scan, half: nl.ndarray, bank: Bank) -> nl.ndarray:
-    """The state 64 tokens into the tile, fp32 [d, H, v]; follows the tile's `scan_state`.
+def prepare_inside(tile: Tile, half: nl.ndarray, bank: Bank) -> None:
+    """What `state_inside` needs that does not depend on the state; GpSimd has time for it.
 
     Sums run over all 128 rows with zeros on the last 64, as they do when a call ends there on a padded tile.
 
     Args:
         half: fp32 [k, 256], ones where j < k < 64, then ones where k < 64.
     """
-    heads = tile.v.shape[1]
-    share = heads // tile.turned.shape[2]
-    sums, decay = bank.take(), sbuf(nl.float32, (2, heads))
+    heads, key_heads = tile.v.shape[1], tile.turned.shape[2]
+    share = heads // key_heads
+    sums, decay, faded = bank.take(), sbuf(nl.float32, (2, heads)), sbuf(nl.float32, (heads, TILE))
     for n in range(2):
         # [k, j] x [k, h] -> [j, h]: sums of g over j < k < 64, and over k < 64
         nisa.nc_matmul(
@@ -130,30 +130,44 @@ def state_inside(tile: Tile, scan: Scan, half: nl.ndarray, bank: Bank) -> nl.nda
             moving=tile.gates[:, 0:1], is_stationary_onezero=True, accumulate=False,
         )  # fmt: skip
     nisa.activation(dst=decay, op=nl.exp, data=sums[:, 0 : 2 * heads])
-    faded, state = sbuf(nl.float32, (heads, TILE)), sbuf(nl.float32, (heads, TILE))
-    for h in range(heads):
-        nisa.tensor_scalar(
-            dst=faded[:, h : h + 1], data=tile.kq[:, 0:1, h // share : h // share + 1], op0=nl.multiply,
-            operand0=column(decay, 0, h), op1=nl.multiply, operand1=half[:, TILE : TILE + 1],
-            engine=nisa.engine.vector,
+    nisa.tensor_scalar(
+        dst=decay[:, 0:1], data=decay[:, 0:1], op0=nl.multiply, operand0=half[:, TILE : TILE + 1],
+        engine=nisa.engine.vector,
+    )  # fmt: skip
+    nisa.tensor_tensor(
+        dst=faded, data1=tile.kq.ap(pattern=[[2 * key_heads * TILE, TILE], [TILE, key_heads], [0, share], [1, TILE]]),
+        data2=decay.ap(pattern=[[2 * heads, TILE], [1, heads], [0, TILE]]), op=nl.multiply,
+        engine=nisa.engine.gpsimd,
+    )  # fmt: skip
+    tile.inside_decay, tile.inside_k = decay, faded
+
+
+def state_inside(tile: Tile, scan: Scan, bank: Bank) -> nl.ndarray:
+    """The state 64 tokens into the tile, fp32 [d, H, v]; follows the tile's `scan_state`."""
+    heads = tile.v.shape[1]
+    kept, state = sbuf(nl.float32, (heads, TILE)), sbuf(nl.float32, (heads, TILE))
+    for own in range(heads):
+        nisa.activation(
+            dst=kept[:, own : own + 1], op=nl.copy, data=scan.before[:, own : own + 1],
+            scale=column(tile.inside_decay, 1, own),
         )  # fmt: skip
     for part in split(heads, 4):
-        written = bank.take()
+        written = bank.take()[:, 0 : (part[1] - part[0]) * TILE]
         for own in range(part[0], part[1]):
-            dst = written[:, (own - part[0]) * TILE : (own - part[0] + 1) * TILE]
             # [j, d] x [j, v] -> [d, v]
             nisa.nc_matmul(
-                dst=dst, stationary=faded[:, own : own + 1], moving=scan.new[:, own : own + 1], accumulate=False
-            )
-            nisa.scalar_tensor_tensor(
-                dst=state[:, own : own + 1], data=scan.before[:, own : own + 1], op0=nl.multiply,
-                operand0=column(decay, 1, own), op1=nl.add, operand1=dst,
+                dst=written[:, (own - part[0]) * TILE : (own - part[0] + 1) * TILE],
+                stationary=tile.inside_k[:, own : own + 1], moving=scan.new[:, own : own + 1], accumulate=False,
             )  # fmt: skip
+        nisa.tensor_tensor(
+            dst=state[:, part[0] : part[1]], data1=kept[:, part[0] : part[1]], data2=written, op=nl.add,
+            engine=nisa.engine.vector,
+        )  # fmt: skip
     return state
 
 
 def make_half(sums: nl.ndarray) -> nl.ndarray:
-    """The triangles of `state_inside`, [128, 256], from the table of sums: AFTER and ONES cut at row 64."""
+    """The triangles of `prepare_inside`, [128, 256], from the table of sums: AFTER and ONES cut at row 64."""
     half = sbuf(nl.float32, (2 * TILE,))
     nisa.affine_select(
         dst=half, pattern=[[0, 2 * TILE]], channel_multiplier=1, on_true_tile=sums[:, TILE : 3 * TILE],

@@ -66,6 +66,7 @@ class Tile(nl.NKIObject):
         t, t_t: T [i, H, j] and T^T [j, H, i].
         scores: fp32 [j, H, i]. u: v / r [j, H, d]. w: -W^T [d, H, i].
         grown_k: e^G k [j, H, d]. grown_q: (e^G q)^T [d, H, i]. faded_k: fp32 e^(G_C - G) k [j, H, d].
+        inside_decay, inside_k: for a checkpoint inside the tile, decay's last two and faded_k with C = 64.
     """
 
     rows: int
@@ -91,6 +92,8 @@ class Tile(nl.NKIObject):
     grown_k: nl.ndarray
     grown_q: nl.ndarray
     faded_k: nl.ndarray
+    inside_decay: nl.ndarray = None
+    inside_k: nl.ndarray = None
 
 
 def make_constants(dtype: nl.dtype) -> Constants:

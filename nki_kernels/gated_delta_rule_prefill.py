@@ -11,6 +11,7 @@ from .delta_rule_scan import (
     key_first,
     make_half,
     make_scan,
+    prepare_inside,
     scan_output,
     scan_state,
     state_inside,
@@ -33,10 +34,10 @@ from .delta_rule_solve import (
     split_system,
     start_solve,
 )
-from .delta_rule_tiles import LEVELS, TILE, Bank, make_banks, sbuf
+from .delta_rule_tiles import LEVELS, TILE, Bank, make_banks, sbuf, split
 
-START, SOLVE = 5, 6
-"""Stages of the first block inverses and of the first solve level; a level takes two stages."""
+START, SOLVE, INSIDE = 5, 6, 17
+"""Stages of the first block inverses, of the first solve level (each takes two), and of an inner checkpoint's terms."""
 STAGES = SOLVE + 2 * LEVELS + 3
 
 
@@ -139,11 +140,19 @@ def gated_delta_rule_prefill(
             stage = turn - n * skew
             if stage >= 0 and stage < STAGES - 2:
                 _stage(tiles[n], n, stage, const, psum, live)
+                if stage == INSIDE and _wants(saver, 2 * n + 1):
+                    prepare_inside(tiles[n], saver.half, psum)
             elif stage == STAGES - 2:
                 scan_state(tiles[n], scan, psum)
+                _save_end(n, scan, saver)
+                if n + 1 == count:
+                    for part in split(values[1] - values[0], 4):
+                        held = (values[0] + part[0], values[0] + part[1])
+                        nisa.dma_copy(dst=key_first(new_state, held), src=scan.state[:, part[0] : part[1]])
             elif stage == STAGES - 1:
-                _finish(tiles[n], n, scan, psum, o, saver)
-    nisa.dma_copy(dst=key_first(new_state, values), src=scan.state)
+                start = n * TILE
+                scan_output(tiles[n], scan, psum, o[start : start + tiles[n].rows, values[0] : values[1]])
+                _save_inside(tiles[n], n, scan, psum, saver)
     if bank == None:  # noqa: E711
         return o, new_state
     return o, new_state, bank
@@ -198,21 +207,34 @@ def _stage(tile: Tile, n: int, stage: int, const: Constants, psum: Bank, live: n
         apply_inverse(tile, psum)
 
 
-def _finish(tile: Tile, n: int, scan: Scan, psum: Bank, o: nl.ndarray, saver: Saver) -> None:
-    """The output of tile n, and the checkpoints in it."""
-    scan_output(tile, scan, psum, o[n * TILE : n * TILE + tile.rows, saver.heads[0] : saver.heads[1]])
+def _wants(saver: Saver, chunks: int) -> bool:
+    """Whether a checkpoint may be wanted after so many chunks."""
+    wanted = False
     for at in range(len(saver.boundaries)):
-        if saver.boundaries[at] == 2 * n + 1:
-            _save(state_inside(tile, scan, saver.half, psum), at, saver)
+        wanted = wanted or saver.boundaries[at] == chunks
+    return wanted
+
+
+def _save_end(n: int, scan: Scan, saver: Saver) -> None:
+    """The checkpoint after tile n, if one is wanted."""
+    for at in range(len(saver.boundaries)):
         if saver.boundaries[at] == 2 * n + 2:
             _save(scan.state, at, saver)
 
 
+def _save_inside(tile: Tile, n: int, scan: Scan, psum: Bank, saver: Saver) -> None:
+    """The checkpoint after the first chunk of tile n, if one is wanted."""
+    for at in range(len(saver.boundaries)):
+        if saver.boundaries[at] == 2 * n + 1:
+            _save(state_inside(tile, scan, psum), at, saver)
+
+
 def _save(state: nl.ndarray, at: int, saver: Saver) -> None:
     """Copy a state [d, H, v] to the slot of a boundary, or nowhere if the slot is out of range."""
-    heads = saver.heads[1] - saver.heads[0]
-    dst = saver.bank.ap(
-        pattern=[[TILE, TILE], [TILE * TILE, heads], [1, TILE]], offset=saver.heads[0] * TILE * TILE,
-        scalar_offset=saver.slots[0:1, at : at + 1], indirect_dim=0,
-    )  # fmt: skip
-    nisa.dma_copy(dst=dst, src=state, oob_mode=nisa.oob_mode.skip)
+    for part in split(saver.heads[1] - saver.heads[0], 4):
+        dst = saver.bank.ap(
+            pattern=[[TILE, TILE], [TILE * TILE, part[1] - part[0]], [1, TILE]],
+            offset=(saver.heads[0] + part[0]) * TILE * TILE, scalar_offset=saver.slots[0:1, at : at + 1],
+            indirect_dim=0,
+        )  # fmt: skip
+        nisa.dma_copy(dst=dst, src=state[:, part[0] : part[1]], oob_mode=nisa.oob_mode.skip)

@@ -1,0 +1,88 @@
+"""Decoding by lane index, and drafts with a lane a token, against the twin and the fp64 recurrence."""
+
+import pytest
+import torch
+from delta_rule_cases import make_case, recurrence, worst
+
+from nki_kernels.gated_delta_rule_decode import gated_delta_rule_decode
+from nki_kernels.gated_delta_rule_decode_torch import gated_delta_rule_decode_torch
+from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
+
+FORMS = [gated_delta_rule_decode, gated_delta_rule_decode[2], gated_delta_rule_decode_torch]
+NAMES = ["kernel", "two cores", "twin"]
+
+
+def batch_of(cases):
+    """q, k, v, g, beta with a batch dimension."""
+    return [torch.stack([case.tensors[n] for case in cases]) for n in range(5)]
+
+
+def lanes_of(cases, total):
+    """Case b's state in lane 2 b + 1; the others hold a mark."""
+    lanes = torch.full((total, *cases[0].state.shape), 5.0)
+    lanes[1 : 2 * len(cases) : 2] = torch.stack([case.state for case in cases])
+    return lanes, torch.arange(1, 2 * len(cases), 2, dtype=torch.int32).unsqueeze(0)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize(("batch", "correlation", "beta", "gate"), [
+    (1, 0.0, None, None), (3, 0.99, 0.99, -1e-4), (3, 1.0, 0.5, -8.0), (23, 0.9, 0.9, -1.0),
+])  # fmt: skip
+def test_one_token_in_place(form, batch, correlation, beta, gate):
+    cases = [make_case(1, 2, 6, correlation, beta, gate, seed) for seed in range(batch)]
+    lanes, index = lanes_of(cases, 2 * batch + 1)
+    o, returned = form(*batch_of(cases), lanes, index, index)
+    for b, case in enumerate(cases):
+        want, states = recurrence(case)
+        assert worst(o[b], want) <= 2e-5
+        assert worst(lanes[2 * b + 1], states[-1]) <= 2e-5
+    assert torch.equal(returned, lanes)
+    assert (lanes[0::2] == 5.0).all()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("steps", [2, 4])
+def test_drafts_leave_a_state_a_token(form, steps):
+    cases = [make_case(steps, 2, 6, 0.9, 0.9, -1e-2, seed) for seed in range(2)]
+    lanes, index = lanes_of(cases, 5 + 2 * steps)
+    write = torch.arange(5, 5 + 2 * steps, dtype=torch.int32)
+    write[steps] = 10_000
+    o, _ = form(*batch_of(cases), lanes, index, write.unsqueeze(0))
+    for b, case in enumerate(cases):
+        want, states = recurrence(case)
+        assert worst(o[b], want) <= 2e-5
+        assert torch.equal(lanes[2 * b + 1], case.state)
+        for m in range(steps):
+            if (b, m) != (1, 0):
+                assert worst(lanes[5 + b * steps + m], states[m]) <= 2e-5
+    assert (lanes[5 + steps] == 5.0).all()
+
+
+def test_bfloat16_inputs_lose_nothing():
+    case = make_case(1, 1, 2, 0.9).cast(torch.bfloat16)
+    want, _ = recurrence(case)
+    lanes, index = lanes_of([case], 2)
+    o, _ = gated_delta_rule_decode(*batch_of([case]), lanes, index, index)
+    assert worst(o[0], want) <= 2e-5
+
+
+def test_a_padded_row_changes_nothing():
+    case = make_case(1, 1, 2)
+    case.g.zero_()
+    case.beta.zero_()
+    lanes, index = lanes_of([case], 2)
+    gated_delta_rule_decode(*batch_of([case]), lanes, index, index)
+    assert torch.equal(lanes[1], case.state)
+
+
+def test_decoding_continues_a_prefill():
+    case = make_case(70, 1, 2, 0.9, 0.9, -1e-2)
+    want, states = recurrence(case)
+    prompt = case.cut(0, 67, case.state)
+    _, state = gated_delta_rule_prefill(*prompt.tensors, torch.tensor([[0, 67]], dtype=torch.int32))
+    lanes, index = state.unsqueeze(0).clone(), torch.zeros(1, 1, dtype=torch.int32)
+    for t in range(67, 70):
+        one = case.cut(t, t + 1, state)
+        o, _ = gated_delta_rule_decode(*batch_of([one]), lanes, index, index)
+        assert worst(o[0], want[t : t + 1]) <= 2e-5
+    assert worst(lanes[0], states[-1]) <= 2e-5
