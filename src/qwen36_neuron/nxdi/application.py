@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
     def get_model_wrapper_cls(self) -> type[Qwen36ModelWrapper]:
         return Qwen36ModelWrapper
 
-    @property
+    @cached_property
     def options(self) -> NeuronOptions:
         options: NeuronOptions = self.neuron_config.options
         return options

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
@@ -21,7 +22,7 @@ class Qwen36ModelWrapper(ModelWrapper):
     ids of other sequences and a copy of the first row's token. Here padding is masked and writes to scratch.
     """
 
-    @property
+    @cached_property
     def options(self) -> NeuronOptions:
         options: NeuronOptions = self.neuron_config.options
         return options
