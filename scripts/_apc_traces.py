@@ -1,9 +1,9 @@
 """Replays traces through every way of keeping checkpoints, at equal memory, and says whether ours holds its bars.
 
 Equal memory. With S slots of this project, every contestant gets the bytes of S states, one running state and
-`kv_blocks(S)` blocks of KV: 32K tokens for the longest request, and twice the bytes of the slots. Ours, least recently
-used and every-block keep states and KV in two pools of those sizes; Marconi shares the bytes of both pools between
-them; vLLM's pool has all of the bytes in equal pages and holds the running state too.
+blocks of KV: 32K tokens for the longest request, and `kv_ratio` times the bytes of the slots. Ours, least recently used
+and every-block keep states and KV in two pools of those sizes; Marconi shares the bytes of both pools between them;
+vLLM's pool has all of the bytes in equal pages and holds the running state too.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Budget:
     state_bytes: int
 
     @classmethod
-    def of(cls, model: ModelConfig, num_slots: int) -> Budget:
+    def of(cls, model: ModelConfig, num_slots: int, kv_ratio: float) -> Budget:
         block, state = BLOCK_SIZE * model.kv_bytes_per_token(), model.state_bytes_per_lane()
-        return cls(num_slots, LONGEST // BLOCK_SIZE + 2 * num_slots * state // block, block, state)
+        return cls(num_slots, LONGEST // BLOCK_SIZE + int(kv_ratio * num_slots * state / block), block, state)
 
     @property
     def total_bytes(self) -> int:
@@ -96,14 +96,16 @@ class Contest:
         yield ALIGN_UNIT, lambda: align(self.published, budget.total_bytes, LONGEST, MATCH_UNIT)
 
 
-def run(traces: Sequence[str], slot_counts: Sequence[int], seed: int, model: Path, console: Console) -> dict[str, Any]:
+def run(
+    traces: Sequence[str], slot_counts: Sequence[int], kv_ratio: float, seed: int, model: Path, console: Console
+) -> dict[str, Any]:
     """Replay `traces` with each number of slots; print the table and the bars, and return all of it for JSON."""
     contest = Contest(json.loads(model.read_text()))
     cells = []
     for name in traces:
         sightings = sight(TRACES[name](seed))
         for num_slots in slot_counts:
-            budget = Budget.of(contest.model, num_slots)
+            budget = Budget.of(contest.model, num_slots, kv_ratio)
             results = contest.run(sightings, budget)
             console.print(f"{name}, {num_slots} slots: done", style="dim")
             cells.append(
@@ -114,7 +116,7 @@ def run(traces: Sequence[str], slot_counts: Sequence[int], seed: int, model: Pat
                     "results": {key: _figures(result) for key, result in results.items()},
                 }
             )
-    result = {"seed": seed, "cells": cells, "bars": bars(cells)}
+    result = {"seed": seed, "kv_ratio": kv_ratio, "cells": cells, "bars": bars(cells)}
     show(result, console)
     return result
 

@@ -27,6 +27,7 @@ SLOTS = [8, 16, 64]
 def main(
     trace: Annotated[list[str], typer.Option(help=f"A trace to replay: all, {', '.join(TRACES)}.")],
     slots: Annotated[list[int], typer.Option(help="Checkpoint slots; may be given again.")] = SLOTS,
+    kv_ratio: Annotated[float, typer.Option(help="Bytes of KV for a byte of slots, on top of 32K tokens.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
     model: Annotated[Path, typer.Option(help="The config.json whose sizes count.")] = SIZES,
     out: Annotated[Path, typer.Option(help="Folder for traces.json and traces.png.")] = Path("profile_artifacts/apc"),
@@ -40,7 +41,7 @@ def main(
     for name in names:
         if name not in TRACES:
             raise ConfigError("trace", name, "is not known", f"Known: all, {', '.join(TRACES)}")
-    result = {"provenance": provenance("modelled").as_dict(), **run(names, slots, seed, model, console)}
+    result = {"provenance": provenance("modelled").as_dict(), **run(names, slots, kv_ratio, seed, model, console)}
     out.mkdir(parents=True, exist_ok=True)
     (out / "traces.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "traces.png")
