@@ -175,6 +175,34 @@ def generate_text(
     print(tokenizer.decode(tokens)[len(shown) :])
 
 
+@commands.command()
+def estimate(
+    model: Annotated[Path, typer.Option(help="Checkpoint folder, or its config.json.")],
+    profile: Annotated[Path, typer.Option(help="YAML file, such as profiles/128k.yaml.")],
+    baseline: Annotated[
+        bool, typer.Option("--baseline", help="One sequence, and the published row-by-row solve: what is measured.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print how fast a profile would run on a trn2.3xlarge, and what binds each phase. Everything is modelled."""
+    from .artifact.profile import Profile
+    from .estimate import report
+    from .estimate.delta_rule import DeltaRuleCost, Prefill, RowByRow
+    from .estimate.model import Estimate, single_sequence
+
+    sizes = Profile.load(profile)
+    kernel: DeltaRuleCost = RowByRow() if baseline else Prefill()
+    modelled = Estimate(single_sequence(sizes) if baseline else sizes, ModelConfig.from_pretrained(model), kernel)
+    result = report.estimate_json(modelled)
+    if as_json:
+        print(json.dumps(result, indent=2))
+        return
+    console = Console()
+    console.print(report.prefill_table(result))
+    console.print(report.decode_table(result))
+    console.print(f"All figures are modelled. {report.CAVEAT}", style="dim")
+
+
 @cache
 def _mount_kernels() -> None:
     """Add `qwen36 kernels` where the kernels' own commands are installed."""

@@ -1,0 +1,94 @@
+"""The time of the gated delta rule over a prompt, for this project's kernel and for the published baseline's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Protocol
+
+import torch
+
+from nki_kernels.interpreter.cost_table import Costs
+
+from ..config import ModelConfig, RankShape
+
+TILE = 128
+"""Tokens that both kernels solve at once."""
+
+
+class DeltaRuleCost(Protocol):
+    """Prices one layer of one rank."""
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        ...
+
+    def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:
+        """For `tokens` tokens of one sequence."""
+        ...
+
+    def bound(self, model: ModelConfig, rank: RankShape) -> str:
+        """What decides that."""
+        ...
+
+
+class Prefill:
+    """This project's fused prefill kernel, priced on the interpreter: instruction by instruction, on two cores."""
+
+    name = "gated_delta_rule_prefill"
+    SIZES = (256, 1024)
+
+    def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:
+        (few, first), (many, second) = ((size, self._price(model, rank, size)[0]) for size in self.SIZES)
+        return max(first, first + (second - first) * (tokens - few) / (many - few))
+
+    def bound(self, model: ModelConfig, rank: RankShape) -> str:
+        return self._price(model, rank, self.SIZES[-1])[1]
+
+    def _price(self, model: ModelConfig, rank: RankShape, tokens: int) -> tuple[float, str]:
+        return _price(tokens, rank.num_key_heads, rank.num_value_heads, model.key_head_dim)
+
+
+@cache
+def _price(tokens: int, key_heads: int, heads: int, dim: int) -> tuple[float, str]:
+    """Seconds and the binding engine of one launch on both cores of a rank."""
+    from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
+    from nki_kernels.interpreter import profile
+
+    random = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(tokens, key_heads, dim, generator=random).bfloat16() for _ in "qk")
+    v = torch.randn(tokens, heads, dim, generator=random).bfloat16()
+    g, beta = -torch.rand(tokens, heads, generator=random), torch.rand(tokens, heads, generator=random)
+    state, valid = torch.zeros(heads, dim, dim), torch.tensor([[0, tokens]], dtype=torch.int32)
+    _, report = profile(gated_delta_rule_prefill[2], q, k, v, g, beta, state, valid)
+    return report.time_us * 1e-6, f"kernel: {report.binds}"
+
+
+@dataclass(frozen=True, slots=True)
+class RowByRow:
+    """The published baseline's solve: a tile's 128 rows one after the other, each by whole-tile instructions.
+
+    Read from its public source (27B, one 128-token tile and one head a launch, so one of a rank's two cores): for each
+    row a 128 x 128 fp32 product, two copies of a tile, two additions, a product with a mask and one with a column, and
+    a copy of that column, nearly all waiting for the one before.
+    """
+
+    name: str = "row by row"
+    costs: Costs = field(default_factory=Costs)
+
+    def row_seconds(self) -> float:
+        """One row: seven instructions of VectorE and one of TensorE, in a chain."""
+        costs = self.costs
+        single = TILE / costs.dve_fp32
+        double = TILE * costs.dve_two_input
+        vector = 3 * single + 3 * double + costs.min_cycles  # copy, copy, column product; add, mask, add; column
+        vector += 6 * costs.dependent_cycles
+        tensor = TILE * costs.fp32_passes
+        return (vector / costs.vector_ghz + tensor / costs.tensor_ghz + 2 * costs.semaphore_ns) * 1e-9
+
+    def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:
+        return -(-tokens // TILE) * rank.num_value_heads * TILE * self.row_seconds()
+
+    def bound(self, model: ModelConfig, rank: RankShape) -> str:
+        return "kernel: vector"

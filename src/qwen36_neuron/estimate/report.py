@@ -1,0 +1,105 @@
+"""Estimates as numbers for programs and as tables for people."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from .model import Estimate
+from .rates import Phase, Rates
+
+PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)
+CAVEAT = (
+    "Attention is that of plain operations; the delta rule is a kernel's price by the interpreter's cost model. "
+    "Weights and other operations run at the efficiency that another implementation was measured with; 'at peak' is "
+    "without that. Host and server are not counted, and a decode step computes every row of its graph, in use or not."
+)
+CONTEXTS = (1024, 8192, 32768, 131072)
+
+
+def estimate_json(estimate: Estimate) -> dict[str, Any]:
+    """Prompts and decode steps of an estimate, with the same at every engine's peak beside them."""
+    options, ideal = estimate.profile.options, at_peak(estimate)
+    longest = options.max_model_len
+    return {
+        "modelled": True,
+        "profile": estimate.profile.name,
+        "weights": str(estimate.profile.weights),
+        "delta_rule": estimate.delta_rule.name,
+        "rates_of_a_rank": asdict(estimate.rates),
+        "prefill": [
+            {
+                "prompt": prompt,
+                "first_token_s": estimate.first_token(prompt),
+                "tokens_per_s": prompt / estimate.first_token(prompt),
+                "tokens_per_s_at_peak": prompt / ideal.first_token(prompt),
+                "phases": phases_json(estimate.prompt_phases(prompt), estimate.rates),
+            }
+            for prompt in PROMPTS
+            if prompt < longest
+        ],
+        "decode": [
+            {
+                "batch": batch,
+                "context": context,
+                "token_s": estimate.token(batch, context),
+                "tokens_per_s": batch / estimate.token(batch, context),
+                "tokens_per_s_at_peak": batch / ideal.token(batch, context),
+                "phases": phases_json(estimate.decode_phases(context), estimate.rates),
+            }
+            for context in CONTEXTS
+            if context <= longest
+            for batch in sorted({1, options.num_lanes})
+        ],
+    }
+
+
+def at_peak(estimate: Estimate) -> Estimate:
+    """The same work with every engine at its peak."""
+    return Estimate(estimate.profile, estimate.model, estimate.delta_rule, estimate.rates.ideal())
+
+
+def phases_json(phases: list[Phase], rates: Rates) -> dict[str, dict[str, Any]]:
+    """Seconds of each phase, and what binds it, over all chunks; the bound is that of the longest chunk."""
+    found: dict[str, dict[str, Any]] = {}
+    longest: dict[str, float] = {}
+    for phase in phases:
+        seconds = phase.seconds(rates)
+        entry = found.setdefault(phase.name, {"seconds": 0.0, "bound": ""})
+        entry["seconds"] += seconds
+        if seconds >= longest.get(phase.name, 0.0):
+            longest[phase.name], entry["bound"] = seconds, phase.bound(rates)
+    return found
+
+
+def prefill_table(result: dict[str, Any]) -> Table:
+    """Time to first token by length of the prompt."""
+    title = f"{result['profile']}, {result['weights']}, {result['delta_rule']}: prefill, modelled"
+    rows = [([str(entry["prompt"]), f"{entry['first_token_s']:.2f}"], entry) for entry in result["prefill"]]
+    return _table(title, ["prompt", "first token, s"], rows)
+
+
+def decode_table(result: dict[str, Any]) -> Table:
+    """Time a token by sequences and context."""
+    title = f"{result['profile']}, {result['weights']}: decode, modelled"
+    rows = [
+        ([f"{entry['batch']} x {entry['context']}", f"{1e3 * entry['token_s']:.1f}"], entry)
+        for entry in result["decode"]
+    ]
+    return _table(title, ["sequences x context", "ms a token"], rows)
+
+
+def _table(title: str, first: list[str], rows: list[tuple[list[str], dict[str, Any]]]) -> Table:
+    """Rows that start with `first` and end with rates, and the three largest phases with what binds them."""
+    table = Table(title=title)
+    for column in (*first, "tokens/s", "at peak"):
+        table.add_column(column, justify="right")
+    table.add_column("where the time goes (bound by)")
+    for start, entry in rows:
+        total = sum(phase["seconds"] for phase in entry["phases"].values())
+        largest = sorted(entry["phases"].items(), key=lambda item: -item[1]["seconds"])[:3]
+        shares = ", ".join(f"{name} {100 * p['seconds'] / total:.0f} % ({p['bound']})" for name, p in largest)
+        table.add_row(*start, f"{entry['tokens_per_s']:.0f}", f"{entry['tokens_per_s_at_peak']:.0f}", shares)
+    return table

@@ -1,0 +1,163 @@
+"""The estimate against published measurements of another implementation, and against itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+import pytest
+import torch
+
+from nki_kernels.interpreter import profile as price
+from qwen36_neuron.artifact.profile import Profile
+from qwen36_neuron.cli import app
+from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.estimate.delta_rule import Prefill, RowByRow
+from qwen36_neuron.estimate.model import Estimate, single_sequence
+from qwen36_neuron.estimate.rates import Phase, Rates
+from qwen36_neuron.nxdi.buckets import PrefillBucket
+
+PROFILES = Path(__file__).resolve().parents[3] / "profiles"
+PUBLISHED_PREFILL = (404, 602)  # tokens/s over 512 to 64K tokens, row-by-row solve
+PUBLISHED_DECODE = (26.3, 26.6)  # tokens/s, MLPs in FP8
+
+
+@pytest.fixture
+def big(published_27b: dict[str, Any]) -> ModelConfig:
+    return ModelConfig.from_dict(published_27b)
+
+
+@pytest.fixture
+def sizes() -> Profile:
+    return Profile.load(PROFILES / "128k.yaml")
+
+
+@pytest.fixture
+def baseline(big: ModelConfig, sizes: Profile) -> Estimate:
+    return Estimate(single_sequence(sizes), big, RowByRow())
+
+
+@pytest.fixture
+def ours(big: ModelConfig, sizes: Profile) -> Estimate:
+    return Estimate(sizes, big, Prefill())
+
+
+@pytest.mark.parametrize("prompt", [512, 1024, 4096, 16384, 65536])
+def test_the_published_baselines_prefill_is_within_twice_of_its_measurement(baseline: Estimate, prompt: int) -> None:
+    rate = prompt / baseline.first_token(prompt)
+    low, high = PUBLISHED_PREFILL
+    assert high / 2 <= rate <= low * 2
+
+
+def test_the_published_baselines_decode_is_within_twice_of_its_measurement(baseline: Estimate) -> None:
+    rate = 1 / baseline.token(1, 1024)
+    assert max(PUBLISHED_DECODE) / 2 <= rate <= min(PUBLISHED_DECODE) * 2
+
+
+def test_the_baseline_is_bound_by_its_solve_as_measured(baseline: Estimate) -> None:
+    phases = baseline.prompt_phases(16384)
+    total = sum(phase.seconds(baseline.rates) for phase in phases)
+    solve = sum(phase.seconds(baseline.rates) for phase in phases if phase.name == "delta rule")
+    assert 0.5 < solve / total < 0.9  # published: 68 % of the time is DeltaNet, 91 % of that the solve
+
+
+@nki.jit
+def _rows(a: nl.ndarray, mask: nl.ndarray, count: int) -> nl.ndarray:
+    """The instructions that `RowByRow` prices, in their order, `count` rows of them."""
+    out = nl.ndarray(a.shape, dtype=nl.float32, buffer=nl.shared_hbm)
+    tiles = [nl.ndarray((128, 128), dtype=nl.float32, buffer=nl.sbuf) for _ in range(8)]
+    stationary, ones, solved, product, summed, masked, update, following = tiles
+    column = nl.ndarray((128, 1), dtype=nl.float32, buffer=nl.sbuf)
+    for tile, source in ((stationary, a), (ones, mask), (solved, a)):
+        nisa.dma_copy(dst=tile, src=source)
+    for row in nl.static_range(count):
+        sums = nl.ndarray((128, 128), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(dst=sums, stationary=stationary, moving=solved)
+        nisa.tensor_copy(dst=product, src=sums)
+        nisa.tensor_tensor(dst=summed, data1=product, data2=ones, op=nl.add)
+        nisa.tensor_tensor(dst=masked, data1=summed, data2=ones, op=nl.multiply)
+        nisa.tensor_copy(dst=column, src=ones[0:128, row : row + 1])
+        nisa.tensor_scalar(dst=update, data=masked, op0=nl.multiply, operand0=column, engine=nisa.vector_engine)
+        nisa.tensor_tensor(dst=following, data1=solved, data2=update, op=nl.add)
+        nisa.tensor_copy(dst=solved, src=following)
+    nisa.dma_copy(dst=out, src=solved)
+    return out
+
+
+def test_the_price_of_a_row_is_the_interpreters_for_the_same_instructions() -> None:
+    tile = torch.zeros(128, 128)
+    few, many = (price(_rows, tile, tile, count)[1].time_us for count in (4, 20))
+    assert RowByRow().row_seconds() * 1e6 == pytest.approx((many - few) / 16, rel=0.1)
+
+
+def test_the_kernels_price_grows_by_the_tile_and_is_far_below_the_baselines(big: ModelConfig) -> None:
+    rank = big.rank(4)
+    times = [Prefill().seconds(big, rank, tokens) for tokens in (128, 256, 512, 1024, 4096)]
+    assert times == sorted(times)
+    assert times[-1] < RowByRow().seconds(big, rank, 4096) / 20
+
+
+def test_weights_are_read_at_the_rate_that_the_plan_counts(ours: Estimate) -> None:
+    (weights,) = (phase for phase in ours.decode_phases(1024) if phase.name == "weights")
+    lines = {line.name: line.rank_bytes for line in ours.profile.plan(ours.model).lines}
+    planned = (
+        sum(lines[f"weights: {part}"] for part in ("attention", "deltanet", "mlp")) + lines["weights: embeddings"] / 2
+    )
+    assert weights.hbm_bytes == pytest.approx(planned, rel=0.002)  # but for vectors and scales
+
+
+def test_no_estimate_is_faster_than_its_peaks(ours: Estimate) -> None:
+    peak = replace(ours, rates=ours.rates.ideal())
+    assert peak.first_token(4096) < ours.first_token(4096)
+    # 24.4 G parameters in matrices that every token meets, 2 FLOPs each, at 667 TFLOPS
+    assert 4096 / peak.first_token(4096) < 667e12 / (2 * 24.3e9)
+    assert peak.token(1, 1024) > 36e9 / 2.9e12 * 0.95
+
+
+def test_fewer_bytes_are_faster(big: ModelConfig, sizes: Profile) -> None:
+    def token(weights: str) -> float:
+        return Estimate(replace(sizes, options=replace(sizes.options, weights=weights)), big, Prefill()).token(1, 1024)
+
+    assert token("fp8") < token("fp8-mlp") < token("bf16")
+
+
+def test_a_prompt_is_cut_into_the_buckets_that_the_application_takes(ours: Estimate) -> None:
+    def scores(pairs: list[tuple[int, int]]) -> float:
+        buckets = (ours.prefill_phases(PrefillBucket(*pair)) for pair in pairs)
+        return sum(phase.seconds(ours.rates) for phases in buckets for phase in phases)
+
+    assert ours.first_token(100) == pytest.approx(scores([(128, 0)]))
+    assert ours.first_token(1100) == pytest.approx(scores([(1024, 0), (128, 6144)]))
+    assert ours.first_token(1024) < ours.first_token(1025) < ours.first_token(2048)
+
+
+def test_more_sequences_than_rows_take_more_steps(ours: Estimate) -> None:
+    assert ours.token(8, 1024) == ours.token(1, 1024)
+    assert ours.token(9, 1024) == 2 * ours.token(8, 1024)
+
+
+def test_the_slowest_resource_is_the_bound_and_decides() -> None:
+    rates = Rates(tensor=1.0, hbm=1.0, vector=1.0, tensor_efficiency=0.5, hbm_efficiency=0.25)
+    work = Phase("work", flops=1.0, hbm_bytes=1.0, vector_elements=3.0)
+    assert (work.bound(rates), work.seconds(rates)) == ("HBM", 4.0)
+    assert replace(work, hbm_bytes=0.1).bound(rates) == "VectorE"
+    assert replace(work, hbm_bytes=0.1, flops=2.0).bound(rates) == "TensorE"
+    assert replace(work, fixed=9.0).bound(rates) == "latency"
+
+
+def test_the_command_prints_json_marked_as_modelled(
+    published_27b: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    with pytest.raises(SystemExit) as done:
+        app(["estimate", "--model", str(tmp_path), "--profile", str(PROFILES / "4k.yaml"), "--json"])
+    assert done.value.code == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["modelled"] is True
+    assert [entry["prompt"] for entry in result["prefill"]] == [512, 1024]
+    assert all(phase["bound"] for entry in result["decode"] for phase in entry["phases"].values())
