@@ -44,7 +44,7 @@ def gated_delta_rule_decode(
         beta (nl.ndarray): [B, M, H], float32, write strength
         lanes (nl.ndarray): [lanes, H, D, D], float32, states, key dimension first; written in place
         read (nl.ndarray): [1, B], int32, the lane that holds each sequence's state
-        write (nl.ndarray): [1, B * M], int32, the lane for the state after each token; out of range: it is not kept.
+        write (nl.ndarray): [1, B * M], int32, the lane for the state after each token; past the last lane: not kept.
             No sequence writes a lane that another reads, but for a scratch lane whose content means nothing
 
     Returns:

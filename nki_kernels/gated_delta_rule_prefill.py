@@ -77,7 +77,7 @@ def gated_delta_rule_prefill(
             finite and changes nothing; its outputs mean nothing
         bank (nl.ndarray): [slots, H, D, D], float32, checkpoints; written in place
         slots (nl.ndarray): [1, n], int32, the slot for the state at each of the n boundaries, n at least one; a slot
-            out of range is skipped
+            past the last one is skipped
         boundaries (tuple): ascending chunk counts b, known at compile time: the state after 64 * b tokens
 
     Returns:
@@ -230,7 +230,7 @@ def _save_inside(tile: Tile, n: int, scan: Scan, psum: Bank, saver: Saver) -> No
 
 
 def _save(state: nl.ndarray, at: int, saver: Saver) -> None:
-    """Copy a state [d, H, v] to the slot of a boundary, or nowhere if the slot is out of range."""
+    """Copy a state [d, H, v] to the slot of a boundary, or nowhere if it is past the last one."""
     for part in split(saver.heads[1] - saver.heads[0], 4):
         dst = saver.bank.ap(
             pattern=[[TILE, TILE], [TILE * TILE, part[1] - part[0]], [1, TILE]],
