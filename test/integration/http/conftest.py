@@ -145,6 +145,16 @@ def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         assert made.status() == 0, made.log.read_text()[-4000:]
 
 
+@pytest.fixture(scope="module")
+def by_priority(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for prompts of up to 24K tokens that schedules by priority."""
+    sizes = ("--max-model-len", "24576", "--max-num-batched-tokens", "2048", "--cache-gib", "0.4", "--slots", "32")
+    log = tmp_path_factory.mktemp("by-priority") / "log"
+    with running(tiny_checkpoint, log, *sizes, "--", "--scheduling-policy", "priority") as made:
+        yield made
+        made.wait_idle()
+
+
 @pytest.fixture
 def own_server(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Server]:
     """A server that the test may break."""
