@@ -24,12 +24,15 @@ from qwen36_neuron.estimate.model import Estimate, single_sequence
 from qwen36_neuron.estimate.report import CAVEAT, estimate_json
 from qwen36_neuron.provenance import provenance
 
-PUBLISHED = {
+PUBLISHED: dict[str, dict[str, list[float]]] = {
     "row-by-row solve": {"prompts": [512, 65536], "tokens_per_s": [404, 602]},
     "decode, fp8-mlp": {"tokens_per_s": [26.3, 26.6]},
     "prefill in bf16, other kernels": {"prompts": [1024, 4096, 8192, 16384], "tokens_per_s": [3606, 3175, 2965, 2445]},
 }
 """Measured by others on a trn2.3xlarge, 27B, TP=4, LNC=2. The first three of the last are numerically unsafe."""
+
+PROFILE, SINGLE, SINGLE_FP8 = "the profile", "one sequence", "one sequence, all FP8"
+BASELINE = "published row-by-row solve"
 
 
 def main(
@@ -39,14 +42,14 @@ def main(
 ) -> None:
     """Estimate the profile and the baseline, and plot both beside what was published."""
     config, sizes = ModelConfig.from_pretrained(model), Profile.load(profile)
-    sides: list[tuple[str, Profile, DeltaRuleCost]] = [
-        (f"profile {sizes.name}", sizes, Prefill()),
-        ("one sequence", single_sequence(sizes), Prefill()),
-        ("published baseline's solve", single_sequence(sizes), RowByRow()),
-    ]
-    full = replace(sizes.options, weights="fp8")
-    sides.insert(1, ("one sequence, all FP8", single_sequence(replace(sizes, options=full)), Prefill()))
-    estimates = {name: estimate_json(Estimate(side, config, kernel)) for name, side, kernel in sides}
+    full = replace(sizes, options=replace(sizes.options, weights="fp8"))
+    sides: dict[str, tuple[Profile, DeltaRuleCost]] = {
+        PROFILE: (sizes, Prefill()),
+        SINGLE: (single_sequence(sizes), Prefill()),
+        SINGLE_FP8: (single_sequence(full), Prefill()),
+        BASELINE: (single_sequence(sizes), RowByRow()),
+    }
+    estimates = {name: estimate_json(Estimate(side, config, kernel)) for name, (side, kernel) in sides.items()}
     result = {
         "estimates": estimates,
         "published": PUBLISHED,
@@ -61,21 +64,20 @@ def main(
 def plot(estimates: dict[str, Any], file: Path) -> None:
     """Prefill by prompt length, and time a token by context."""
     figure, (prefill, decode) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for name, estimate in estimates.items():
-        if name != "one sequence, all FP8":
-            prompts = [entry["prompt"] for entry in estimate["prefill"]]
-            prefill.plot(
-                prompts, [entry["tokens_per_s"] for entry in estimate["prefill"]], "o-", label=f"{name}, modelled"
-            )
-        last = max(entry["batch"] for entry in estimate["decode"])
-        entries = [entry for entry in estimate["decode"] if entry["batch"] == last]
-        label = f"{name}, {last} rows, modelled"
-        decode.plot([e["context"] for e in entries], [1e3 * e["token_s"] for e in entries], "o-", label=label)
-    rows, other = PUBLISHED["row-by-row solve"], PUBLISHED["prefill in bf16, other kernels"]
-    low, high = rows["tokens_per_s"]
-    prefill.fill_between(rows["prompts"], low, high, alpha=0.3, label="row-by-row solve, published")
+    for name in (PROFILE, BASELINE):
+        entries = estimates[name]["prefill"]
+        rates = [entry["tokens_per_s"] for entry in entries]
+        prefill.plot([entry["prompt"] for entry in entries], rates, "o-", label=f"{name}, modelled")
+    for name in (PROFILE, SINGLE, SINGLE_FP8):
+        rows = max(entry["batch"] for entry in estimates[name]["decode"])
+        entries = [entry for entry in estimates[name]["decode"] if entry["batch"] == rows]
+        times = [1e3 * entry["token_s"] for entry in entries]
+        decode.plot([entry["context"] for entry in entries], times, "o-", label=f"{name}, batch {rows}, modelled")
+    solve, other = PUBLISHED["row-by-row solve"], PUBLISHED["prefill in bf16, other kernels"]
+    low, high = solve["tokens_per_s"]
+    prefill.fill_between(solve["prompts"], low, high, alpha=0.3, label="row-by-row solve, published")
     prefill.plot(other["prompts"], other["tokens_per_s"], "kx", label="other kernels, published")
-    decode.axhline(1e3 / PUBLISHED["decode, fp8-mlp"]["tokens_per_s"][0], ls="--", label="1 row, fp8-mlp, published")
+    decode.axhline(1e3 / PUBLISHED["decode, fp8-mlp"]["tokens_per_s"][0], ls="--", label="batch 1, fp8-mlp, published")
     prefill.set(xscale="log", yscale="log", xlabel="prompt, tokens", ylabel="prefill, tokens/s")
     decode.set(xscale="log", yscale="log", xlabel="tokens held by a row", ylabel="decode step, ms")
     for axes in (prefill, decode):
