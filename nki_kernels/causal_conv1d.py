@@ -66,6 +66,7 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
     nisa.iota(dst=distance, pattern=[[1, TILE + PAST]], channel_multiplier=-1)
     nisa.tensor_scalar(dst=place, data=distance, op0=nl.equal, operand0=bounds[0:PAST, 0:1])
 
+    tiles = []
     for start in range(0, tokens, TILE):
         rows = min(TILE, tokens - start)
         seen = _sbuf(dt, (TILE, own))
@@ -96,8 +97,9 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
                 engine=nisa.engine.vector,
             )  # fmt: skip
         if start > 0:
+            past = tiles[len(tiles) - 1][:, :, TILE : TILE + PAST]
             nisa.tensor_copy(dst=turned[:, :, 0:PAST], src=past, engine=nisa.engine.gpsimd)
-        past = turned[:, :, TILE : TILE + PAST]
+        tiles.append(turned)
         out = _sbuf(dt, (TILE, own))
         for part in split(blocks, 4):
             bank = psum.take()
