@@ -2,8 +2,8 @@
 
     python scripts/fp8_quality.py --model checkpoints/demo --out profile_artifacts/fp8
 
-The reference is the checkpoint as it is stored. Both sides compute in fp32, so that only the weights differ; one more row
-is the reference computed in bf16, which is the noise that serving has in any case.
+The reference is the checkpoint as it is stored. Both sides compute in fp32, so that only the weights differ. One more
+row is the reference computed in bf16, which is the noise that serving has in any case.
 """
 
 from __future__ import annotations

@@ -15,7 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from qwen36_neuron.artifact import build
+from qwen36_neuron.artifact.audit import LaunchArguments, audit
 from qwen36_neuron.artifact.check import check
+from qwen36_neuron.artifact.manifest import read_manifest
 from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.cache.plan import WeightFormat
 from qwen36_neuron.checkpoint.conversion import FORMATS, Conversion, part_of
@@ -121,6 +124,33 @@ def test_nxdi_compiles_with_the_arguments_that_the_dry_run_prints(
             assert graph.arguments.split() == re.sub(r"='\s+", "='", model.compiler_args).split()
             assert graph.states == states
             assert list(graph.inputs.values()) == [tuple(tensor.shape) for tensor in example]
+
+
+def test_a_compiled_artifact_passes_its_audit_and_keeps_its_options(
+    case: tuple[str, str, Path],
+    parallel_state: None,
+    make_options: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All of a build but the compiler: the options NxDI saves are those of the profile and of the checkpoint."""
+    from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
+    from qwen36_neuron.nxdi.config import Qwen36InferenceConfig
+
+    def save_configuration(app: Any, folder: str) -> None:
+        app.config.save(folder)
+        (Path(folder) / "model.pt").write_bytes(b"graphs")
+
+    weights, scales, folder = case
+    monkeypatch.setattr(build, "SDK", ())
+    monkeypatch.setattr(NeuronQwen36ForCausalLM, "compile", save_configuration)
+    profile = Profile("test", "", make_options(weights=weights))
+    artifact = tmp_path / "artifact"
+    build.compile_artifact(check(profile, ModelConfig.from_pretrained(folder)), folder, artifact)
+    start = LaunchArguments(folder, 512, 4, 4, 1, "float32")
+    assert audit(read_manifest(artifact), start, artifact, checksums=True) == []
+    saved = Qwen36InferenceConfig.load(str(artifact)).neuron_config.options
+    assert saved == make_options(weights=weights, scales=scales)
 
 
 def test_options_survive_nxdis_json(make_options: Callable[..., Any]) -> None:
