@@ -5,11 +5,18 @@ scheduler with this project's slot manager, and through the alternatives: least 
 admission and eviction, and vLLM's `align` mode in vLLM's own managers. No model runs; sizes are those of the 27B.
 
     python scripts/bench_apc.py --trace all --out profile_artifacts/apc
+
+With --serve, the real engine runs a small checkpoint on this machine: time to the first token, cold against warm, and
+throughput with nothing shared, prefix caching on against off.
+
+    python scripts/bench_apc.py --serve --out profile_artifacts/apc
 """
 
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -25,27 +32,56 @@ SLOTS = [8, 16, 64]
 
 
 def main(
-    trace: Annotated[list[str], typer.Option(help=f"A trace to replay: all, {', '.join(TRACES)}.")],
+    trace: Annotated[list[str] | None, typer.Option(help=f"A trace to replay: all, {', '.join(TRACES)}.")] = None,
     slots: Annotated[list[int], typer.Option(help="Checkpoint slots; may be given again.")] = SLOTS,
     kv_ratio: Annotated[float, typer.Option(help="Bytes of KV for a byte of slots, on top of 32K tokens.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
     model: Annotated[Path, typer.Option(help="The config.json whose sizes count.")] = SIZES,
-    out: Annotated[Path, typer.Option(help="Folder for traces.json and traces.png.")] = Path("profile_artifacts/apc"),
+    serve: Annotated[bool, typer.Option("--serve", help="Measure the real engine.")] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="What --serve runs. [default: the demo preset]")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="torch threads of --serve.")] = len(os.sched_getaffinity(0)),
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds of --serve.")] = 5,
+    out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("profile_artifacts/apc"),
 ) -> None:
-    """Replay traces and compare hit rates at equal memory."""
+    """Replay traces and compare hit rates at equal memory, or measure the engine, or both."""
+    if not trace and not serve:
+        raise typer.BadParameter("give --trace, or --serve, or both")
+    console = Console(width=200)
+    out.mkdir(parents=True, exist_ok=True)
+    if trace:
+        replay(trace, slots, kv_ratio, seed, model, out, console)
+    if serve:
+        measure(checkpoint, threads, rounds, out, console)
+
+
+def replay(
+    trace: list[str], slots: list[int], kv_ratio: float, seed: int, model: Path, out: Path, console: Console
+) -> None:
+    """Write traces.json and traces.png."""
     from _apc_plot import plot
     from _apc_traces import run
 
-    console = Console(width=200)
     names = list(TRACES) if "all" in trace else trace
     for name in names:
         if name not in TRACES:
             raise ConfigError("trace", name, "is not known", f"Known: all, {', '.join(TRACES)}")
     result = {"provenance": provenance("modelled").as_dict(), **run(names, slots, kv_ratio, seed, model, console)}
-    out.mkdir(parents=True, exist_ok=True)
     (out / "traces.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "traces.png")
     console.print(f"written: {out / 'traces.json'}, {out / 'traces.png'}")
+
+
+def measure(checkpoint: Path | None, threads: int, rounds: int, out: Path, console: Console) -> None:
+    """Write serve.json."""
+    from _apc_serve import run
+
+    from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = checkpoint or make_checkpoint(Path(scratch) / "demo", PRESETS["demo"])
+        result = {"provenance": provenance("measured").as_dict(), **run(folder, threads, rounds, console)}
+    (out / "serve.json").write_text(json.dumps(result, indent=1) + "\n")
+    console.print(f"written: {out / 'serve.json'}")
 
 
 if __name__ == "__main__":
