@@ -66,7 +66,7 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
     nisa.iota(dst=distance, pattern=[[1, TILE + PAST]], channel_multiplier=-1)
     nisa.tensor_scalar(dst=place, data=distance, op0=nl.equal, operand0=bounds[0:PAST, 0:1])
 
-    tiles = []
+    tiles: list = []
     for start in range(0, tokens, TILE):
         rows = min(TILE, tokens - start)
         seen = _sbuf(dt, (TILE, own))

@@ -4,9 +4,11 @@ import pytest
 import torch
 from delta_rule_cases import make_case, recurrence, worst
 
+from nki_kernels import examples
 from nki_kernels.gated_delta_rule_decode import gated_delta_rule_decode
 from nki_kernels.gated_delta_rule_decode_torch import gated_delta_rule_decode_torch
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
+from nki_kernels.interpreter import profile
 
 FORMS = [gated_delta_rule_decode, gated_delta_rule_decode[2], gated_delta_rule_decode_torch]
 NAMES = ["kernel", "two cores", "twin"]
@@ -86,3 +88,12 @@ def test_decoding_continues_a_prefill():
         o, _ = gated_delta_rule_decode(*batch_of([one]), lanes, index, index)
         assert worst(o[0], want[t : t + 1]) <= 2e-5
     assert worst(lanes[0], states[-1]) <= 2e-5
+
+
+def test_modelled_price():
+    times = []
+    for batch in (1, 8):
+        example = examples.decode(batch)
+        times.append(profile(example.kernel, *example.args)[1].time_us)
+    assert times[0] <= 15
+    assert times[1] <= 4 * times[0]

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from delta_rule_alternatives import prefill_by_doubling, prefill_by_rows
 from delta_rule_cases import make_case, recurrence, worst
 
+from nki_kernels import examples
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
 from nki_kernels.gated_delta_rule_prefill_torch import gated_delta_rule_prefill_torch
+from nki_kernels.interpreter import profile
 
 BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 FAMILIES = [(c, b, g) for c in (0.0, 0.5, 0.9, 0.99, 1.0) for b in (0.5, 0.9, 0.99) for g in (-1e-4, -1e-2, -1.0, -8.0)]
@@ -122,3 +125,26 @@ def test_two_cores_take_half_of_the_heads_each(dtype):
 
 def test_twelve_heads_on_one_core_fit():
     check(make_case(300, 4, 12, 0.9).cast(torch.bfloat16), 2e-2)
+
+
+@pytest.mark.parametrize("solve", [prefill_by_doubling, prefill_by_rows], ids=["doubling", "rows"])
+def test_other_solves_agree_on_independent_keys(solve):
+    case = make_case(128, 1, 2, 0.0, 0.9, -1e-3)
+    want, _ = recurrence(case)
+    assert worst(solve(*case.tensors)[0], want) <= 2e-5
+
+
+def test_doubling_breaks_on_correlated_keys_where_the_recursion_and_substitution_do_not():
+    case = make_case(128, 1, 2, 0.99, 0.9, -1e-3)
+    want, _ = recurrence(case)
+    assert worst(prefill_by_doubling(*case.tensors)[0], want) > 1.0
+    assert worst(prefill_by_rows(*case.tensors)[0], want) <= 2e-5
+    check(case, 2e-5)
+
+
+def test_modelled_price():
+    """The schedule is deterministic: a change that costs more than the aim of 80 us shows here."""
+    example = examples.prefill(512)
+    _, report = profile(example.kernel, *example.args, **example.kwargs)
+    assert report.time_us <= 80
+    assert report.busy_us["tensor"] >= 0.6 * report.time_us

@@ -1,0 +1,103 @@
+"""Arguments of a size that matters for every kernel: one physical core's share of Qwen3.6-27B at TP=4, LNC=2."""
+
+import ml_dtypes
+import numpy as np
+
+from .causal_conv1d import causal_conv1d, causal_conv1d_step
+from .gated_delta_rule_chunk import gated_delta_rule_chunk
+from .gated_delta_rule_decode import gated_delta_rule_decode
+from .gated_delta_rule_prefill import gated_delta_rule_prefill
+from .gated_rms_norm import gated_rms_norm, qk_l2norm
+from .profiling import Example, register
+from .state_copy import state_copy
+
+KEY_HEADS, HEADS, D, CHANNELS = 2, 6, 128, 1280
+BF16 = ml_dtypes.bfloat16
+
+
+def _normal(*shape: int, dtype: type = np.float32) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32).astype(dtype)
+
+
+def _delta_rule(*rows: int, dtype: type = BF16) -> tuple[np.ndarray, ...]:
+    """q, k, v, g, beta of the delta rule for rows of one core's heads."""
+    return (
+        _normal(*rows, KEY_HEADS, D, dtype=dtype),
+        _normal(*rows, KEY_HEADS, D, dtype=dtype),
+        _normal(*rows, HEADS, D, dtype=dtype),
+        -np.exp(_normal(*rows, HEADS) - 2),
+        1 / (1 + np.exp(-_normal(*rows, HEADS))),
+    )
+
+
+def prefill(tokens: int = 512, boundaries: tuple[int, ...] = (), dtype: type = BF16) -> Example:
+    """The fused prefill, with checkpoints after the chunk counts given."""
+    args = (*_delta_rule(tokens, dtype=dtype), _normal(HEADS, D, D), np.array([[0, tokens]], dtype=np.int32))
+    if boundaries:
+        slots = np.arange(len(boundaries), dtype=np.int32).reshape(1, -1)
+        args = (*args, np.zeros((len(boundaries), HEADS, D, D), dtype=np.float32), slots)
+    kwargs = {"boundaries": boundaries} if boundaries else {}
+    return Example(
+        gated_delta_rule_prefill, args, kwargs, f"{tokens} tokens, {HEADS} value heads, {KEY_HEADS} key heads"
+    )
+
+
+def decode(batch: int = 1, steps: int = 1) -> Example:
+    """One token, or drafts, for each sequence of a batch."""
+    lanes = _normal(batch * (steps if steps > 1 else 0) + batch + 1, HEADS, D, D)
+    read = np.arange(1, batch + 1, dtype=np.int32).reshape(1, -1)
+    write = read if steps == 1 else np.arange(batch + 1, batch + 1 + batch * steps, dtype=np.int32).reshape(1, -1)
+    return Example(
+        gated_delta_rule_decode, (*_delta_rule(batch, steps), lanes, read, write),
+        note=f"{batch} sequences, {steps} tokens each, {HEADS} value heads, {KEY_HEADS} key heads",
+    )  # fmt: skip
+
+
+register("gated_delta_rule_prefill")(prefill)
+register("gated_delta_rule_decode")(decode)
+
+
+@register("gated_delta_rule_chunk")
+def chunk() -> Example:
+    """One chunk of one head."""
+    q, k, v, g, beta = (x[:, 0] for x in _delta_rule(128))
+    return Example(
+        gated_delta_rule_chunk, (q, k, v, g[:, None], beta[:, None], _normal(D, D)), note="128 tokens, 1 value head"
+    )
+
+
+@register("causal_conv1d")
+def conv() -> Example:
+    """The convolution over a prompt, with the windows of two boundaries."""
+    args = (_normal(512, CHANNELS, dtype=BF16), _normal(3, CHANNELS, dtype=BF16), _normal(CHANNELS, 4, dtype=BF16))
+    bounds = (np.array([[0, 512]], dtype=np.int32), np.array([[448, 512]], dtype=np.int32))
+    return Example(causal_conv1d, (*args, *bounds), note=f"512 tokens, {CHANNELS} channels")
+
+
+@register("causal_conv1d_step")
+def conv_step() -> Example:
+    """The convolution of one token for eight sequences."""
+    index = np.arange(8, dtype=np.int32).reshape(1, -1)
+    args = (_normal(8, 1, CHANNELS, dtype=BF16), _normal(8, 3, CHANNELS, dtype=BF16), _normal(CHANNELS, 4, dtype=BF16))
+    return Example(causal_conv1d_step, (*args, index, index), note=f"8 sequences, {CHANNELS} channels")
+
+
+@register("gated_rms_norm")
+def norm() -> Example:
+    """The gated norm of a prompt."""
+    args = (_normal(512, HEADS, D), _normal(512, HEADS, D, dtype=BF16), _normal(1, D, dtype=BF16))
+    return Example(gated_rms_norm, args, note=f"512 tokens, {HEADS} heads")
+
+
+@register("qk_l2norm")
+def l2norm() -> Example:
+    """The keys of a prompt."""
+    return Example(qk_l2norm, (_normal(512, KEY_HEADS, D, dtype=BF16),), note=f"512 tokens, {KEY_HEADS} heads")
+
+
+@register("state_copy")
+def copy() -> Example:
+    """One layer's state from a lane to a slot."""
+    pairs = np.array([[1], [2]], dtype=np.int32)
+    return Example(state_copy, (np.zeros((4, HEADS, D, D), dtype=np.float32), _normal(4, HEADS, D, D), pairs),
+                   note=f"1 state of {HEADS} heads")  # fmt: skip
