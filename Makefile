@@ -7,7 +7,9 @@ VENV ?= .venv
 TORCH_PIP_FLAGS ?=
 # Wheels that had to be built (vLLM's empty build) are kept here and reused; losing them costs a minute.
 WHEELS ?= $(HOME)/.cache/qwen36-neuron/wheels
-MODEL ?= checkpoints/demo
+MODEL ?= assets/demo-checkpoint
+# What clients call the model.
+NAME ?= $(if $(filter assets/demo-checkpoint,$(MODEL)),demo,$(notdir $(abspath $(MODEL))))
 PORT ?= 8000
 ARGS ?=
 
@@ -27,8 +29,9 @@ $(READY): scripts/install.sh pyproject.toml requirements/constraints.txt
 checkpoints/demo: $(READY)
 	$(BIN)/qwen36 make-checkpoint $@ --preset demo
 
-serve: $(READY) $(MODEL)
-	PATH="$(abspath $(BIN)):$$PATH" scripts/start_vllm_server.sh --device cpu --model $(MODEL) --port $(PORT) $(ARGS)
+serve: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" scripts/start_vllm_server.sh --device cpu --model $(MODEL) \
+	    --served-model-name $(NAME) --max-model-len 16384 --port $(PORT) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
