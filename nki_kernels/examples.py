@@ -8,6 +8,7 @@ from .gated_delta_rule_chunk import gated_delta_rule_chunk
 from .gated_delta_rule_decode import gated_delta_rule_decode
 from .gated_delta_rule_prefill import gated_delta_rule_prefill
 from .gated_rms_norm import gated_rms_norm, qk_l2norm
+from .paged_attention import paged_attention
 from .profiling import Example, register
 from .state_copy import state_copy
 
@@ -53,8 +54,31 @@ def decode(batch: int = 1, steps: int = 1) -> Example:
     )  # fmt: skip
 
 
+def attention(tokens: int, held: int, batch: int = 1) -> Example:
+    """New tokens of 3 query heads over a prefix in the cache."""
+    blocks = held // 64
+    q, k = _normal(batch, tokens, 3, 256, dtype=BF16), _normal(batch, tokens, 1, 256, dtype=BF16)
+    cache = _normal(batch * blocks, 64, 1, 256, dtype=BF16)
+    table = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
+    start = np.full((1, batch), held, dtype=np.int32)
+    note = f"{batch} sequences, {tokens} new tokens each over {held} held, 3 query heads, 1 key head"
+    return Example(paged_attention, (q, k, k, cache, cache, table, start), note=note)
+
+
 register("gated_delta_rule_prefill")(prefill)
 register("gated_delta_rule_decode")(decode)
+
+
+@register("paged_attention")
+def attention_prompt() -> Example:
+    """A chunk of 512 tokens over 3,584 in the cache."""
+    return attention(512, 3584)
+
+
+@register("paged_attention_decode")
+def attention_decode() -> Example:
+    """One token over 4,096 in the cache."""
+    return attention(1, 4096)
 
 
 @register("gated_delta_rule_chunk")

@@ -106,6 +106,7 @@ def dma_copy(
         fail(ins, "dge_mode", "none needs addresses known before the launch")
     reads: list[Access] = []
     writes: list[Access] = []
+    offsets = [t.scalar_offset.access() for t in (src, dst) if isinstance(t.scalar_offset, Tensor)]
     for role, t, into in (("src", src, reads), ("dst", dst, writes)):
         if t.vector_offset is not None:
             reads.append(t.vector_offset.access())
@@ -121,6 +122,9 @@ def dma_copy(
             into.append(t.access())
         else:
             into.append(t.access())
+    if not indirect:
+        # The transfer waits for its address; the data comes first, which is what a transfer's price looks at.
+        reads += offsets
     core = context.current(ins)
     shared = core.num_programs == 2
     if indirect:

@@ -25,3 +25,10 @@ def test_traffic_is_that_of_the_states_moved():
     src, dst = torch.randn(4, 2, 128, 128), torch.randn(50, 2, 128, 128)
     _, report = profile(state_copy, dst, src, torch.tensor([[3, 9], [5, 9]], dtype=torch.int32))
     assert report.hbm_write == src[0].numel() * 4
+
+
+def test_a_copy_by_index_is_priced_after_its_index():
+    src, dst = torch.randn(2, 2, 128, 128), torch.randn(2, 2, 128, 128)
+    _, report = profile(state_copy, dst, src, torch.tensor([[1], [0]], dtype=torch.int32))
+    index, copy = report.nodes
+    assert copy.start >= index.finish

@@ -1,0 +1,77 @@
+"""Attention over a paged prefix against fp64 and the twin: boundary lengths, shuffled blocks, large scores."""
+
+import numpy as np
+import pytest
+import torch
+
+from nki_kernels.paged_attention import paged_attention
+from nki_kernels.paged_attention_torch import paged_attention_torch
+
+BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
+FORMS = [paged_attention, paged_attention[2], paged_attention_torch]
+NAMES = ["kernel", "two cores", "twin"]
+
+
+def inputs(tokens, held, heads, key_heads, blocks, dtype, size=1.0):
+    """A batch with one sequence for each of `held`; blocks of the cache in no order, the unused ones large."""
+    rng = torch.Generator().manual_seed(tokens + sum(held))
+    batch, total = len(held), len(held) * blocks + 1
+    q = size * torch.randn(batch, tokens, heads, 256, generator=rng)
+    k, v = (torch.randn(batch, tokens, key_heads, 256, generator=rng) for _ in range(2))
+    caches = [torch.randn(total, 64, key_heads, 256, generator=rng) for _ in range(2)]
+    table = torch.randperm(total, generator=rng)[: batch * blocks].view(batch, blocks).int()
+    for b, n in enumerate(held):
+        for j in range(blocks):
+            if (j + 1) * 64 > n:
+                for cache in caches:
+                    cache[table[b, j], max(0, n - j * 64) :] = 300.0
+    return [x.to(dtype) for x in (q, k, v, *caches)] + [table, torch.tensor([held], dtype=torch.int32)]
+
+
+def exact(q, k, v, k_cache, v_cache, table, start):
+    """fp64, one query at a time."""
+    out = np.zeros(q.shape)
+    for b, held in enumerate(start[0].tolist()):
+        keys, values = (
+            torch.cat([*cache[table[b].long()].flatten(0, 1)[:held].unsqueeze(0), new[b]]).double().numpy()
+            for cache, new in ((k_cache, k), (v_cache, v))
+        )
+        share = q.shape[2] // keys.shape[1]
+        for i in range(q.shape[1]):
+            for h in range(q.shape[2]):
+                s = keys[: held + i + 1, h // share] @ q[b, i, h].double().numpy() / 16
+                p = np.exp(s - s.max())
+                out[b, i, h] = p @ values[: held + i + 1, h // share] / p.sum()
+    return out
+
+
+def check(form, args, bar):
+    want = exact(*args)
+    got = form(*args).double().numpy()
+    assert np.abs(got - want).max() <= bar * np.abs(want).max()
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize(("tokens", "held", "blocks"), [
+    (1, [0, 1, 63, 64, 65, 130], 3), (4, [0, 191], 3), (64, [100], 2), (128, [0], 1), (256, [577], 10),
+])  # fmt: skip
+def test_lengths(form, dtype, tokens, held, blocks):
+    check(form, inputs(tokens, held, 2, 1, blocks, dtype), BARS[dtype])
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+def test_grouped_heads(form):
+    check(form, inputs(5, [70], 6, 2, 2, torch.float32), 2e-5)
+    check(form, inputs(128, [64], 6, 1, 1, torch.bfloat16), 2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+def test_scores_that_overflow_without_a_maximum(form):
+    check(form, inputs(128, [64], 2, 1, 1, torch.float32, size=100.0), 1e-4)
+
+
+def test_more_new_tokens_than_a_chunk():
+    args = inputs(640, [64], 1, 1, 1, torch.float32)
+    want = paged_attention_torch(*(x.double() if x.is_floating_point() else x for x in args))
+    assert (paged_attention(*args) - want).abs().max() <= 2e-5 * want.abs().max()
