@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 
 from .causal_conv1d import causal_conv1d, causal_conv1d_step
+from .fp8_mlp import fp8_mlp
 from .gated_delta_rule_chunk import gated_delta_rule_chunk
 from .gated_delta_rule_decode import gated_delta_rule_decode
 from .gated_delta_rule_prefill import gated_delta_rule_prefill
@@ -88,6 +89,21 @@ def chunk() -> Example:
     return Example(
         gated_delta_rule_chunk, (q, k, v, g[:, None], beta[:, None], _normal(D, D)), note="128 tokens, 1 value head"
     )
+
+
+def mlp(tokens: int) -> Example:
+    """The MLP of one layer: intermediate size 17408 over eight physical cores."""
+    hidden, inner = 5120, 2176
+    codes = np.random.default_rng(0).integers(0, 112, (hidden, inner), dtype=np.uint8)
+    scales = (np.full((inner, 1), 1e-3, dtype=np.float32), np.full((1, hidden), 1e-3, dtype=np.float32))
+    args = (_normal(tokens, hidden, dtype=BF16), codes, codes, codes.reshape(inner, hidden), scales[0], *scales)
+    return Example(fp8_mlp, args, note=f"{tokens} tokens, hidden {hidden}, intermediate {inner}")
+
+
+@register("fp8_mlp")
+def mlp_decode() -> Example:
+    """The MLP of one token."""
+    return mlp(1)
 
 
 @register("causal_conv1d")

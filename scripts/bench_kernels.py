@@ -66,6 +66,8 @@ def forms() -> list[Form]:
         Form("decode_batch_1_three_drafts", examples.decode(1, 4)),
         Form("attention_512_tokens_over_3584", examples.attention(512, 3584)),
         Form("attention_decode_over_4096", examples.attention(1, 4096)),
+        Form("fp8_mlp_1_token", examples.mlp(1)),
+        Form("fp8_mlp_512_tokens", examples.mlp(512)),
         Form("causal_conv1d", examples.conv()),
         Form("causal_conv1d_step_batch_8", examples.conv_step()),
         Form("gated_rms_norm", examples.norm()),
