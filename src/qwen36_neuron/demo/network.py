@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..checkpoint.names import mtp_shapes, text_shapes
+from ..checkpoint.names import canonical_name, mtp_shapes, text_shapes
 from ..config import BLOCK_SIZE, LayerType, ModelConfig
 from .scan import StateScan, UnitLowerInverse
 
@@ -69,6 +71,16 @@ class Network:
         self.parameters = {
             name: _initial(name, shape, config, generator).to(device).requires_grad_() for name, shape in shapes.items()
         }
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> Network:
+        """A checkpoint's weights on CPU in fp32."""
+        network = cls(ModelConfig.from_pretrained(folder), 0, torch.device("cpu"), torch.float32)
+        for stored, tensor in load_file(folder / "model.safetensors").items():
+            name = canonical_name(stored)
+            if name is not None:
+                network.parameters[name].data.copy_(tensor)
+        return network
 
     def compile(self) -> None:
         """Compile all but attention and the state scan. Every call must then have the same number of tokens."""

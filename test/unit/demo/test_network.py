@@ -6,28 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import Qwen3_5ForConditionalGeneration
 
 from qwen36_neuron.checkpoint.names import canonical_name
-from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.demo.network import Batch, Network
 from qwen36_neuron.demo.scan import StateScan, UnitLowerInverse
 
 CPU = torch.device("cpu")
 
 
-def load(checkpoint: Path) -> Network:
-    network = Network(ModelConfig.from_pretrained(checkpoint), seed=0, device=CPU, compute_dtype=torch.float32)
-    stored = {canonical_name(name): tensor for name, tensor in load_file(checkpoint / "model.safetensors").items()}
-    for name, parameter in network.parameters.items():
-        parameter.data.copy_(stored[name])
-    return network
-
-
 @pytest.mark.parametrize("length", [64, 192])
 def test_logits_and_gradients_are_those_of_transformers(tiny_checkpoint: Path, length: int) -> None:
-    network = load(tiny_checkpoint)
+    network = Network.from_pretrained(tiny_checkpoint)
     reference = Qwen3_5ForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
     tokens = torch.randint(0, network.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(length))
     batch = Batch.of(network.config, 2, length, CPU)
@@ -48,7 +38,7 @@ def test_logits_and_gradients_are_those_of_transformers(tiny_checkpoint: Path, l
 
 
 def test_rows_do_not_see_each_other(tiny_checkpoint: Path) -> None:
-    network = load(tiny_checkpoint)
+    network = Network.from_pretrained(tiny_checkpoint)
     tokens = torch.randint(0, network.config.vocab_size, (2, 128), generator=torch.Generator().manual_seed(1))
     both = network.hidden(tokens.flatten(), Batch.of(network.config, 2, 128, CPU))
     second = network.hidden(tokens[1], Batch.of(network.config, 1, 128, CPU))
@@ -56,7 +46,7 @@ def test_rows_do_not_see_each_other(tiny_checkpoint: Path) -> None:
 
 
 def test_drafting_reads_nothing_later_than_the_next_token(tiny_checkpoint: Path) -> None:
-    network = load(tiny_checkpoint)
+    network = Network.from_pretrained(tiny_checkpoint)
     generator = torch.Generator().manual_seed(2)
     tokens = torch.randint(0, network.config.vocab_size, (129,), generator=generator)
     changed = tokens.clone()
