@@ -10,7 +10,7 @@ readonly STOP_TIMEOUT=30 # seconds that vLLM is given to end
 
 device=cpu model='' served_model_name='' host=127.0.0.1 port=8000 backend_port=''
 max_model_len=8192 max_num_seqs=8 max_num_batched_tokens=2048 dtype=''
-slots=64 cache_gib=2 kernels=torch tp_degree='' artifact=''
+slots=64 cache_gib=2 tp_degree='' artifact=''
 prefix_caching=yes proxy=yes thinking=yes sampling_defaults=yes
 max_concurrent=256 drain_timeout=30 dry_run=no
 api_key=${VLLM_API_KEY-}
@@ -26,7 +26,6 @@ Model and device
   --served-model-name NAME       what clients call it (default: the folder's name)
   --device cpu|neuron            what runs the model (default: $device)
   --dtype TYPE                   float32 or bfloat16 (default: float32 on cpu, bfloat16 on neuron)
-  --kernels torch|interpreter    on cpu: torch operations, or the NKI kernels interpreted (default: $kernels)
   --tp-degree N                  tensor-parallel ranks inside the device (default: 1 on cpu, 4 on neuron)
   --artifact DIR                 compiled model, required by neuron
 
@@ -91,7 +90,7 @@ parse_arguments() {
                 extra=("$@")
                 return
                 ;;
-            --model | --served-model-name | --device | --dtype | --kernels | --tp-degree | --artifact | \
+            --model | --served-model-name | --device | --dtype | --tp-degree | --artifact | \
                 --max-model-len | --max-num-seqs | --max-num-batched-tokens | --cache-gib | --slots | \
                 --host | --port | --backend-port | --api-key | --max-concurrent | --drain-timeout)
                 (($# > 1)) || refuse "$1 needs a value"
@@ -120,13 +119,10 @@ check_arguments() {
                 refuse "--device neuron: this machine has no /dev/neuron*; use --device cpu"
             [[ -n $artifact ]] || refuse "--device neuron needs --artifact DIR, the compiled model"
             [[ -d $artifact ]] || refuse "--artifact: no such folder: $artifact"
-            [[ $kernels == torch ]] || refuse "--kernels $kernels is for --device cpu"
             ;;
         *) refuse "--device must be cpu or neuron, not '$device'" ;;
     esac
     [[ $dtype == float32 || $dtype == bfloat16 ]] || refuse "--dtype must be float32 or bfloat16, not '$dtype'"
-    [[ $kernels == torch || $kernels == interpreter ]] ||
-        refuse "--kernels must be torch or interpreter, not '$kernels'"
 
     [[ -n $model ]] || refuse "--model DIR is missing; see --help"
     [[ -d $model ]] || refuse "--model: no such folder: $model"
@@ -219,8 +215,8 @@ PY
 
 build_commands() {
     local settings
-    printf -v settings '{"device": "%s", "tp_degree": %d, "num_slots": %d, "cache_gib": %s, "kernels": "%s"}' \
-        "$device" "$tp_degree" "$slots" "$cache_gib" "$kernels"
+    printf -v settings '{"device": "%s", "tp_degree": %d, "num_slots": %d, "cache_gib": %s}' \
+        "$device" "$tp_degree" "$slots" "$cache_gib"
     if [[ -n $artifact ]]; then
         settings=$("$python" -c 'import json, sys; print(json.dumps(json.loads(sys.argv[1]) | {"artifact": sys.argv[2]}))' \
             "$settings" "$artifact")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.runtime.config import Device, Kernels
+from qwen36_neuron.runtime.config import Device
 
 NAMED = "checkpoints"
 """Key of a request's `vllm_xargs` under which a client names prefixes to keep, as lengths in tokens."""
@@ -23,7 +23,6 @@ class Settings:
         num_slots: checkpoint slots for prefix reuse. Unused when prefix caching is off.
         slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
-        kernels: on CPU, "torch" operations or the NKI kernels in the "interpreter".
         artifact: on a Neuron device, the folder of graphs compiled for these sizes.
         threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
     """
@@ -33,7 +32,6 @@ class Settings:
     num_slots: int = 64
     slots_per_prompt: int = 16
     cache_gib: float = 2.0
-    kernels: Kernels = "torch"
     artifact: str | None = None
     threads: int | None = None
 
@@ -51,9 +49,8 @@ class Settings:
         return cls(**raw)
 
     def __post_init__(self) -> None:
-        for field, allowed in (("device", get_args(Device)), ("kernels", get_args(Kernels))):
-            if getattr(self, field) not in allowed:
-                self._refuse(field, "is not known", f"Use one of: {', '.join(allowed)}")
+        if self.device not in get_args(Device):
+            self._refuse("device", "is not known", f"Use one of: {', '.join(get_args(Device))}")
         for field, minimum in (("tp_degree", 1), ("num_slots", 0), ("slots_per_prompt", 1)):
             self._check_integer(field, minimum)
         if self.threads is not None:

@@ -96,7 +96,6 @@ class Worker(WorkerBase):
             num_blocks=kv_cache_config.num_blocks,
             num_slots=self.num_slots,
             tp_degree=self.settings.tp_degree,
-            kernels=self.settings.kernels,
             artifact=Path(self.settings.artifact) if self.settings.artifact else None,
         )
         self.runtime = open_runtime(config)

@@ -11,7 +11,6 @@ from ..errors import ConfigError
 
 Device = Literal["cpu", "neuron"]
 DType = Literal["float32", "bfloat16"]
-Kernels = Literal["torch", "interpreter"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +27,6 @@ class RuntimeConfig:
         num_blocks: KV blocks of 64 tokens, block 0 being scratch.
         num_slots: checkpoint slots, 0 for none.
         tp_degree: tensor-parallel ranks; 1 on CPU.
-        kernels: on CPU, the torch operations or the NKI kernels in the interpreter.
         artifact: on a Neuron device, the folder of compiled graphs.
     """
 
@@ -41,11 +39,10 @@ class RuntimeConfig:
     num_blocks: int = 1025
     num_slots: int = 0
     tp_degree: int = 1
-    kernels: Kernels = "torch"
     artifact: Path | None = None
 
     def __post_init__(self) -> None:
-        for field, allowed in (("device", Device), ("dtype", DType), ("kernels", Kernels)):
+        for field, allowed in (("device", Device), ("dtype", DType)):
             value = getattr(self, field)
             if value not in get_args(allowed):
                 raise ConfigError(field, value, "is not known", f"Use one of: {', '.join(get_args(allowed))}")

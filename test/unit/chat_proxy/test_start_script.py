@@ -62,7 +62,6 @@ def test_defaults_reach_both_commands(model):
         "tp_degree": 1,
         "num_slots": 64,
         "cache_gib": 2,
-        "kernels": "torch",
     }
     assert value(proxy, "--backend") == "http://127.0.0.1:8001"
     assert (value(proxy, "--host"), value(proxy, "--port")) == ("127.0.0.1", "8000")
@@ -143,7 +142,6 @@ def test_help_shows_every_option_with_its_default():
         (["--port", "9", "--backend-port", "9"], "both 9"),
         (["--device", "gpu"], "--device must be cpu or neuron"),
         (["--dtype", "float16"], "--dtype must be"),
-        (["--kernels", "cuda"], "--kernels must be"),
         (["--max-num-seqs", "0"], "--max-num-seqs must be at least 1"),
         (["--max-num-seqs", "-1"], "--max-num-seqs must be a whole number"),
         (["--max-model-len", "0"], "--max-model-len must be at least 1"),

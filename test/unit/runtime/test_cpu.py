@@ -140,7 +140,6 @@ def test_grouping_pads_little_and_never_mixes_alignments() -> None:
     [
         ("device", "gpu"),
         ("dtype", "float16"),
-        ("kernels", "cuda"),
         ("num_lanes", 0),
         ("num_blocks", 8),
         ("tp_degree", 4),

@@ -7,8 +7,8 @@ from vllm_integration.settings import Settings
 
 
 def test_values_are_taken_over():
-    settings = Settings.parse({"num_slots": 3, "cache_gib": 0.5, "kernels": "interpreter", "threads": 2})
-    assert settings == Settings(num_slots=3, cache_gib=0.5, kernels="interpreter", threads=2)
+    settings = Settings.parse({"num_slots": 3, "cache_gib": 0.5, "threads": 2})
+    assert settings == Settings(num_slots=3, cache_gib=0.5, threads=2)
 
 
 def test_an_unknown_key_is_named_with_the_known_ones():
@@ -20,7 +20,6 @@ def test_an_unknown_key_is_named_with_the_known_ones():
     ("key", "value"),
     [
         ("device", "cuda"),
-        ("kernels", "triton"),
         ("tp_degree", 0),
         ("num_slots", -1),
         ("num_slots", 2.5),
