@@ -63,12 +63,12 @@ def main(
     for group, probe, ask_reference in track(list(probes()), description="asking"):
         prompt = probe.prompt(tokenizer)
         answer = own.answer(prompt)
-        result, found = score(probe, answer, tokenizer), groups[group]
+        scored, found = score(probe, answer, tokenizer), groups[group]
         for name in SCORES:
-            found[name].append(getattr(result, name))
+            found[name].append(getattr(scored, name))
         found["prompt_tokens"].append(len(prompt))
-        if not result.right:
-            found["wrong"].append({"depth": probe.depth, "expected": probe.value, "said": result.text})
+        if not scored.right:
+            found["wrong"].append({"depth": probe.depth, "expected": probe.value, "said": scored.text})
         if ask_reference:
             found["agrees"].append(reference.agrees(prompt, answer))
         if not probe.length and len(answer) > 1:
@@ -77,14 +77,11 @@ def main(
             found["drafted_tokens"].append(counted.tokens)
 
     summary = {group: _summary(found) for group, found in groups.items()}
-    table = Table(
-        "what", "asked", "right", "exact", "valid form", "transformers agrees", f"tokens a step, {DRAFTS} drafts"
-    )
+    table = Table("what", "asked", *SCORES, "transformers agrees", f"tokens a step, {DRAFTS} drafts")
     for group, line in summary.items():
-        agree = f"{line['agreed']} of {line['compared']}"
-        table.add_row(
-            group, str(line["asked"]), *(f"{line[n]:.3f}" for n in ("right", "exact", "valid")), agree, _text(line)
-        )
+        shares = (f"{line[name]:.3f}" for name in SCORES)
+        drafted = f"{line['tokens_a_step']:.2f}" if "tokens_a_step" in line else ""
+        table.add_row(group, str(line["asked"]), *shares, f"{line['agreed']} of {line['compared']}", drafted)
     steps, tokens = (sum(sum(found[n]) for found in groups.values()) for n in ("steps", "drafted_tokens"))
     Console().print(table, f"over all replies: {tokens / steps:.2f} tokens a step with {DRAFTS} drafts")
     result = {"provenance": provenance("measured").as_dict(), "tokens_a_step": tokens / steps, "groups": summary}
