@@ -85,7 +85,8 @@ def recall_probes(
     tokenizer: PreTrainedTokenizerBase, kind: str, length: int, depths: list[float], each: int, seed: int
 ) -> Iterator[Probe]:
     """`each` probes at every depth, none longer than `length` with its answer."""
-    sample = " ".join(sentence(Random(seed)) for _ in range(200))
+    prose = Random(seed)
+    sample = " ".join(sentence(prose) for _ in range(200))
     per_character = len(tokenizer(sample)["input_ids"]) / len(sample)
     for depth in depths:
         for index in range(each):

@@ -23,6 +23,8 @@ THINKING_SHARE = 0.5
 RESERVE = 0.2
 """Share of a recall row that is left for questions after the first; at most RESERVE_TOKENS."""
 RESERVE_TOKENS = 1200
+CHARACTERS_PER_TOKEN = 4.67
+"""Of plain prose; other texts have fewer, and one that leaves no room for its question is made again, shorter."""
 MIN_FILL = 0.25
 """A row filled less than this is made again."""
 
@@ -98,8 +100,6 @@ class Rows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     ) -> None:
         self.tokenizer, self.shares, self.seed = tokenizer, shares, seed
         self.rows, self.length, self.batches = rows, length, batches
-        sample = " ".join(sentence(Random(0)) for _ in range(200))
-        self.characters_per_token = len(sample) / len(tokenizer(sample)["input_ids"])
 
     def __len__(self) -> int:
         return self.batches
@@ -120,11 +120,9 @@ class Rows(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         """Token ids and which of them are learned, at most length + 1."""
         if random.random() < self.shares.prose:
             return self._fill((piece,) for piece in prose(random))
-        characters_per_token = self.characters_per_token
+        characters_per_token = CHARACTERS_PER_TOKEN
         ids: list[int] = []
-        while (
-            len(ids) < MIN_FILL * self.length
-        ):  # a text too long to leave room for its question is made again, shorter
+        while len(ids) < MIN_FILL * self.length:
             conversation = turns(random, self.shares, self.length, characters_per_token)
             ids, learned = self._fill(self._pieces(random, conversation))
             characters_per_token *= 0.8
