@@ -2,6 +2,7 @@
 
 python scripts/train_demo.py train --config scripts/train_demo.yaml --out checkpoints/demo-train
 python scripts/train_demo.py export --config scripts/train_demo.yaml --out checkpoints/demo-train --to FOLDER
+python scripts/train_demo.py curve checkpoints/demo-train/log.jsonl training.png
 """
 
 from __future__ import annotations
@@ -98,6 +99,16 @@ def export(
     for file, content in (("config.json", raw), ("generation_config.json", generation_config_json(tokenizer))):
         (to / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_weights(to, tensors)
+
+
+@app.command()
+def curve(
+    log: Annotated[Path, typer.Argument(help="log.jsonl of a run")], to: Annotated[Path, typer.Argument()]
+) -> None:
+    """Draw the loss curve of a run."""
+    from _demo_plot import plot  # matplotlib is not needed where the training runs
+
+    plot(log, to)
 
 
 def _read_master(folder: Path) -> dict[str, torch.Tensor]:
