@@ -28,6 +28,7 @@ from qwen36_neuron.checkpoint.maker import (
 from qwen36_neuron.checkpoint.names import HEAD, MTP_PREFIX, TEXT_PREFIXES
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.demo.evaluation import recall_probes, skill_probes
+from qwen36_neuron.demo.mixture import Rows
 from qwen36_neuron.demo.training import Trainer, TrainingConfig, exact
 from qwen36_neuron.demo.vocabulary import build_demo_tokenizer
 
@@ -99,6 +100,20 @@ def export(
     for file, content in (("config.json", raw), ("generation_config.json", generation_config_json(tokenizer))):
         (to / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_weights(to, tensors)
+
+
+@app.command()
+def sample(
+    config: ConfigOption,
+    tokenizer: Annotated[Path, typer.Option(help="folder with a tokenizer")] = Path("assets/demo-checkpoint"),
+    rows: Annotated[int, typer.Option(help="conversations to print")] = 20,
+) -> None:
+    """Print conversations like those trained on, made with another seed."""
+    phase = TrainingConfig.read(config).phases[-1]
+    reader = AutoTokenizer.from_pretrained(tokenizer)
+    tokens, weights = Rows(reader, phase.shares, rows, 512, 1, "sample")[0]
+    for ids, weight in zip(tokens, weights, strict=True):
+        print(reader.decode(ids[weight > 0]))
 
 
 @app.command()

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .cache.plan import GIB, Plan, PlanRequest, WeightFormat
+from .cli_compare import compare_models
 from .config import BLOCK_SIZE, ModelConfig
 from .errors import ConfigError
 
@@ -201,6 +202,9 @@ def estimate(
     console.print(report.prefill_table(result))
     console.print(report.decode_table(result))
     console.print(f"All figures are modelled. {report.CAVEAT}", style="dim")
+
+
+commands.command("compare")(compare_models)
 
 
 @cache

@@ -1,0 +1,84 @@
+"""`qwen36 compare`: one model's predictions held to another's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from .config import BLOCK_SIZE
+from .quality import Quality, QualityMeter, compare
+
+
+class Number(StrEnum):
+    """Number formats of weights and activations."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def compare_models(
+    reference: Annotated[Path, typer.Option(help="Checkpoint folder to be held to.")],
+    candidate: Annotated[Path, typer.Option(help="Checkpoint folder to be measured.")],
+    text: Annotated[Path, typer.Option(help="UTF-8 file to predict.")],
+    reference_dtype: Annotated[Number, typer.Option(help="Number format that the reference runs in.")] = Number.FLOAT32,
+    candidate_dtype: Annotated[Number, typer.Option(help="Number format that the candidate runs in.")] = Number.FLOAT32,
+    window: Annotated[int, typer.Option(help="Tokens of context at most.")] = 2048,
+    chunk: Annotated[int, typer.Option(help="Tokens whose logits are held at once.")] = 128,
+    k: Annotated[int, typer.Option(help="Most likely tokens that coverage looks at.")] = 10,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Print KL divergence, agreement, coverage and perplexity of a candidate against a reference over a text."""
+    from transformers import AutoTokenizer  # slow to import, as is the runtime
+
+    from .runtime import RuntimeConfig, open_runtime
+
+    tokens = AutoTokenizer.from_pretrained(reference)(text.read_text(encoding="utf-8"))["input_ids"]
+    blocks = -(-window // BLOCK_SIZE) + 1
+    first, second = (
+        open_runtime(
+            RuntimeConfig(
+                model,
+                dtype=number.value,
+                max_model_len=window,
+                max_step_tokens=max(chunk, 1),
+                num_blocks=blocks,
+                num_lanes=1,
+            )
+        )
+        for model, number in ((reference, reference_dtype), (candidate, candidate_dtype))
+    )
+    meter = QualityMeter(k)
+    with Progress(disable=as_json) as progress:
+        task = progress.add_task("comparing", total=len(tokens))
+        for done in compare(first, second, tokens, meter, window, chunk):
+            progress.update(task, completed=done)
+    result = meter.result()
+    if as_json:
+        print(json.dumps(asdict(result), indent=2))
+    else:
+        Console().print(quality_table(result))
+
+
+def quality_table(result: Quality) -> Table:
+    """The measures as a table."""
+    table = Table("", "", title=f"Candidate against reference, {result.tokens:,} tokens")
+    for name, value in (
+        ("KL divergence, mean", f"{result.kl_mean:.3e} nats"),
+        ("KL divergence, median", f"{result.kl_median:.3e} nats"),
+        ("KL divergence, 90 %", f"{result.kl_p90:.3e} nats"),
+        ("KL divergence, max", f"{result.kl_max:.3e} nats"),
+        ("same most likely token", f"{result.top1_agreement:.4%}"),
+        (f"coverage of the top {result.k}", f"{result.coverage:.4%}"),
+        ("perplexity, reference", f"{result.reference_perplexity:.5f}"),
+        ("perplexity, candidate", f"{result.candidate_perplexity:.5f}"),
+    ):
+        table.add_row(name, value)
+    return table
