@@ -14,6 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .config import BLOCK_SIZE
+from .provenance import provenance
 from .quality import Quality, QualityMeter, compare
 
 
@@ -62,7 +63,7 @@ def compare_models(
             progress.update(task, completed=done)
     result = meter.result()
     if as_json:
-        print(json.dumps(asdict(result), indent=2))
+        print(json.dumps({"provenance": provenance("measured").as_dict(), **asdict(result)}, indent=2))
     else:
         Console().print(quality_table(result))
 
