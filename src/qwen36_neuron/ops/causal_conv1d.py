@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 
@@ -44,23 +42,21 @@ def causal_conv1d_step(
     return F.silu((seen * weight.t()).sum(1, keepdim=True), inplace=True), seen[:, 1:]
 
 
-def conv_window(x: torch.Tensor, window: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
-    """The window after `lengths[b]` tokens of row b: it ends at the last real token, not at the padding.
+def causal_conv1d_cpu(joined: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """`causal_conv1d` of inputs that follow their window in one buffer, as one depthwise convolution.
+
+    Channels lie next to each other, which is the layout that oneDNN's depthwise kernel wants ("channels last").
 
     Args:
-        x, window: as given to `causal_conv1d`.
+        joined: [batch, K - 1 + tokens, channels], contiguous; the window after n tokens is joined[:, n : n + K - 1].
+        weight: [channels, K].
     Returns:
-        [batch, K - 1, channels].
+        [batch, tokens, channels], contiguous.
     """
-    size = window.shape[1]
-    return torch.cat(
-        [
-            x[row : row + 1, n - size : n]
-            if n >= size
-            else torch.cat((window[row : row + 1, n:], x[row : row + 1, :n]), dim=1)
-            for row, n in enumerate(lengths)
-        ]
-    )
+    channels, kernel = weight.shape
+    image = joined.transpose(1, 2).unsqueeze(2)  # [batch, channels, 1, K - 1 + tokens]
+    y = F.conv2d(image, weight.view(channels, 1, 1, kernel), groups=channels)
+    return F.silu(y, inplace=True).squeeze(2).transpose(1, 2)
 
 
 def place_window(x: torch.Tensor, window: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:

@@ -5,9 +5,22 @@ Text uses one position for all three axes, where mRoPE equals plain RoPE. Images
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from ..config import RopeConfig
+
+
+def _frequencies(dim: int, theta: float, device: torch.device) -> torch.Tensor:
+    """theta^(-2i/dim), fp32 [dim / 2]."""
+    return 1.0 / theta ** (torch.arange(0, dim, 2, device=device, dtype=torch.float32) / dim)
+
+
+@lru_cache(maxsize=4)
+def _cpu_frequencies(dim: int, theta: float) -> torch.Tensor:
+    with torch.inference_mode(False):
+        return _frequencies(dim, theta, torch.device("cpu"))
 
 
 def rotary_tables(positions: torch.Tensor, rope: RopeConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,17 +33,19 @@ def rotary_tables(positions: torch.Tensor, rope: RopeConfig, dtype: torch.dtype)
         positions: int [batch, tokens] for text, or [3, batch, tokens].
         dtype: type of the tables; angles are fp32.
     Returns:
-        (cos, sin), each [batch, tokens, 1, dim]; the singleton is for heads. Both halves hold the same angles.
+        (cos, sin), each [batch, tokens, 1, dim / 2]; the singleton is for heads.
     """
-    exponent = torch.arange(0, rope.dim, 2, device=positions.device, dtype=torch.float32) / rope.dim
-    angles = positions.float().unsqueeze(-1) * (1.0 / rope.theta**exponent)
+    device = positions.device
+    cpu = device.type == "cpu"  # elsewhere the tensor belongs to the graph being traced
+    frequencies = _cpu_frequencies(rope.dim, rope.theta) if cpu else _frequencies(rope.dim, rope.theta, device)
+    angles = positions.float().unsqueeze(-1) * frequencies
     if angles.dim() == 4:
         merged = angles[0].clone()
         for axis in (1, 2):
             take = slice(axis, rope.mrope_section[axis] * 3, 3)
             merged[..., take] = angles[axis][..., take]
         angles = merged
-    angles = torch.cat((angles, angles), dim=-1).unsqueeze(-2)
+    angles = angles.unsqueeze(-2)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -39,10 +54,8 @@ def apply_rotary(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch
 
     Args:
         x: [batch, tokens, heads, head_dim].
-        cos, sin: [batch, tokens, 1, dim].
+        cos, sin: [batch, tokens, 1, dim / 2].
     """
-    dim = cos.shape[-1]
-    half = dim // 2
-    head, rest = x[..., :dim], x[..., dim:]
-    turned = torch.cat((-head[..., half:], head[..., :half]), dim=-1)
-    return torch.cat((head * cos + turned * sin, rest), dim=-1)
+    half = cos.shape[-1]
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
