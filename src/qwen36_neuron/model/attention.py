@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..ops.rope import apply_rotary
 from .layers import LayerFactory
 from .norm import RMSNorm
-from .state import StepState
+from .state import StepState, select_tokens
 
 
 class Attention(nn.Module):
@@ -30,12 +30,29 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         self.o_proj = layers.row(config.num_query_heads * config.head_dim, config.hidden_size)
 
-    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], state: StepState) -> torch.Tensor:
-        """[batch, tokens, hidden] in and out; `rotary` is the (cos, sin) of the tokens' positions."""
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        state: StepState,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Mix the tokens of each row.
+
+        Args:
+            x: [batch, tokens, hidden].
+            rotary: (cos, sin) of the tokens' positions.
+            last: int64 [batch], places of the only tokens whose result is asked for. All keys and values are stored.
+        Returns:
+            [batch, tokens, hidden], or [batch, 1, hidden] with `last`.
+        """
         batch, tokens = x.shape[:2]
         heads = self.in_proj_qgkv(x).view(batch, tokens, -1, self.head_dim)
         q, gate, k, v = heads.split((self.query_heads, self.query_heads, self.kv_heads, self.kv_heads), dim=2)
-        q = apply_rotary(self.q_norm(q), *rotary)
         k = apply_rotary(self.k_norm(k), *rotary)
+        if last is not None:
+            q, gate = select_tokens(q, last), select_tokens(gate, last)
+            rotary = select_tokens(rotary[0], last), select_tokens(rotary[1], last)
+        q = apply_rotary(self.q_norm(q), *rotary)
         out = state.attend(self.index, q, k, v) * torch.sigmoid(gate)
-        return self.o_proj(out.reshape(batch, tokens, -1))
+        return self.o_proj(out.flatten(2))

@@ -12,7 +12,7 @@ from .deltanet import GatedDeltaNet
 from .layers import LayerFactory, SingleRank
 from .mlp import MLP
 from .norm import RMSNorm
-from .state import StepState
+from .state import StepState, select_tokens
 
 
 class DecoderLayer(nn.Module):
@@ -29,12 +29,21 @@ class DecoderLayer(nn.Module):
             self.mixer = GatedDeltaNet(config, layers, index)
         self.mlp = MLP(config, layers)
 
-    def forward(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], state: StepState) -> torch.Tensor:
+    def forward(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        state: StepState,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """[batch, tokens, hidden] in and out; with `last`, see `Qwen36Model.forward`, [batch, 1, hidden] out."""
         normed = self.input_norm(x)
         if isinstance(self.mixer, Attention):
-            x = x + self.mixer(normed, rotary, state)
+            mixed = self.mixer(normed, rotary, state, last)
         else:
-            x = x + self.mixer(normed, state)
+            mixed = self.mixer(normed, state)
+            mixed = mixed if last is None else select_tokens(mixed, last)
+        x = mixed + (x if last is None else select_tokens(x, last))
         return x + self.mlp(self.post_norm(x))
 
 
@@ -66,20 +75,25 @@ class Qwen36Model(nn.Module):
         model.load_state_dict(weights, strict=True, assign=True)
         return model.requires_grad_(False).eval()
 
-    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, state: StepState) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, positions: torch.Tensor, state: StepState, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Run the layers.
 
         Args:
             tokens: int64 [batch, tokens].
             positions: int [batch, tokens], or [3, batch, tokens] for (time, height, width).
             state: the memory of the rows.
+            last: int64 [batch], place of each row's last token, where nothing is asked of the others. Of the last layer
+                they then take their keys and values alone: no attention, which is most of a long prompt's last layer,
+                no feed-forward block.
         Returns:
-            [batch, tokens, hidden] after the final norm.
+            [batch, tokens, hidden] after the final norm, or [batch, 1, hidden] with `last`.
         """
         x = self.embed_tokens(tokens)
         rotary = rotary_tables(positions, self.config.rope, x.dtype)
-        for layer in self.layers:
-            x = layer(x, rotary, state)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, rotary, state, last if index == len(self.layers) - 1 else None)
         return self.norm(x)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

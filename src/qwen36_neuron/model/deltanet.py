@@ -41,12 +41,12 @@ class GatedDeltaNet(nn.Module):
         batch, tokens = x.shape[:2]
         qkvz = self.in_proj_qkvz(x)
         z = qkvz[..., self.conv_channels :].view(batch, tokens, self.value_heads, self.value_head_dim)
-        b, a = self.in_proj_ba(x).chunk(2, dim=-1)
-        beta = torch.sigmoid(b).float()
-        g = self.A * F.softplus(a.float() + self.dt_bias)
+        ba = self.in_proj_ba(x)
+        beta = torch.sigmoid(ba[..., : self.value_heads]).float()
+        g = self.A * F.softplus(ba[..., self.value_heads :].float() + self.dt_bias)
         qkv = state.convolve(self.index, qkvz[..., : self.conv_channels], self.conv_weight)
         key_dim = self.key_heads * self.key_head_dim
-        q, k, v = qkv.split((key_dim, key_dim, self.value_heads * self.value_head_dim), dim=-1)
+        q, k, v = qkv[..., :key_dim], qkv[..., key_dim : 2 * key_dim], qkv[..., 2 * key_dim :]
         out = state.delta_rule(
             self.index,
             q.view(batch, tokens, self.key_heads, self.key_head_dim),

@@ -11,6 +11,14 @@ from typing import Protocol
 import torch
 
 
+def select_tokens(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """One token of each row: x [batch, tokens, ...] and int64 places [batch] -> [batch, 1, ...]."""
+    batch, tokens = x.shape[:2]
+    if batch > 1:
+        places = places + tokens * torch.arange(batch, device=x.device)
+    return x.flatten(0, 1).index_select(0, places).unsqueeze(1)
+
+
 class StepState(Protocol):
     """The memory of the rows of one call: all tensors are [batch, tokens, ...], padded on the right."""
 
@@ -42,8 +50,9 @@ class StepState(Protocol):
         """Store the new keys and values, then attend causally to all that each row holds.
 
         Args:
-            q: [batch, tokens, query_heads, head_dim]; k, v: [batch, tokens, kv_heads, head_dim].
+            q: [batch, tokens, query_heads, head_dim], or [batch, 1, ...], the query of each row's last token alone.
+            k, v: [batch, tokens, kv_heads, head_dim].
         Returns:
-            [batch, tokens, query_heads, head_dim].
+            Of q's shape.
         """
         ...

@@ -12,7 +12,8 @@ from ..config import BLOCK_SIZE, ModelConfig
 from ..model import Qwen36Model
 from ..ops.paged_attention import PagedRow
 from .config import RuntimeConfig
-from .cpu_layers import PackedRank, pack_layers
+from .cpu_layers import CpuLayers, arrange_layers
+from .cpu_memory import keep_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, lane_index
 from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
 
@@ -24,12 +25,13 @@ class CpuRuntime:
     """One rank on torch CPU. Decode rows run as one call, prefill rows in groups of like length."""
 
     def __init__(self, config: RuntimeConfig) -> None:
+        keep_freed_memory()
         model_config = ModelConfig.from_pretrained(config.model)
         dtype = getattr(torch, config.dtype)
         self.config = config
         weights = load_weights(config.model, model_config, dtype=dtype)
-        self.model = Qwen36Model.from_weights(model_config, weights, PackedRank())
-        pack_layers(self.model)
+        self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers())
+        arrange_layers(self.model)
         self.cache = HybridCache(CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype))
         self._capacity = Capacity(
             config.num_blocks, config.num_lanes, config.num_slots, config.max_model_len, config.max_step_tokens
@@ -73,8 +75,8 @@ class CpuRuntime:
                 self.cache.zero(row.lane)
         results: dict[int, RowResult] = {}
         for group in group_rows(rows):
-            hidden = self._decode(group) if len(group[0].tokens) == 1 else self._prefill(group)
-            for row, result in zip(group, self._outputs(group, hidden), strict=True):
+            kept = self._decode(group) if len(group[0].tokens) == 1 else self._prefill(group)
+            for row, result in zip(group, self._outputs(group, kept), strict=True):
                 results[id(row)] = result
         for row in rows:
             for commit in row.commits:
@@ -83,6 +85,7 @@ class CpuRuntime:
         return [results[id(row)] for row in rows]
 
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Hidden states [rows, 1, hidden]."""
         tokens = torch.tensor([[row.tokens[0]] for row in rows])
         positions = torch.tensor([[row.start] for row in rows])
         new = torch.tensor([row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE for row in rows])
@@ -90,6 +93,7 @@ class CpuRuntime:
         return self.model(tokens, positions, state)
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Hidden states [rows, tokens, hidden], or [rows, 1, hidden] of the last tokens where no more is asked for."""
         lengths = [len(row.tokens) for row in rows]
         tokens = torch.zeros(len(rows), max(lengths), dtype=torch.int64)
         for index, row in enumerate(rows):
@@ -103,28 +107,31 @@ class CpuRuntime:
             lead=rows[0].start % BLOCK_SIZE,
             commits=[[c for c in row.commits if c.boundary < row.end] for row in rows],
         )
-        return self.model(tokens, starts + torch.arange(max(lengths)), state)
+        whole = any(row.output is Output.ALL_LOGITS for row in rows)
+        last = None if whole else torch.tensor(lengths) - 1
+        return self.model(tokens, starts + torch.arange(max(lengths)), state, last)
 
     def _outputs(self, rows: Sequence[Row], hidden: torch.Tensor) -> list[RowResult]:
         """Project only the positions that something is asked of."""
-        takes = {Output.NOTHING: 0, Output.TOKEN: 1, Output.LOGITS: 1, Output.ALL_LOGITS: None}
-        kept = []
+        kept, counts = [], []
         for index, row in enumerate(rows):
-            length, take = len(row.tokens), takes[row.output]
-            kept.append(hidden[index, length - (length if take is None else take) : length])
-        counts = [len(part) for part in kept]
+            end = min(len(row.tokens), hidden.shape[1])
+            take = {Output.NOTHING: 0, Output.ALL_LOGITS: end}.get(row.output, 1)
+            counts.append(take)
+            kept.append(hidden[index, end - take : end])
         if not sum(counts):
             return [RowResult() for _ in rows]
-        logits = self.model.logits(torch.cat(kept)).split(counts)
-        chosen = [
-            part.argmax(-1) if row.output is Output.TOKEN else None for row, part in zip(rows, logits, strict=True)
-        ]
-        return [
-            RowResult(tokens=tuple(tokens.tolist()))
-            if tokens is not None
-            else RowResult(logits=part if len(part) else None)
-            for tokens, part in zip(chosen, logits, strict=True)
-        ]
+        logits = self.model.logits(torch.cat(kept))
+        best = logits.argmax(-1).tolist() if any(row.output is Output.TOKEN for row in rows) else []
+        results, at = [], 0
+        for row, count in zip(rows, counts, strict=True):
+            here = slice(at, at + count)
+            if row.output is Output.TOKEN:
+                results.append(RowResult(tokens=tuple(best[here])))
+            else:
+                results.append(RowResult(logits=logits[here] if count else None))
+            at += count
+        return results
 
 
 def group_rows(rows: Sequence[Row]) -> list[list[Row]]:

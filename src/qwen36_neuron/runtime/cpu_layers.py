@@ -1,28 +1,45 @@
-"""Linear layers for CPU, their weights laid out for oneDNN.
+"""Linear layers for CPU, their weights laid out for the matrix library that this processor runs best.
 
-oneDNN's own weight layout streams a weight about twice as fast for one row, and four times for eight, as a plain
-matrix product does, and decode is bound by exactly that; prefill gains a quarter. `scripts/bench_serving.py` shows it.
+Decode is bound by streaming the weights, and how fast that goes depends on their layout. Intel's MKL streams a weight
+whose inputs are rows at the speed of memory; on other processors its kernels fall back to narrow vectors, and oneDNN's
+own packed layout is two to four times faster there.
 """
 
 from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from ..model.layers import Linear, SingleRank
 
+CPUINFO = Path("/proc/cpuinfo")
 
-class PackedLinear(Linear):
-    """y = x W^T with W in oneDNN's layout once `pack` was called."""
+
+@lru_cache(maxsize=1)
+def prefers_mkl() -> bool:
+    """Whether this is an Intel processor with a torch that has MKL."""
+    if not torch.backends.mkl.is_available() or not CPUINFO.exists():
+        return False
+    return "GenuineIntel" in CPUINFO.read_text(errors="replace")[:4096]
+
+
+class CpuLinear(Linear):
+    """y = x W^T with W in the layout that `arrange` gave it."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
         self.packed: torch.Tensor | None = None
 
-    def pack(self) -> None:
-        """Move the loaded weight into oneDNN's layout; the plain copy is given up."""
-        self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
-        del self.weight
+    def arrange(self) -> None:
+        """Move the loaded weight into the better layout; the plain copy is given up."""
+        if prefers_mkl() and self.weight.dtype == torch.float32:
+            self.weight.data = self.weight.data.t().contiguous().t()
+        elif torch.backends.mkldnn.is_available():
+            self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
+            del self.weight
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.packed is None:
@@ -30,23 +47,21 @@ class PackedLinear(Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
-class PackedRank(SingleRank):
-    """The unsplit model with packed projections."""
+class CpuLayers(SingleRank):
+    """The unsplit model with projections that can be arranged."""
 
     def column(self, in_features: int, out_features: int) -> nn.Module:
-        return PackedLinear(in_features, out_features)
+        return CpuLinear(in_features, out_features)
 
     def row(self, in_features: int, out_features: int) -> nn.Module:
-        return PackedLinear(in_features, out_features)
+        return CpuLinear(in_features, out_features)
 
     def head(self, hidden_size: int, vocab_size: int) -> nn.Module:
-        return PackedLinear(hidden_size, vocab_size)
+        return CpuLinear(hidden_size, vocab_size)
 
 
-def pack_layers(model: nn.Module) -> None:
-    """Pack every packable layer of a loaded model, if this build of torch has oneDNN."""
-    if not torch.backends.mkldnn.is_available():
-        return
+def arrange_layers(model: nn.Module) -> None:
+    """Arrange every layer of a loaded model that can be."""
     for module in model.modules():
-        if isinstance(module, PackedLinear):
-            module.pack()
+        if isinstance(module, CpuLinear):
+            module.arrange()

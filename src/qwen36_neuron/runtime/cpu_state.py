@@ -9,8 +9,9 @@ import torch
 
 from ..cache import HybridCache
 from ..config import BLOCK_SIZE
-from ..ops.causal_conv1d import causal_conv1d, causal_conv1d_step, conv_window
-from ..ops.gated_delta_rule import StateCopy, gated_delta_rule_chunked, gated_delta_rule_step
+from ..ops.causal_conv1d import causal_conv1d_cpu, causal_conv1d_step
+from ..ops.gated_delta_rule import gated_delta_rule_step
+from ..ops.gated_delta_rule_cpu import StateCopy, gated_delta_rule_prefill_cpu
 from ..ops.paged_attention import PagedRow, attend, write_kv
 from .step import Commit
 
@@ -45,14 +46,14 @@ class CpuPrefill:
     def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         windows = self.cache.lanes[layer].window
         window = windows[self.lanes]
-        y = causal_conv1d(x, window, weight)
+        joined, size = torch.cat((window, x), dim=1), window.shape[1]
         for index, (row, commits) in enumerate(zip(self.rows, self.commits, strict=True)):
-            one = slice(index, index + 1)
             for commit in commits:
-                at = [commit.boundary - row.start]
-                self.cache.slots[layer].window[commit.slot] = conv_window(x[one], window[one], at)[0]
-        windows[self.lanes] = conv_window(x, window, self.lengths)
-        return y
+                at = commit.boundary - row.start
+                self.cache.slots[layer].window[commit.slot] = joined[index, at : at + size]
+        # A window ends at the last real token of its row, not at the padding.
+        windows[self.lanes] = torch.stack([joined[row, n : n + size] for row, n in enumerate(self.lengths)])
+        return causal_conv1d_cpu(joined, weight)
 
     def delta_rule(
         self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor
@@ -66,7 +67,7 @@ class CpuPrefill:
             for index, (row, commits) in enumerate(zip(self.rows, self.commits, strict=True))
             for commit in commits
         ]
-        out, final = gated_delta_rule_chunked(q, k, v, g, beta, states[self.lanes], self.lead, copies)
+        out, final = gated_delta_rule_prefill_cpu(q, k, v, g, beta, states[self.lanes], self.lead, copies)
         states[self.lanes] = final
         return out
 

@@ -153,3 +153,35 @@ def test_bad_configuration_is_refused_by_name(tmp_path: Path, field: str, value:
 def test_the_neuron_device_is_refused_where_there_is_no_runtime_for_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="device='neuron'"):
         open_runtime(RuntimeConfig(model=tmp_path, device="neuron", tp_degree=4))
+
+
+def test_the_last_layer_runs_for_the_tokens_that_are_asked_of(tiny_checkpoint: Path) -> None:
+    """A batch of unequal rows, asked for all logits and for the last ones: the same, and the same memory afterwards."""
+    whole, last = make(tiny_checkpoint), make(tiny_checkpoint)
+    lengths = (70, 64, 65)
+    found: dict[Output, list[torch.Tensor]] = {}
+    for runtime, output in ((whole, Output.ALL_LOGITS), (last, Output.LOGITS)):
+        rows = tuple(
+            Row(str(n), n + 1, ids(length, seed=n), 0, (2 * n + 1, 2 * n + 2), output=output)
+            for n, length in enumerate(lengths)
+        )
+        first = runtime.run(Step(rows)).rows
+        then = tuple(
+            Row(str(n), n + 1, [7], end, (2 * n + 1, 2 * n + 2), output=output) for n, end in enumerate(lengths)
+        )
+        found[output] = [row.logits[-1:] for row in (*first, *runtime.run(Step(then)).rows) if row.logits is not None]
+    assert len(found[Output.LOGITS]) == 6
+    for actual, expected in zip(found[Output.LOGITS], found[Output.ALL_LOGITS], strict=True):
+        assert (actual - expected).abs().max() <= 1e-5  # other matrix shapes, so other roundings
+    assert not torch.equal(found[Output.LOGITS][0], found[Output.LOGITS][1])
+
+
+def test_a_prompt_whose_rows_want_nothing_leaves_the_memory_of_one_that_does(tiny_checkpoint: Path) -> None:
+    runtime, tokens = make(tiny_checkpoint), ids(130, seed=5)
+    runtime.run(Step((Row("a", 1, tokens[:129], 0, (1, 2, 3)),)))
+    runtime.run(Step((Row("b", 2, tokens[:129], 0, (4, 5, 6), output=Output.LOGITS),)))
+    quiet, asked = (
+        logits(runtime, Row(name, lane, tokens[129:], 129, blocks, output=Output.LOGITS))
+        for name, lane, blocks in (("a", 1, (1, 2, 3)), ("b", 2, (4, 5, 6)))
+    )
+    assert torch.equal(quiet, asked)
