@@ -133,8 +133,8 @@ def show(console: Console, checked: Checked) -> None:
 
 
 def graph_table(tag: str, graphs: list[Graph]) -> Table:
-    """The graphs of a tag, a column an input."""
-    table = Table(title=f"{tag}: {len(graphs)} graphs, {graphs[0].states} states in and out, inputs int32")
+    """The graphs of a tag, a column an input: int32, but for the sampling parameters, which are fp32."""
+    table = Table(title=f"{tag}: {len(graphs)} graphs, {graphs[0].states} states in and out")
     for column in ("graph", *graphs[0].inputs, "scratch, MiB a rank"):
         table.add_column(column)
     for graph in graphs:

@@ -17,27 +17,12 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from neuronx_distributed.parallel_layers.parallel_state import initialize_model_parallel  # noqa: E402
 from rig.container import CpuContainer  # noqa: E402
+from rows import rows  # noqa: E402
 
 from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM  # noqa: E402
 from qwen36_neuron.nxdi.buckets import Buckets  # noqa: E402
 from qwen36_neuron.nxdi.config import Qwen36InferenceConfig  # noqa: E402
 from qwen36_neuron.nxdi.options import NeuronOptions  # noqa: E402
-from qwen36_neuron.runtime import Commit, Output, Row  # noqa: E402
-
-
-def rows(tokens: list[int]) -> list[Row]:
-    """A prompt in chunks with a checkpoint, decode steps, and a second request from the checkpoint."""
-    blocks = tuple(range(1, 9))
-    cuts = [(0, 100), (100, 290), *((n, n + 1) for n in range(290, 300))]
-    first = [
-        Row("a", 1, tokens[start:end], start, blocks, commits=(Commit(128, 2),) if start == 100 else ())
-        for start, end in cuts
-    ]
-    second = [Row("b", 2, tokens[128:200], 128, blocks, restore=2), Row("b", 2, tokens[200:201], 200, blocks)]
-    return [
-        Row(r.request_id, r.lane, r.tokens, r.start, r.blocks, r.restore, r.commits, Output.LOGITS)
-        for r in (*first, *second)
-    ]
 
 
 def main() -> None:
@@ -50,8 +35,9 @@ def main() -> None:
     app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
     CpuContainer(app, mine)
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
-    answers = [app.prefill(row) if len(row.tokens) > 1 else app.decode([row]) for row in rows(tokens)]
-    torch.save({"tokens": torch.cat([a for a, _ in answers]), "logits": torch.cat([b for _, b in answers])}, result)
+    answers = [app.prefill(row) if len(row.tokens) > 1 else app.decode([row])[0] for row in rows(tokens)]
+    logits = torch.cat([answer.logits.fetch() for answer in answers])
+    torch.save({"tokens": torch.tensor([answer.token for answer in answers]), "logits": logits}, result)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def test_a_device_that_hangs(load: Callable[..., Any], tokens: list[int]) -> Non
     container = load()
     runtime = NeuronRuntime(runtime_config(container), container.app, step_timeout=0.2)
     release = threading.Event()
-    container.app.context_encoding_model.model = lambda *_: release.wait(30)
+    container.app.context_encoding_model.call = lambda *_: release.wait(30)
     with pytest.raises(DeviceError, match=r"a step of 1 rows and 20 tokens did not end in 0\.2 s"):
         runtime.run(Step((last(1, tokens[:20], 0, BLOCKS),)))
     release.set()
@@ -80,7 +80,7 @@ def test_a_device_that_fails(load: Callable[..., Any], tokens: list[int]) -> Non
     def fail(*_: Any) -> None:
         raise RuntimeError("NRT_EXEC_HW_ERR_COLLECTIVES")
 
-    container.app.token_generation_model.model = fail
+    container.app.token_generation_model.call = fail
     with pytest.raises(DeviceError, match="NRT_EXEC_HW_ERR_COLLECTIVES"):
         runtime.warm_up()
     with pytest.raises(DeviceError, match="out of use"):

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from qwen36_neuron.ops.sampling import sample_all
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step, open_runtime
+from qwen36_neuron.runtime.choose import parameter_tensor
 
 from .conftest import SOURCES
+from .rows import sampling
 from .support import TOLERANCE
 
 RANKS = 2
@@ -43,7 +46,9 @@ def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
     error = (found[0]["logits"] - expected).abs().max().item()
     print(f"largest logit error {error:.2e}")
     assert error <= TOLERANCE
-    assert torch.equal(found[0]["tokens"].long(), expected.argmax(-1))
+    asked = parameter_tensor([sampling(index) for index in range(len(expected))])
+    assert torch.equal(found[0]["tokens"].int(), sample_all(expected, asked, expected.shape[1]))
+    assert (found[0]["tokens"] != expected.argmax(-1)).any()
 
 
 def reference(checkpoint: Path) -> list[torch.Tensor]:

@@ -25,7 +25,7 @@ class Graph:
 
     Attributes:
         bucket: (new tokens, tokens held before) for context encoding, (1, tokens held) for token generation.
-        inputs: shape of every input by name; all are int32.
+        inputs: shape of every input by name; all are int32, but for `sampling`, which is fp32.
         states: outputs that are the memory of the next call, beside the tokens and the logits.
         arguments: command line of the compiler.
         scratch_bytes: attention scores (fp32) and probabilities of one layer, and its gathered keys and values, on one
@@ -58,7 +58,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     """Every graph of the profile, context encoding first."""
     options, rank = profile.options, model.rank(profile.options.tp_degree)
     states = 2 * len(model.attention_layers) + 2 * len(model.deltanet_layers)
-    width = options.torch_dtype.itemsize
+    width, draws = options.torch_dtype.itemsize, bool(options.sampling_candidates)
     extra = HLO_ARGUMENTS.format("" if profile.weights is WeightFormat.BF16 else FP8_ARGUMENT + " ")
 
     def graph(tag: str, bucket: tuple[int, int], example: PrefillInputs | DecodeInputs) -> Graph:
@@ -68,15 +68,15 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         held = example.table.shape[1] * BLOCK_SIZE + (new if tag == DECODE else 0)
         scores = rows * rank.num_query_heads * new * held * (4 + width)
         gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * width
-        shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items() if tensor is not None}
         return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scores + gathered)
 
     prefill = [
-        graph(PREFILL, (pair.active, pair.prefix), empty_prefill(pair, options.prefill_commits))
+        graph(PREFILL, (pair.active, pair.prefix), empty_prefill(pair, options.prefill_commits, draws))
         for pair in options.buckets.prefill
     ]
     decode = [
-        graph(DECODE, (1, size), empty_decode(options.num_lanes, size, options.decode_commits))
+        graph(DECODE, (1, size), empty_decode(options.num_lanes, size, options.decode_commits, draws))
         for size in options.buckets.decode
     ]
     return prefill + decode

@@ -24,6 +24,7 @@ SIZES = (
     "logical_cores",
     "prefill_commits",
     "decode_commits",
+    "sampling_candidates",
 )
 FIELDS = ("description", "weights", "dtype", "prefill_buckets", "decode_buckets", *SIZES)
 
@@ -85,6 +86,7 @@ class Profile:
             logical_cores=sizes["logical_cores"],
             prefill_commits=sizes["prefill_commits"],
             decode_commits=sizes["decode_commits"],
+            sampling_candidates=sizes["sampling_candidates"],
             weights=str(raw["weights"]),
         )
         return cls(name, str(raw["description"]), options)

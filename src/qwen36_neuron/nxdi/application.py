@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseForCausalLM
@@ -23,9 +23,22 @@ from .batch import batch_rows
 from .compiler import CompilerOptions, decode_options, prefill_options
 from .config import Qwen36InferenceConfig
 from .inputs import decode_groups, prefill_pieces
+from .logits import Logits
 from .model import NETWORK, RANK_PARAMETERS, NeuronQwen36Model
 from .options import NeuronOptions
 from .wrapper import Qwen36ModelWrapper
+
+
+class Answer(NamedTuple):
+    """What one row gave back.
+
+    Attributes:
+        token: drawn as the row's sampling asks; `ops.sampling.UNDECIDED` where the graph's candidates do not tell.
+        logits: of one row, after its last token.
+    """
+
+    token: int
+    logits: Logits
 
 
 class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
@@ -158,20 +171,20 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
 
     # ---- running -----------------------------------------------------------------------------------------------------
 
-    def prefill(self, row: Row) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run one row of any number of tokens, cut where buckets make it: tokens int32 [1], logits fp32 [1, vocab]."""
+    def prefill(self, row: Row) -> Answer:
+        """Run one row of any number of tokens, cut where buckets make it."""
         options = self.options
         *before, last = prefill_pieces(row, options.buckets, options.prefill_commits)
         for piece in before:
             self.context_encoding_model([piece])
-        return self.context_encoding_model([last])
+        (answer,) = answers(self.context_encoding_model([last]))
+        return answer
 
-    def decode(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run rows of one token: tokens int32 [rows], logits fp32 [rows, vocab]."""
+    def decode(self, rows: Sequence[Row]) -> list[Answer]:
+        """Run rows of one token."""
         options = self.options
         groups = decode_groups(rows, options.num_lanes, options.decode_commits)
-        results = [self.token_generation_model(group) for group in groups]
-        return torch.cat([tokens for tokens, _ in results]), torch.cat([logits for _, logits in results])
+        return [answer for group in groups for answer in answers(self.token_generation_model(group))]
 
     def forward(
         self,
@@ -192,15 +205,18 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         rows = batch_rows(self.options, input_ids, attention_mask, position_ids, seq_ids)
-        if all(len(row.tokens) == 1 for row in rows):
-            tokens, logits = self.decode(rows)
-        else:
-            answers = [self.prefill(row) for row in rows]
-            tokens, logits = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        single = all(len(row.tokens) == 1 for row in rows)
+        found = self.decode(rows) if single else [self.prefill(row) for row in rows]
         self.kv_cache_populated = True
-        output = CausalLMOutputWithPast(logits=logits.unsqueeze(1))
-        output.tokens = tokens.unsqueeze(1)
+        output = CausalLMOutputWithPast(logits=torch.stack([answer.logits.fetch() for answer in found]))
+        output.tokens = torch.tensor([[answer.token] for answer in found], dtype=torch.int32)
         return output
+
+
+def answers(result: tuple[torch.Tensor, Logits]) -> list[Answer]:
+    """What a wrapper gave back, a row an answer."""
+    tokens, logits = result
+    return [Answer(token, logits.row(index)) for index, token in enumerate(tokens.tolist())]
 
 
 def in_module(weights: dict[str, torch.Tensor], ranks: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """What goes into the graphs: rows of the step contract laid out in the shapes of a bucket.
 
-All tensors are int32. Entry 0 of the state banks, block 0 of the KV cache and slot 0 are scratch: padding writes there
+All tensors are int32, but for the sampling parameters, which are fp32. Entry 0 of the state banks, block 0 of the KV cache and slot 0 are scratch: padding writes there
 and nothing reads it. Lane n is entry n; checkpoint slot s is entry num_lanes + s, so that restoring a checkpoint is
 reading another entry and costs no copy.
 """
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 
 from ..config import BLOCK_SIZE
+from ..runtime.choose import parameter_tensor
 from ..runtime.step import Output, Row
 from .buckets import Buckets, PrefillBucket
 
@@ -30,6 +31,7 @@ class PrefillInputs(NamedTuple):
         table: [1, blocks], the row's KV blocks in order.
         commit_at: [commits], number of whole blocks of this layout after which to take a checkpoint.
         commit_to: [commits], entry to leave it in; 0 for none.
+        sampling: [1, columns] fp32, see `ops.sampling.COLUMNS`; None in a graph that draws no tokens.
     """
 
     tokens: torch.Tensor
@@ -40,6 +42,7 @@ class PrefillInputs(NamedTuple):
     table: torch.Tensor
     commit_at: torch.Tensor
     commit_to: torch.Tensor
+    sampling: torch.Tensor | None = None
 
 
 class DecodeInputs(NamedTuple):
@@ -51,6 +54,7 @@ class DecodeInputs(NamedTuple):
         table: [batch, blocks].
         commit_at: [commits], row whose state after the step is a checkpoint.
         commit_to: [commits], entry to leave it in; 0 for none.
+        sampling: [batch, columns] fp32, as for a prefill.
     """
 
     tokens: torch.Tensor
@@ -60,23 +64,36 @@ class DecodeInputs(NamedTuple):
     table: torch.Tensor
     commit_at: torch.Tensor
     commit_to: torch.Tensor
+    sampling: torch.Tensor | None = None
 
 
-def empty_prefill(bucket: PrefillBucket, commits: int) -> PrefillInputs:
-    """A call on the scratch entry and block alone: to trace with, and to warm up without a trace in any memory."""
+def graph_inputs(inputs: PrefillInputs | DecodeInputs) -> tuple[torch.Tensor, ...]:
+    """What a graph is called with: the fields that it has, in order."""
+    return tuple(tensor for tensor in inputs if tensor is not None)
+
+
+def empty_prefill(bucket: PrefillBucket, commits: int, sampling: bool = False) -> PrefillInputs:
+    """A call on the scratch entry and block alone: to trace with, and to warm up without a trace in any memory.
+
+    `sampling` says whether the graph draws tokens.
+    """
     row = _zeros(1), torch.ones(1, dtype=torch.int32), _zeros(1), _zeros(1)
-    return PrefillInputs(_zeros(1, bucket.active), *row, _zeros(1, bucket.table_width), _ones(commits), _zeros(commits))
+    commit = _ones(commits), _zeros(commits)
+    return PrefillInputs(_zeros(1, bucket.active), *row, _zeros(1, bucket.table_width), *commit, _greedy(1, sampling))
 
 
-def empty_decode(batch: int, bucket: int, commits: int) -> DecodeInputs:
+def empty_decode(batch: int, bucket: int, commits: int, sampling: bool = False) -> DecodeInputs:
     """As `empty_prefill`, of padded rows alone."""
     rows = _zeros(batch), _zeros(batch), _zeros(batch)
-    return DecodeInputs(_zeros(batch, 1), *rows, _zeros(batch, bucket // BLOCK_SIZE), _zeros(commits), _zeros(commits))
+    table, commit = _zeros(batch, bucket // BLOCK_SIZE), (_zeros(commits), _zeros(commits))
+    return DecodeInputs(_zeros(batch, 1), *rows, table, *commit, _greedy(batch, sampling))
 
 
-def prefill_inputs(row: Row, bucket: PrefillBucket, commits: int, num_lanes: int) -> PrefillInputs:
+def prefill_inputs(
+    row: Row, bucket: PrefillBucket, commits: int, num_lanes: int, sampling: bool = False
+) -> PrefillInputs:
     """The row in the shape of `bucket`. Only its new tokens go in; a computed prefix is never run again."""
-    inputs = empty_prefill(bucket, commits)
+    inputs = empty_prefill(bucket, commits, sampling)
     lead = row.start % BLOCK_SIZE
     inputs.tokens[0, lead : lead + len(row.tokens)] = torch.tensor(row.tokens, dtype=torch.int32)
     inputs.starts[0], inputs.lengths[0] = row.start, len(row.tokens)
@@ -85,12 +102,15 @@ def prefill_inputs(row: Row, bucket: PrefillBucket, commits: int, num_lanes: int
     for index, commit in enumerate(row.commits):
         inputs.commit_at[index] = (commit.boundary - row.start + lead) // BLOCK_SIZE
         inputs.commit_to[index] = num_lanes + commit.slot
+    _fill_sampling(inputs.sampling, [row])
     return inputs
 
 
-def decode_inputs(rows: Sequence[Row], batch: int, bucket: int, commits: int, num_lanes: int) -> DecodeInputs:
+def decode_inputs(
+    rows: Sequence[Row], batch: int, bucket: int, commits: int, num_lanes: int, sampling: bool = False
+) -> DecodeInputs:
     """The rows, then padded ones."""
-    inputs = empty_decode(batch, bucket, commits)
+    inputs = empty_decode(batch, bucket, commits, sampling)
     used = 0
     for index, row in enumerate(rows):
         inputs.tokens[index, 0], inputs.starts[index] = row.tokens[0], row.start
@@ -99,6 +119,7 @@ def decode_inputs(rows: Sequence[Row], batch: int, bucket: int, commits: int, nu
         for commit in row.commits:
             inputs.commit_at[used], inputs.commit_to[used] = index, num_lanes + commit.slot
             used += 1
+    _fill_sampling(inputs.sampling, rows)
     return inputs
 
 
@@ -121,7 +142,7 @@ def split(row: Row, end: int) -> tuple[Row, Row]:
     """The row up to position `end`, which gives nothing back, and the rest, which goes on from the lane."""
     count = end - row.start
     before = tuple(commit for commit in row.commits if commit.boundary <= end)
-    head = replace(row, tokens=row.tokens[:count], commits=before, output=Output.NOTHING)
+    head = replace(row, tokens=row.tokens[:count], commits=before, output=Output.NOTHING, sampling=None)
     rest = replace(row, tokens=row.tokens[count:], start=end, restore=None, commits=row.commits[len(before) :])
     return head, rest
 
@@ -146,6 +167,15 @@ def _fill_table(table: torch.Tensor, row: Row) -> None:
     """The blocks that the row needs; a longer table may hold blocks that padding must not write to."""
     needed = -(-row.end // BLOCK_SIZE)
     table[:needed] = torch.tensor(row.blocks[:needed], dtype=torch.int32)
+
+
+def _fill_sampling(sampling: torch.Tensor | None, rows: Sequence[Row]) -> None:
+    if sampling is not None:
+        sampling[: len(rows)] = parameter_tensor([row.sampling for row in rows])
+
+
+def _greedy(rows: int, sampling: bool) -> torch.Tensor | None:
+    return parameter_tensor([None] * rows) if sampling else None
 
 
 def _zeros(*shape: int) -> torch.Tensor:

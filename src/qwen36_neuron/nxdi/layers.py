@@ -41,4 +41,5 @@ class NxdLayers:
         return ParallelEmbedding(vocab_size, hidden_size, dtype=self.dtype, use_spmd_rank=True)
 
     def head(self, hidden_size: int, vocab_size: int) -> nn.Module:
-        return ColumnParallelLinear(hidden_size, vocab_size, bias=False, gather_output=True, dtype=self.dtype)
+        """Gives a rank's part of the vocabulary, so that candidates are looked for in parts; the model gathers them."""
+        return ColumnParallelLinear(hidden_size, vocab_size, bias=False, gather_output=False, dtype=self.dtype)

@@ -7,7 +7,9 @@ from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
 from ..model import Qwen36Model
+from ..ops.sampling import draw
 from .cache import HybridCacheManager
+from .candidates import candidates, gathered
 from .config import Qwen36InferenceConfig
 from .inputs import DecodeInputs, PrefillInputs
 from .layers import NxdLayers
@@ -36,6 +38,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         self.max_batch_size = config.neuron_config.max_batch_size
         self.buckets = config.neuron_config.buckets
         self.is_prefill = bool(config.neuron_config.is_prefill_stage)
+        self.candidates: int = config.neuron_config.options.sampling_candidates
 
     def init_model(self, config: Qwen36InferenceConfig) -> None:
         default = torch.get_default_dtype()
@@ -55,16 +58,26 @@ class NeuronQwen36Model(NeuronBaseModel):
         Args:
             inputs: the fields of `PrefillInputs` or `DecodeInputs`.
         Returns:
-            The most likely tokens int32 [rows, 1], the logits after each row's last token fp32 [rows, 1, vocab], then
+            Tokens int32 [rows, 1] as the rows' sampling asks, `ops.sampling.UNDECIDED` where the candidates do not
+            tell, and the most likely ones where the graph has no sampling parameters; the logits after each row's last token fp32 [rows, 1, vocab], then
             every state in the order of `HybridCacheManager.states`.
         """
         memory = self.kv_mgr.open()
+        step: PrefillInputs | DecodeInputs
         if self.is_prefill:
-            prefill = GraphPrefill(memory, PrefillInputs(*inputs))
-            hidden = self.network(inputs[0], prefill.positions, prefill).index_select(1, prefill.last)
+            step = PrefillInputs(*inputs)
+            prefill = GraphPrefill(memory, step)
+            hidden = self.network(step.tokens, prefill.positions, prefill).index_select(1, prefill.last)
         else:
-            decode = GraphDecode(memory, DecodeInputs(*inputs))
-            hidden = self.network(inputs[0], decode.positions, decode)
-        logits = self.network.logits(hidden)
-        best = Argmax.apply(logits, logits.dim() - 1, False)  # Neuron's own: XLA's argmax is a slow pair reduction
-        return [best.to(torch.int32), logits, *memory.outputs()]
+            step = DecodeInputs(*inputs)
+            decode = GraphDecode(memory, step)
+            hidden = self.network(step.tokens, decode.positions, decode)
+        part = self.network.lm_head(hidden)[:, 0]
+        logits = gathered(part).float()
+        best = Argmax.apply(logits, 1, False)  # Neuron's own: XLA's argmax is a slow pair reduction
+        if step.sampling is None:
+            tokens = best.to(torch.int32)
+        else:
+            ranked = candidates(part.float(), min(self.candidates, part.shape[1]), self.tp_degree)
+            tokens = draw(logits, *ranked, best, step.sampling)
+        return [tokens.unsqueeze(1), logits.unsqueeze(1), *memory.outputs()]

@@ -13,6 +13,7 @@ from ..cache.plan import WeightFormat
 from ..checkpoint.fp8 import Scales
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
+from ..ops.sampling import MOST_CANDIDATES
 from .buckets import Buckets, PrefillBucket
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -36,6 +37,7 @@ class NeuronOptions:
         scales: of FP8 matrices, a value of `Scales`.
         decode_commits: checkpoints that one decode call may take; more rows than this at a block boundary go in a call
             of their own. Every one is written by every call, used or not: 38.5 MB a rank for the 27B at 4 ranks.
+        sampling_candidates: most likely tokens that a draw in a graph looks at; 0 for graphs that draw none.
     """
 
     max_model_len: int
@@ -50,6 +52,7 @@ class NeuronOptions:
     decode_commits: int = 1
     weights: str = WeightFormat.BF16.value
     scales: str = Scales.CHANNEL.value
+    sampling_candidates: int = 256
 
     def __post_init__(self) -> None:
         for choice, allowed in (("dtype", list(DTYPES)), ("weights", list(WeightFormat)), ("scales", list(Scales))):
@@ -64,10 +67,14 @@ class NeuronOptions:
             ("tp_degree", 1),
             ("prefill_commits", 1),
             ("decode_commits", 1),
+            ("sampling_candidates", 0),
         ):
             value = getattr(self, field)
             if value < minimum:
                 raise ConfigError(field, value, f"must be at least {minimum}", "Raise it")
+        if self.sampling_candidates > MOST_CANDIDATES:
+            problem = f"is more than the {MOST_CANDIDATES} that a graph sums up"
+            raise ConfigError("sampling_candidates", self.sampling_candidates, problem, "Use 256")
         if self.logical_cores not in (1, 2):
             raise ConfigError("logical_cores", self.logical_cores, "a Trn2 joins 1 or 2 cores", "Use 2")
         needed = -(-self.max_model_len // BLOCK_SIZE) + 1

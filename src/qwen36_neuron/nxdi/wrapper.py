@@ -10,8 +10,17 @@ from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
 
 from ..runtime.step import Row
 from .buckets import PrefillBucket
-from .inputs import DecodeInputs, PrefillInputs, decode_inputs, empty_decode, empty_prefill, prefill_inputs
+from .inputs import (
+    DecodeInputs,
+    PrefillInputs,
+    decode_inputs,
+    empty_decode,
+    empty_prefill,
+    graph_inputs,
+    prefill_inputs,
+)
 from .instance import Qwen36ModelInstance
+from .logits import Logits
 from .options import NeuronOptions
 
 
@@ -20,7 +29,12 @@ class Qwen36ModelWrapper(ModelWrapper):
 
     NxDI's own padding is not used: it fills a bucket with prefix that has been computed, and it gives padded rows the
     ids of other sequences and a copy of the first row's token. Here padding is masked and writes to scratch.
+
+    Attributes:
+        lazy_logits: leave logits on the device until they are read; set by the runtime.
     """
+
+    lazy_logits = False
 
     @cached_property
     def options(self) -> NeuronOptions:
@@ -31,29 +45,47 @@ class Qwen36ModelWrapper(ModelWrapper):
     def is_prefill(self) -> bool:
         return bool(self.neuron_config.is_prefill_stage)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the graphs draw tokens, and so take sampling parameters."""
+        return bool(self.options.sampling_candidates)
+
     def input_generator(self) -> list[tuple[torch.Tensor, ...]]:
         """One example a bucket, as plain tuples, which is what NxD's builder takes apart.
 
         They run on scratch alone, so NxDI's warm-up with them leaves no trace.
         """
-        options, pairs = self.options, self.neuron_config.buckets
+        options, pairs, draws = self.options, self.neuron_config.buckets, self.draws
         if self.is_prefill:
-            return [tuple(empty_prefill(PrefillBucket(*pair), options.prefill_commits)) for pair in pairs]
-        return [tuple(empty_decode(options.num_lanes, size, options.decode_commits)) for _, size in pairs]
+            return [
+                graph_inputs(empty_prefill(PrefillBucket(*pair), options.prefill_commits, draws)) for pair in pairs
+            ]
+        return [
+            graph_inputs(empty_decode(options.num_lanes, size, options.decode_commits, draws)) for _, size in pairs
+        ]
 
     def get_model_instance(self) -> Qwen36ModelInstance:
         return Qwen36ModelInstance(model_cls=self.model_cls, config=self.config, **self.model_init_kwargs)
 
-    def forward(self, rows: Sequence[Row]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Logits]:
         """Run rows that fit one call: one for context encoding, up to `num_lanes` one-token rows for decoding.
 
         Returns:
-            Most likely tokens int32 [rows], and logits fp32 [rows, vocab] after each row's last token.
+            Tokens int32 [rows] as the rows' sampling asks, and logits after each row's last token. What of the logits
+            is read comes from the device, where `lazy_logits` leaves them.
         """
+        return self.call(graph_inputs(self.lay_out(rows)), len(rows))
+
+    def call(self, inputs: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, Logits]:
+        """Run the graph of these shapes; `count` is the number of rows that are wanted back."""
         if self.model is None:
             raise RuntimeError(f"{self.tag} was called before it was loaded")
-        tokens, logits = self.model(*self.lay_out(rows))
-        return tokens[: len(rows), 0], logits[: len(rows), 0]
+        if self.lazy_logits:
+            # NxDI's call that leaves outputs where they are: [rank][output], every rank with the same tokens and logits.
+            tokens, logits = self._process_ranked_inputs(*inputs)[0]
+        else:
+            tokens, logits = self.model(*inputs)
+        return tokens.to("cpu")[:count, 0], Logits(logits, range(count))
 
     def lay_out(self, rows: Sequence[Row]) -> PrefillInputs | DecodeInputs:
         """The rows in the shape of the smallest bucket that takes them."""
@@ -61,6 +93,6 @@ class Qwen36ModelWrapper(ModelWrapper):
         if self.is_prefill:
             (row,) = rows
             bucket = options.buckets.prefill_for(row.start, len(row.tokens))
-            return prefill_inputs(row, bucket, options.prefill_commits, options.num_lanes)
+            return prefill_inputs(row, bucket, options.prefill_commits, options.num_lanes, self.draws)
         size = options.buckets.decode_for(max(row.end for row in rows))
-        return decode_inputs(rows, options.num_lanes, size, options.decode_commits, options.num_lanes)
+        return decode_inputs(rows, options.num_lanes, size, options.decode_commits, options.num_lanes, self.draws)

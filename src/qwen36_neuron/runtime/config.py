@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from ..config import BLOCK_SIZE
 from ..errors import ConfigError
+from ..ops.sampling import MOST_CANDIDATES
 
 Device = Literal["cpu", "neuron"]
 DType = Literal["float32", "bfloat16"]
@@ -28,6 +29,9 @@ class RuntimeConfig:
         num_slots: checkpoint slots, 0 for none.
         tp_degree: tensor-parallel ranks; 1 on CPU.
         artifact: on a Neuron device, the folder of compiled graphs.
+        sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
+            what the artifact was compiled with, and 0 on CPU.
+        lazy_logits: on a Neuron device, leave logits there until a row wants them.
     """
 
     model: Path
@@ -40,6 +44,8 @@ class RuntimeConfig:
     num_slots: int = 0
     tp_degree: int = 1
     artifact: Path | None = None
+    sampling_candidates: int | None = None
+    lazy_logits: bool = True
 
     def __post_init__(self) -> None:
         for field, allowed in (("device", Device), ("dtype", DType)):
@@ -64,6 +70,10 @@ class RuntimeConfig:
                 f"{self.num_blocks - 1} usable blocks of {BLOCK_SIZE} tokens cannot hold one sequence of max_model_len="
                 f"{self.max_model_len}",
                 f"Use at least {-(-self.max_model_len // BLOCK_SIZE) + 1}, or lower max_model_len",
+            )
+        if self.sampling_candidates is not None and not 0 <= self.sampling_candidates <= MOST_CANDIDATES:
+            raise ConfigError(
+                "sampling_candidates", self.sampling_candidates, f"must be 0 to {MOST_CANDIDATES}", "Use 256, or 0"
             )
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")

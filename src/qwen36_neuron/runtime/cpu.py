@@ -11,6 +11,7 @@ from ..checkpoint.load import load_weights
 from ..config import BLOCK_SIZE, ModelConfig
 from ..model import Qwen36Model
 from ..ops.paged_attention import PagedRow
+from .choose import choose
 from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, arrange_layers
 from .cpu_memory import keep_freed_memory
@@ -34,7 +35,12 @@ class CpuRuntime:
         arrange_layers(self.model)
         self.cache = HybridCache(CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype))
         self._capacity = Capacity(
-            config.num_blocks, config.num_lanes, config.num_slots, config.max_model_len, config.max_step_tokens
+            num_blocks=config.num_blocks,
+            num_lanes=config.num_lanes,
+            num_slots=config.num_slots,
+            max_model_len=config.max_model_len,
+            max_step_tokens=config.max_step_tokens,
+            sampling_candidates=config.sampling_candidates or 0,
         )
         self._checker = StepChecker(self._capacity, model_config.vocab_size)
 
@@ -126,10 +132,13 @@ class CpuRuntime:
         results, at = [], 0
         for row, count in zip(rows, counts, strict=True):
             here = slice(at, at + count)
-            if row.output is Output.TOKEN:
+            if row.output is not Output.TOKEN:
+                results.append(RowResult(logits=logits[here] if count else None))
+            elif row.sampling is None:
                 results.append(RowResult(tokens=tuple(best[here])))
             else:
-                results.append(RowResult(logits=logits[here] if count else None))
+                token = choose(row, logits[here], self._capacity.sampling_candidates)
+                results.append(RowResult(tokens=(token,)))
             at += count
         return results
 

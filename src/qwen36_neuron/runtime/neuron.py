@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import ConfigError
-from ..nxdi.application import NeuronQwen36ForCausalLM
+from ..nxdi.application import Answer, NeuronQwen36ForCausalLM
 from ..nxdi.config import Qwen36InferenceConfig
 from ..nxdi.inputs import split
 from ..nxdi.options import NeuronOptions
+from ..ops.sampling import UNDECIDED
+from .choose import choose
 from .config import RuntimeConfig
 from .device_thread import DeviceThread
 from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
@@ -20,9 +22,6 @@ STEP_TIMEOUT = 120.0
 
 START_TIMEOUT = 1800.0
 """Seconds to load all graphs and weights, and for the first run of all graphs."""
-
-Answer = tuple[torch.Tensor, torch.Tensor]
-
 
 class NeuronRuntime:
     """All ranks of one device. Rows of one token run as one call, longer rows one after the other.
@@ -41,8 +40,15 @@ class NeuronRuntime:
         self.app = app
         self.step_timeout = step_timeout
         self._capacity = Capacity(
-            config.num_blocks, config.num_lanes, config.num_slots, config.max_model_len, config.max_step_tokens
+            num_blocks=config.num_blocks,
+            num_lanes=config.num_lanes,
+            num_slots=config.num_slots,
+            max_model_len=config.max_model_len,
+            max_step_tokens=config.max_step_tokens,
+            sampling_candidates=0 if config.sampling_candidates == 0 else app.options.sampling_candidates,
         )
+        for model in app.models:
+            model.lazy_logits = config.lazy_logits
         self._vocab_size: int = app.config.vocab_size
         self._checker = StepChecker(self._capacity, self._vocab_size)
         self._thread = DeviceThread()
@@ -81,7 +87,7 @@ class NeuronRuntime:
         for model in self.app.models:
             for example, bucket in zip(model.input_generator(), model.neuron_config.buckets, strict=True):
                 what = f"the first run of {model.tag} {bucket}"
-                self._thread.call(model.model, *example, timeout=START_TIMEOUT, what=what)
+                self._thread.call(model.call, example, 1, timeout=START_TIMEOUT, what=what)
 
     def run(self, step: Step) -> StepResult:
         self._checker.check(step)
@@ -102,7 +108,7 @@ class NeuronRuntime:
         results: dict[int, RowResult] = {}
         single = [row for row in rows if len(row.tokens) == 1]
         if single:
-            for row, answer in zip(single, _by_row(self.app.decode(single)), strict=True):
+            for row, answer in zip(single, self.app.decode(single), strict=True):
                 results[id(row)] = _result(row, answer)
         for row in rows:
             if row.output is Output.ALL_LOGITS and len(row.tokens) > 1:
@@ -119,8 +125,8 @@ class NeuronRuntime:
         parts = []
         while len(row.tokens) > 1:
             head, row = split(row, row.start + 1)
-            parts.append(self.app.decode([head])[1])
-        return torch.cat([*parts, self.app.decode([row])[1]])
+            parts.append(self.app.decode([head])[0].logits.fetch())
+        return torch.cat([*parts, self.app.decode([row])[0].logits.fetch()])
 
 
 def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
@@ -136,6 +142,8 @@ def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
         )
         if compiled != asked
     ]
+    if config.sampling_candidates not in (None, 0, options.sampling_candidates):
+        wrong.append(f"sampling_candidates is {options.sampling_candidates}, asked for {config.sampling_candidates}")
     if config.max_model_len > options.max_model_len:
         wrong.append(f"max_model_len is {options.max_model_len}, asked for {config.max_model_len}")
     if wrong:
@@ -147,18 +155,15 @@ def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
         )
 
 
-def _by_row(answer: Answer) -> list[Answer]:
-    tokens, logits = answer
-    return [(tokens[index : index + 1], logits[index : index + 1]) for index in range(len(tokens))]
-
-
 def _result(row: Row, answer: Answer) -> RowResult:
-    tokens, logits = answer
     if row.output is Output.NOTHING:
         return RowResult()
-    if row.output is Output.TOKEN:
-        return RowResult(tokens=(int(tokens[0]),))
-    return RowResult(logits=logits)
+    if row.output is not Output.TOKEN:
+        return RowResult(logits=answer.logits.fetch())
+    if answer.token != UNDECIDED:
+        return RowResult(tokens=(answer.token,))
+    logits = answer.logits.fetch()
+    return RowResult(tokens=(choose(row, logits, logits.shape[-1]),))
 
 
 def _describe(step: Step) -> str:

@@ -22,7 +22,7 @@ class Output(Enum):
     NOTHING = "nothing"
     """A prefill chunk that is not the last: only the caches change."""
     TOKEN = "token"
-    """The most likely next token, chosen where the logits are."""
+    """The next token, chosen where the logits are: the most likely one, or one drawn as the row's `sampling` says."""
     LOGITS = "logits"
     """The logits after the last token run."""
     ALL_LOGITS = "all_logits"
@@ -41,6 +41,39 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a token is drawn: from softmax(logits / temperature), cut by min-p, top-k and top-p in that order.
+
+    Attributes:
+        temperature: above 0.
+        uniform: the number in [0, 1) that decides. The caller draws it, so a request's seed is the caller's and a
+            device has no random state: the same logits and numbers give the same token whatever else runs.
+        top_k: how many of the most likely tokens may be drawn; 0 for all.
+        top_p: in (0, 1], the mass that the most likely tokens of what top-k leaves must reach together.
+        min_p: in [0, 1], what a token's probability must be at least, as a part of the most likely one's.
+    """
+
+    temperature: float
+    uniform: float
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def problem(self) -> str | None:
+        """What is wrong with the values, if anything is."""
+        for field, value, right, rule in (
+            ("temperature", self.temperature, 0.0 < self.temperature < float("inf"), "above 0"),
+            ("uniform", self.uniform, 0.0 <= self.uniform < 1.0, "in [0, 1)"),
+            ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
+            ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]"),
+            ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
+        ):
+            if not right:
+                return f"{field} must be {rule}, not {value}"
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """The work of one sequence in one step.
 
@@ -53,6 +86,7 @@ class Row:
         restore: checkpoint slot to copy into the lane before running; only for a row whose prefix was reused.
         commits: checkpoints to write, in ascending order of boundary.
         output: what to give back.
+        sampling: how to draw the token of Output.TOKEN; None for the most likely one.
     """
 
     request_id: str
@@ -63,6 +97,7 @@ class Row:
     restore: int | None = None
     commits: tuple[Commit, ...] = ()
     output: Output = Output.TOKEN
+    sampling: Sampling | None = None
 
     @property
     def end(self) -> int:
@@ -121,6 +156,8 @@ class Capacity:
     max_model_len: int
     max_step_tokens: int
     """Tokens that one step may run, over all rows."""
+    sampling_candidates: int = 0
+    """Most likely tokens that a draw looks at where the logits are; 0 if rows may not ask for one."""
 
 
 class Runtime(Protocol):
@@ -209,6 +246,17 @@ class StepChecker:
             if not 1 <= commit.slot <= cap.num_slots:
                 raise StepError(f"{where}: slots are 1..{cap.num_slots}, cannot write {commit.slot}")
             boundary = commit.boundary
+        if row.sampling is not None:
+            self._check_sampling(row, row.sampling, where)
+
+    def _check_sampling(self, row: Row, sampling: Sampling, where: str) -> None:
+        if not self.capacity.sampling_candidates:
+            raise StepError(f"{where}: this runtime draws no tokens, ask for logits")
+        if row.output is not Output.TOKEN:
+            raise StepError(f"{where}: asks for {row.output.value}, which needs no sampling parameters")
+        problem = sampling.problem()
+        if problem is not None:
+            raise StepError(f"{where}: {problem}")
 
     def apply(self, step: Step) -> None:
         """Remember what the lanes hold after `step`."""

@@ -63,9 +63,15 @@ class CpuContainer:
     def forward(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return self(*inputs)
 
+    def forward_ranked(self, inputs: Sequence[Sequence[torch.Tensor]]) -> list[list[torch.Tensor]]:
+        """Outputs a rank, left on the device; this process is one rank, whose inputs are given once a rank."""
+        return [self(*inputs[0])] * len(inputs)
+
     @torch.no_grad()
     def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
-        assert all(tensor.dtype is torch.int32 for tensor in inputs)
+        *integers, last = inputs
+        assert all(tensor.dtype is torch.int32 for tensor in integers)
+        assert last.dtype in (torch.int32, torch.float32), "only sampling parameters are floating point"
         wrapper, index = self.routes[shapes_of(inputs)]
         self.calls.append((wrapper.tag, index))
         module, aliases = self.instances[wrapper.tag].get(index)

@@ -119,6 +119,12 @@ class _Argmax:
         return tensor.argmax(dim, keepdim)
 
 
+class _TopK:
+    @staticmethod
+    def apply(tensor: torch.Tensor, k: int, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.topk(tensor, k, dim)
+
+
 MEANINGS: dict[str, dict[str, Any]] = {
     "torch_xla.core.xla_model": {
         "mark_step": lambda *_, **__: None,
@@ -133,7 +139,7 @@ MEANINGS: dict[str, dict[str, Any]] = {
     "torch_xla.runtime": {"global_ordinal": lambda: 0, "world_size": lambda: 1, "device_type": lambda: "CPU"},
     "torch_neuronx.utils": {"get_platform_target": lambda *_, **__: "trn2"},
     "torch_neuronx.utils.utils": {"get_platform_target": lambda *_, **__: "trn2"},
-    "torch_neuronx.xla_impl.ops": {"nki_jit": _identity, "xla_hlo_call": _identity, "Argmax": _Argmax},
+    "torch_neuronx.xla_impl.ops": {"nki_jit": _identity, "xla_hlo_call": _identity, "Argmax": _Argmax, "TopK": _TopK},
     "torch_neuronx.xla_impl.base": {"xla_hlo_call": _identity, "xla_call": _identity},
     "nki": {"jit": _identity},
     "neuronxcc.nki": {"jit": _identity},

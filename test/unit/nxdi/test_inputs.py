@@ -13,10 +13,12 @@ from qwen36_neuron.nxdi.inputs import (
     decode_inputs,
     empty_decode,
     empty_prefill,
+    graph_inputs,
     prefill_inputs,
     prefill_pieces,
 )
-from qwen36_neuron.runtime import Commit, Output, Row
+from qwen36_neuron.ops.sampling import GREEDY
+from qwen36_neuron.runtime import Commit, Output, Row, Sampling
 
 LANES = 4
 BLOCKS = tuple(range(10, 42))
@@ -56,9 +58,27 @@ def test_decode_rows_then_scratch() -> None:
     assert (inputs.commit_at.tolist(), inputs.commit_to.tolist()) == ([0], [LANES + 1])
 
 
+def test_sampling_parameters_by_row_and_greedy_padding() -> None:
+    rows = [Row("a", 1, [7], 0, BLOCKS), Row("b", 2, [8], 0, (3,), sampling=Sampling(0.5, 0.25, 20, 0.75, 0.125))]
+    inputs = decode_inputs(rows, LANES, 2048, 1, LANES, sampling=True)
+    assert inputs.sampling is not None
+    assert inputs.sampling.tolist() == [list(GREEDY), [0.5, 20.0, 0.75, 0.125, 0.25], list(GREEDY), list(GREEDY)]
+    assert decode_inputs(rows, LANES, 2048, 1, LANES).sampling is None
+    assert graph_inputs(inputs)[-1] is inputs.sampling
+    drawn = prefill_inputs(rows[1], PrefillBucket(128, 0), 1, LANES, sampling=True).sampling
+    assert drawn is not None
+    assert drawn.tolist() == [[0.5, 20.0, 0.75, 0.125, 0.25]]
+
+
 def test_examples_run_on_scratch_alone() -> None:
-    for example in (empty_prefill(PrefillBucket(128, 256), 3), empty_decode(LANES, 256, 2)):
-        assert all(tensor.dtype is torch.int32 for tensor in example)
+    for example in (
+        empty_prefill(PrefillBucket(128, 256), 3, sampling=True),
+        empty_decode(LANES, 256, 2, sampling=True),
+        empty_decode(LANES, 256, 2),
+    ):
+        assert all(tensor.dtype is torch.int32 for tensor in graph_inputs(example._replace(sampling=None)))
+        if example.sampling is not None:
+            assert example.sampling.tolist() == [list(GREEDY)] * len(example.tokens)
         for name in ("starts", "sources", "lanes", "table", "commit_to"):
             assert not getattr(example, name).any(), name
 

@@ -22,7 +22,7 @@ def make(**changes: Any) -> NeuronOptions:
 
 
 def test_as_json_and_back() -> None:
-    options = make(num_slots=7, tp_degree=4, dtype="float32", decode_commits=3)
+    options = make(num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, sampling_candidates=64)
     assert NeuronOptions.from_json(options.to_json()) == options
 
 
@@ -34,6 +34,8 @@ def test_as_json_and_back() -> None:
         ("num_slots", -1),
         ("prefill_commits", 0),
         ("decode_commits", 0),
+        ("sampling_candidates", -1),
+        ("sampling_candidates", 1025),
         ("logical_cores", 3),
         ("num_blocks", 16),
         ("max_model_len", 1025),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from qwen36_neuron.runtime import Capacity, Commit, Row, Step, StepChecker, StepError
+from qwen36_neuron.runtime import Capacity, Commit, Output, Row, Sampling, Step, StepChecker, StepError
 
 CAPACITY = Capacity(num_blocks=9, num_lanes=3, num_slots=2, max_model_len=256, max_step_tokens=300)
 
@@ -49,6 +51,37 @@ def test_refuses(rows: tuple[Row, ...], message: str) -> None:
     with pytest.raises(StepError, match=message):
         check.check(Step(rows))
     assert check.held == {}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"temperature": 0.0}, "temperature must be above 0"),
+        ({"temperature": float("nan")}, "temperature must be above 0"),
+        ({"temperature": float("inf")}, "temperature must be above 0"),
+        ({"uniform": 1.0}, r"uniform must be in \[0, 1\)"),
+        ({"uniform": -0.1}, r"uniform must be in \[0, 1\)"),
+        ({"top_k": -1}, "top_k must be 0 or more"),
+        ({"top_p": 0.0}, r"top_p must be in \(0, 1\]"),
+        ({"top_p": 1.1}, r"top_p must be in \(0, 1\]"),
+        ({"min_p": 1.1}, r"min_p must be in \[0, 1\]"),
+    ],
+)
+def test_refuses_sampling_parameters(changes: dict[str, float], message: str) -> None:
+    sampling = Sampling(**({"temperature": 1.0, "uniform": 0.5} | changes))  # type: ignore[arg-type]
+    check = StepChecker(replace(CAPACITY, sampling_candidates=8), vocab_size=10)
+    with pytest.raises(StepError, match=message):
+        check.check(Step((row(sampling=sampling),)))
+
+
+def test_sampling_is_refused_where_it_cannot_be_done() -> None:
+    sampling = Sampling(temperature=1.0, uniform=0.5)
+    with pytest.raises(StepError, match="draws no tokens"):
+        checker().check(Step((row(sampling=sampling),)))
+    check = StepChecker(replace(CAPACITY, sampling_candidates=8), vocab_size=10)
+    check.check(Step((row(sampling=sampling),)))
+    with pytest.raises(StepError, match="asks for logits"):
+        check.check(Step((row(sampling=sampling, output=Output.LOGITS),)))
 
 
 def test_a_lane_continues_only_where_it_stopped() -> None:

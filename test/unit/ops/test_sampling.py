@@ -1,0 +1,184 @@
+"""Tokens drawn by a uniform number: the right distribution, and never another token than the whole vocabulary gives."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen36_neuron.ops.sampling import (
+    GREEDY,
+    MOST_CANDIDATES,
+    UNDECIDED,
+    most_likely,
+    running_sum,
+    sample,
+    sample_all,
+)
+
+VOCAB = 400
+DRAWS = 40_000
+CUTS = [
+    {},
+    {"top_k": 1},
+    {"top_k": 20},
+    {"top_k": 64},
+    {"top_p": 0.95},
+    {"top_p": 1e-6},
+    {"top_p": 0.5, "top_k": 40},
+    {"min_p": 0.05},
+    {"min_p": 1.0},
+    {"min_p": 0.02, "top_p": 0.8, "top_k": 30},
+    {"temperature": 0.3},
+    {"temperature": 1e-3},
+    {"temperature": 3.0, "top_k": 64},
+]
+
+
+def logits_of(seed: int, rows: int = 1, vocab: int = VOCAB, spread: float = 3.0) -> torch.Tensor:
+    return spread * torch.randn(rows, vocab, generator=torch.Generator().manual_seed(seed))
+
+
+def params(uniform: torch.Tensor, **cuts: float) -> torch.Tensor:
+    asked = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | cuts
+    columns = [torch.full_like(uniform, float(asked[name])) for name in ("temperature", "top_k", "top_p", "min_p")]
+    return torch.stack((*columns, uniform), dim=1)
+
+
+def probabilities(logits: torch.Tensor, **cuts: float) -> torch.Tensor:
+    """What each token must be drawn with, by sorting and masking in fp64 as vLLM does: fp64 [vocab]."""
+    asked = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | cuts
+    scaled = logits.double() / asked["temperature"]
+    p = scaled.softmax(-1)
+    scaled = scaled.masked_fill(p < asked["min_p"] * p.max(), -math.inf)
+    if asked["top_k"]:
+        smallest = scaled.topk(int(asked["top_k"])).values[-1]
+        scaled = scaled.masked_fill(scaled < smallest, -math.inf)
+    p, order = scaled.softmax(-1).sort()
+    cut = p.cumsum(-1) <= 1 - asked["top_p"]
+    cut[-1] = False
+    p = p.masked_fill(cut, 0.0) if asked["top_p"] < 1 else p
+    return torch.zeros_like(p).scatter(0, order, p / p.sum())
+
+
+def chi_square(counts: torch.Tensor, expected: torch.Tensor) -> tuple[float, int]:
+    """The statistic and its degrees of freedom; tokens expected fewer than 5 times are taken together."""
+    common = expected >= 5
+    counts = torch.cat((counts[common], counts[~common].sum().view(1)))
+    expected = torch.cat((expected[common], expected[~common].sum().view(1)))
+    counts, expected = counts[expected > 0], expected[expected > 0]
+    return float(((counts - expected) ** 2 / expected).sum()), len(expected) - 1
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=lambda cuts: ",".join(f"{k}={v}" for k, v in cuts.items()) or "uncut")
+def test_drawn_as_often_as_the_probabilities_say(cuts: dict[str, float]) -> None:
+    logits = logits_of(1)[0]
+    uniform = torch.rand(DRAWS, generator=torch.Generator().manual_seed(2))
+    tokens = sample_all(logits.expand(DRAWS, -1), params(uniform, **cuts), candidates=64)
+    expected = probabilities(logits, **cuts)
+    counts = torch.bincount(tokens.long(), minlength=VOCAB).double()
+    assert not counts[expected == 0].any(), "a token that the cuts forbid"
+    statistic, freedom = chi_square(counts, expected * DRAWS)
+    # The statistic has mean `freedom` and variance 2 * freedom; five deviations are never met by chance.
+    assert statistic <= freedom + 5 * math.sqrt(2 * max(freedom, 1))
+
+
+def test_the_check_finds_a_wrong_distribution() -> None:
+    logits = logits_of(1)[0]
+    uniform = torch.rand(DRAWS, generator=torch.Generator().manual_seed(2))
+    tokens = sample_all(logits.expand(DRAWS, -1), params(uniform, temperature=1.05), candidates=64)
+    counts = torch.bincount(tokens.long(), minlength=VOCAB).double()
+    statistic, freedom = chi_square(counts, probabilities(logits) * DRAWS)
+    assert statistic > freedom + 5 * math.sqrt(2 * freedom)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.1, 1.0, 4.0, 20.0]),
+    uniform=st.floats(0, 1, exclude_max=True, width=32),
+    temperature=st.sampled_from([1e-4, 0.2, 1.0, 5.0]),
+    top_k=st.sampled_from([0, 1, 7, 32, 33, VOCAB, 10 * VOCAB]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-4, 0.1, 1.0]),
+)
+def test_candidates_never_give_another_token(
+    seed: int, spread: float, uniform: float, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
+    """Either the token that the whole vocabulary gives, up to rounding at the edge between two, or none."""
+    logits = logits_of(seed, spread=spread)
+    asked = params(torch.tensor([uniform]), temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    few, whole = int(sample(logits, asked, 32)), int(sample(logits, asked, VOCAB))
+    assert 0 <= whole < VOCAB
+    if few == UNDECIDED:
+        assert top_k == 0 or top_k > 32
+    elif few != whole:
+        order = logits[0].argsort(descending=True).tolist()
+        assert abs(order.index(few) - order.index(whole)) == 1
+    allowed = probabilities(logits[0], temperature=temperature, top_k=min(top_k, VOCAB), top_p=top_p, min_p=min_p)
+    place = int((logits[0] > logits[0, whole]).sum())
+    assert place <= int((allowed > 0).sum())
+
+
+def test_what_the_candidates_cannot_tell_is_undecided() -> None:
+    flat = torch.zeros(4, VOCAB)
+    asked = torch.tensor([GREEDY, (1.0, 0, 1.0, 0, 0.9), (1.0, 0, 0.9, 0, 0.0), (1.0, 0, 1.0, 0, 0.01)])
+    assert sample(flat, asked, 64).tolist()[1:3] == [UNDECIDED, UNDECIDED]
+    assert sample(flat, asked, 64).tolist()[3] != UNDECIDED, "the number falls among the candidates"
+    assert UNDECIDED not in sample_all(flat, asked, 64).tolist()
+
+
+def test_rows_do_not_depend_on_each_other_and_greedy_ones_are_the_argmax() -> None:
+    logits = logits_of(3, rows=6)
+    asked = torch.tensor(
+        [
+            GREEDY,
+            (0.7, 20, 0.8, 0.0, 0.99),
+            GREEDY,
+            (1.0, 0, 0.95, 0.0, 0.5),
+            (2.0, 64, 1.0, 0.0, 0.7),
+            (0.0, 5, 0.5, 0.5, 0.999),
+        ]
+    )
+    together = sample_all(logits, asked, 64)
+    assert torch.equal(together, torch.cat([sample_all(logits[i : i + 1], asked[i : i + 1], 64) for i in range(6)]))
+    assert together[[0, 2, 5]].tolist() == logits[[0, 2, 5]].argmax(-1).tolist()
+    assert torch.equal(together, sample_all(logits, asked, 64))
+
+
+def test_a_greedy_row_takes_the_token_that_the_device_says_is_best() -> None:
+    """Ties are broken as the argmax does, whatever order the candidates are in."""
+    logits = torch.zeros(1, VOCAB)
+    assert sample(logits, torch.tensor([GREEDY]), 64).tolist() == logits.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2**-24])
+def test_limits(uniform: float) -> None:
+    logits = logits_of(4)
+    best, number = int(logits.argmax()), torch.tensor([uniform])
+    for cuts in ({"top_k": 1}, {"top_p": 1e-7}, {"min_p": 1.0}, {"temperature": 1e-6}):
+        assert int(sample(logits, params(number, **cuts), 64)) == best, cuts
+    last = int(sample(logits, params(number, top_k=64, temperature=100.0), 64))
+    assert last in logits.topk(64).indices[0].tolist()
+    assert 0 <= int(sample_all(logits, params(number, temperature=1e4), 64)) < VOCAB
+
+
+def test_the_largest_uniform_number_reaches_the_last_token_of_top_k() -> None:
+    logits = torch.arange(VOCAB, 0, -1.0).view(1, -1) * 1e-3
+    assert int(sample(logits, params(torch.tensor([1 - 2**-24]), top_k=10), 64)) == 9
+
+
+def test_running_sums_agree() -> None:
+    weights = torch.rand(3, MOST_CANDIDATES, generator=torch.Generator().manual_seed(5))
+    assert torch.allclose(running_sum(weights), weights.cumsum(-1), rtol=1e-5)
+    assert torch.equal(running_sum(weights.repeat(1, 2)), weights.repeat(1, 2).cumsum(-1))
+
+
+def test_ranking_of_all_is_in_order() -> None:
+    logits = logits_of(6)
+    values, ids = most_likely(logits, VOCAB)
+    assert torch.equal(values, logits.gather(1, ids))
+    assert (values.diff() <= 0).all()
