@@ -11,6 +11,7 @@ readonly STOP_TIMEOUT=30 # seconds that vLLM is given to end
 device=cpu model='' served_model_name='' host=127.0.0.1 port=8000 backend_port=''
 max_model_len=8192 max_num_seqs=8 max_num_batched_tokens=2048 dtype=''
 slots=64 cache_gib=2 tp_degree='' artifact=''
+sampling_candidates='' lazy_logits=yes
 prefix_caching=yes proxy=yes thinking=yes sampling_defaults=yes
 max_concurrent=256 drain_timeout=30 dry_run=no
 api_key=${VLLM_API_KEY-}
@@ -28,6 +29,10 @@ Model and device
   --dtype TYPE                   float32 or bfloat16 (default: float32 on cpu, bfloat16 on neuron)
   --tp-degree N                  tensor-parallel ranks inside the device (default: 1 on cpu, 4 on neuron)
   --artifact DIR                 compiled model, required by neuron
+
+  --sampling-candidates N        most likely tokens that the device draws from, 0 to sample on the host
+                                 (default: the artifact's on neuron, 0 on cpu)
+  --eager-logits                 copy logits from the device after every step, wanted or not
 
 Capacity
   --max-model-len N              tokens of a sequence (default: $max_model_len)
@@ -82,6 +87,7 @@ parse_arguments() {
                 ;;
             --no-prefix-caching) prefix_caching=no ;;
             --no-proxy) proxy=no ;;
+            --eager-logits) lazy_logits=no ;;
             --no-thinking) thinking=no ;;
             --no-sampling-defaults) sampling_defaults=no ;;
             --dry-run) dry_run=yes ;;
@@ -90,7 +96,7 @@ parse_arguments() {
                 extra=("$@")
                 return
                 ;;
-            --model | --served-model-name | --device | --dtype | --tp-degree | --artifact | \
+            --model | --served-model-name | --device | --dtype | --tp-degree | --artifact | --sampling-candidates | \
                 --max-model-len | --max-num-seqs | --max-num-batched-tokens | --cache-gib | --slots | \
                 --host | --port | --backend-port | --api-key | --max-concurrent | --drain-timeout)
                 (($# > 1)) || refuse "$1 needs a value"
@@ -137,6 +143,7 @@ check_arguments() {
 a step must have room for a token of each"
     require_whole --tp-degree "$tp_degree" 1
     require_whole --max-concurrent "$max_concurrent" 1
+    [[ -z $sampling_candidates ]] || require_whole --sampling-candidates "$sampling_candidates" 0
     require_positive --cache-gib "$cache_gib"
     require_positive --drain-timeout "$drain_timeout"
 
@@ -217,6 +224,8 @@ build_commands() {
     local settings
     printf -v settings '{"device": "%s", "tp_degree": %d, "num_slots": %d, "cache_gib": %s}' \
         "$device" "$tp_degree" "$slots" "$cache_gib"
+    [[ -z $sampling_candidates ]] || settings="${settings%\}}, \"sampling_candidates\": $sampling_candidates}"
+    [[ $lazy_logits == yes ]] || settings="${settings%\}}, \"lazy_logits\": false}"
     if [[ -n $artifact ]]; then
         settings=$("$python" -c 'import json, sys; print(json.dumps(json.loads(sys.argv[1]) | {"artifact": sys.argv[2]}))' \
             "$settings" "$artifact")

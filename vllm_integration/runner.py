@@ -9,12 +9,12 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 
 from qwen36_neuron.config import BLOCK_SIZE
-from qwen36_neuron.runtime import Commit, Output, Row, RowResult, Runtime, Step, StepError
+from qwen36_neuron.runtime import Commit, Output, Row, RowResult, Runtime, Sampling, Step, StepError
 
 from .outputs import RunnerOutput
 from .prompt_logprobs import PromptLogprobs
 from .requests import RequestTable, Scheduled
-from .sampling import HostSampler, is_plain_greedy
+from .sampling import HostSampler, device_choice
 
 logger = init_logger("vllm.vllm_integration.runner")
 
@@ -97,6 +97,7 @@ class ModelRunner:
         slots = state.slots
         first = start // BLOCK_SIZE
         last = min(end // BLOCK_SIZE, len(slots))
+        output, sampling = self._wanted(row)
         return Row(
             request_id=state.request_id,
             lane=state.lane,
@@ -105,18 +106,18 @@ class ModelRunner:
             blocks=state.blocks,
             restore=slots[first - 1] if row.restores else None,
             commits=tuple(Commit((i + 1) * BLOCK_SIZE, slots[i]) for i in range(first, last) if slots[i]),
-            output=self._wanted(row),
+            output=output,
+            sampling=sampling,
         )
 
-    def _wanted(self, row: Scheduled) -> Output:
-        state = row.state
+    def _wanted(self, row: Scheduled) -> tuple[Output, Sampling | None]:
+        state, runtime = row.state, self.runtime
         if state.owes_prompt_logprobs:
-            return Output.ALL_LOGITS
+            return Output.ALL_LOGITS, None
         if not row.samples:
-            return Output.NOTHING
-        if is_plain_greedy(state, self.sampler.has_custom_processors):
-            return Output.TOKEN
-        return Output.LOGITS
+            return Output.NOTHING, None
+        candidates = runtime.capacity.sampling_candidates
+        return device_choice(state, self.sampler.has_custom_processors, candidates, runtime.vocab_size)
 
     def _output(self, request_ids: list[str]) -> RunnerOutput:
         return RunnerOutput(

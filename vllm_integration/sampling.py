@@ -16,29 +16,55 @@ from vllm.v1.sample.logits_processor import BatchUpdate, build_logitsprocs
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
+from qwen36_neuron.runtime import Output, Sampling
+
 from .requests import RequestState
 
 GREEDY_BELOW = 1e-5
 """A lower temperature means the most likely token; the limit that vLLM's sampler uses."""
 
 
-def is_plain_greedy(state: RequestState, has_custom_processors: bool) -> bool:
-    """Whether the most likely token is the answer, with nothing to add, so that the device can choose it."""
+def needs_logits(state: RequestState, has_custom_processors: bool) -> bool:
+    """Whether the next token cannot be chosen from the logits alone, or more than the token is wanted."""
     params = state.params
     return (
-        not has_custom_processors
-        and params.temperature < GREEDY_BELOW
-        and params.structured_outputs is None
-        and params.logprobs is None
-        and not params.logprob_token_ids
-        and params.repetition_penalty == 1.0
-        and params.frequency_penalty == 0.0
-        and params.presence_penalty == 0.0
-        and not params.logit_bias
-        and not params.bad_words_token_ids
-        and params.allowed_token_ids is None
-        and params.min_tokens <= len(state.output)
+        has_custom_processors
+        or params.structured_outputs is not None
+        or params.logprobs is not None
+        or bool(params.logprob_token_ids)
+        or params.repetition_penalty != 1.0
+        or params.frequency_penalty != 0.0
+        or params.presence_penalty != 0.0
+        or bool(params.logit_bias)
+        or bool(params.bad_words_token_ids)
+        or params.allowed_token_ids is not None
+        or params.min_tokens > len(state.output)
     )
+
+
+def device_choice(
+    state: RequestState, has_custom_processors: bool, candidates: int, vocab_size: int
+) -> tuple[Output, Sampling | None]:
+    """What to ask the device for: a token and how to draw it, or logits for the host's sampler.
+
+    A request is drawn on the device if its token depends on the logits, temperature, top-k, top-p and min-p alone, and
+    its top-k, if it has one, is within the device's candidates. Its own random stream gives the number that decides; a
+    request without a seed takes it from the process's. Tokens differ from those that the host's sampler gives for the
+    same seed, their distribution does not.
+
+    Args:
+        candidates: most likely tokens that the device draws from; 0 if it draws none.
+    """
+    if needs_logits(state, has_custom_processors):
+        return Output.LOGITS, None
+    params = state.params
+    if params.temperature < GREEDY_BELOW:
+        return Output.TOKEN, None
+    top_k = params.top_k if 0 < params.top_k < vocab_size else 0
+    if not candidates or top_k > candidates:
+        return Output.LOGITS, None
+    uniform = float(torch.rand(1, generator=state.generator))
+    return Output.TOKEN, Sampling(params.temperature, uniform, top_k, params.top_p, params.min_p)
 
 
 class HostSampler:

@@ -24,6 +24,9 @@ class Settings:
         slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
         artifact: on a Neuron device, the folder of graphs compiled for these sizes.
+        sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
+            artifact was compiled with, and 0 on CPU, where vLLM's own sampler gives the tokens.
+        lazy_logits: on a Neuron device, leave logits there until a request wants them.
         threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
     """
 
@@ -33,6 +36,8 @@ class Settings:
     slots_per_prompt: int = 16
     cache_gib: float = 2.0
     artifact: str | None = None
+    sampling_candidates: int | None = None
+    lazy_logits: bool = True
     threads: int | None = None
 
     @classmethod
@@ -53,8 +58,11 @@ class Settings:
             self._refuse("device", "is not known", f"Use one of: {', '.join(get_args(Device))}")
         for field, minimum in (("tp_degree", 1), ("num_slots", 0), ("slots_per_prompt", 1)):
             self._check_integer(field, minimum)
-        if self.threads is not None:
-            self._check_integer("threads", 1)
+        for field, minimum in (("threads", 1), ("sampling_candidates", 0)):
+            if getattr(self, field) is not None:
+                self._check_integer(field, minimum)
+        if not isinstance(self.lazy_logits, bool):
+            self._refuse("lazy_logits", "must be true or false", "Correct it")
         if isinstance(self.cache_gib, bool) or not isinstance(self.cache_gib, int | float) or self.cache_gib <= 0:
             self._refuse("cache_gib", "must be a positive number of GiB", "Give how much memory KV blocks may take")
 

@@ -89,6 +89,18 @@ def load(make_app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
+def artifact(make_app: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder like a compiled one. Only reading compiled graphs from it is stood in for."""
+    from .rig.container import CpuContainer
+
+    app = make_app()
+    app.config.save(str(tmp_path))
+    (tmp_path / "model.pt").touch()
+    monkeypatch.setattr(type(app), "load", lambda app, folder, skip_warmup: CpuContainer(app))
+    return tmp_path
+
+
+@pytest.fixture
 def cpu(tiny_checkpoint: Path) -> Any:
     """The CPU runtime of the same sizes."""
     from qwen36_neuron.runtime import RuntimeConfig, open_runtime

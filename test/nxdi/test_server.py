@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from .rig.container import CpuContainer
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -28,16 +25,6 @@ SIZES: dict[str, Any] = {
     "num_gpu_blocks_override": 65,
     "enable_prefix_caching": True,
 }
-
-
-@pytest.fixture
-def artifact(make_app: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder like a compiled one. Only reading compiled graphs from it is stood in for."""
-    app = make_app()
-    app.config.save(str(tmp_path))
-    (tmp_path / "model.pt").touch()
-    monkeypatch.setattr(type(app), "load", lambda app, folder, skip_warmup: CpuContainer(app))
-    return tmp_path
 
 
 def served(checkpoint: Path, prompts: list[list[int]], **settings: Any) -> tuple[list[list[int]], int]:

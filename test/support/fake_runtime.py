@@ -26,6 +26,7 @@ from qwen36_neuron.runtime import (
     StepError,
     StepResult,
 )
+from qwen36_neuron.runtime.choose import choose
 
 VOCAB = 512
 _SEED = 0x9E3779B97F4A7C15
@@ -84,7 +85,9 @@ class FakeRuntime:
 
     def __post_init__(self) -> None:
         c = self.config
-        self._capacity = Capacity(c.num_blocks, c.num_lanes, c.num_slots, c.max_model_len, c.max_step_tokens)
+        self._capacity = Capacity(
+            c.num_blocks, c.num_lanes, c.num_slots, c.max_model_len, c.max_step_tokens, c.sampling_candidates or 0
+        )
         self.checker = StepChecker(self._capacity, VOCAB)
         self.kv = np.zeros((c.num_blocks, BLOCK_SIZE), dtype=np.int64)
         self.lanes = [0] * (c.num_lanes + 1)
@@ -153,7 +156,7 @@ class FakeRuntime:
             return RowResult(logits=torch.stack(every))
         logits = logits_of(state, self._kv_digest(row, row.end))
         if row.output is Output.TOKEN:
-            return RowResult(tokens=(int(logits.argmax()),))
+            return RowResult(tokens=(choose(row, logits[None], self._capacity.sampling_candidates),))
         return RowResult(logits=logits[None])
 
     def _kv_digest(self, row: Row, length: int) -> int:

@@ -67,6 +67,13 @@ def test_defaults_reach_both_commands(model):
     assert (value(proxy, "--host"), value(proxy, "--port")) == ("127.0.0.1", "8000")
 
 
+def test_how_the_device_samples(model):
+    vllm, _ = commands("--model", model, "--sampling-candidates", 64, "--eager-logits")
+    settings = json.loads(value(vllm, "--additional-config"))
+    assert (settings["sampling_candidates"], settings["lazy_logits"]) == (64, False)
+    assert script("--dry-run", "--model", model, "--sampling-candidates", "many").returncode == 2
+
+
 def test_options_reach_the_command_they_belong_to(model):
     vllm, proxy = commands(
         *("--model", model, "--port", 9000, "--backend-port", 9100, "--host", "0.0.0.0", "--slots", 3),

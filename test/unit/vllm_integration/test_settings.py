@@ -28,6 +28,9 @@ def test_an_unknown_key_is_named_with_the_known_ones():
         ("cache_gib", 0),
         ("cache_gib", "2"),
         ("threads", 0),
+        ("sampling_candidates", -1),
+        ("sampling_candidates", 2.5),
+        ("lazy_logits", 1),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(key, value):
