@@ -42,7 +42,10 @@ UNSUPPORTED: dict[str, tuple[object, str]] = {
     "lora_config": (None, "adapters are not implemented"),
     "kv_quant_config": (None, "uncalibrated 8-bit keys and values corrupt long sequences"),
     "kv_cache_quant": (False, "uncalibrated 8-bit keys and values corrupt long sequences"),
-    "on_device_sampling_config": (None, "it draws from a random state of its own; graphs here take a number that the host draws"),
+    "on_device_sampling_config": (
+        None,
+        "its draws have a random state; here the host gives the number",
+    ),
     "token_generation_batches": (None, "a decode graph has one batch size"),
     "windowed_context_encoding_size": (None, "long prompts are run in chunks"),
     "tensor_capture_config": (None, "it would shift the outputs that state is returned in"),

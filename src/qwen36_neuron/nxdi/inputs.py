@@ -1,8 +1,8 @@
 """What goes into the graphs: rows of the step contract laid out in the shapes of a bucket.
 
-All tensors are int32, but for the sampling parameters, which are fp32. Entry 0 of the state banks, block 0 of the KV cache and slot 0 are scratch: padding writes there
-and nothing reads it. Lane n is entry n; checkpoint slot s is entry num_lanes + s, so that restoring a checkpoint is
-reading another entry and costs no copy.
+All tensors are int32, but for the sampling parameters, which are fp32. Entry 0 of the state banks, block 0 of the KV
+cache and slot 0 are scratch: padding writes there and nothing reads it. Lane n is entry n; checkpoint slot s is entry
+num_lanes + s, so that restoring a checkpoint is reading another entry and costs no copy.
 """
 
 from __future__ import annotations

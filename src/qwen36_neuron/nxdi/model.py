@@ -58,9 +58,9 @@ class NeuronQwen36Model(NeuronBaseModel):
         Args:
             inputs: the fields of `PrefillInputs` or `DecodeInputs`.
         Returns:
-            Tokens int32 [rows, 1] as the rows' sampling asks, `ops.sampling.UNDECIDED` where the candidates do not
-            tell, and the most likely ones where the graph has no sampling parameters; the logits after each row's last token fp32 [rows, 1, vocab], then
-            every state in the order of `HybridCacheManager.states`.
+            Tokens int32 [rows, 1] as the rows' sampling asks: `ops.sampling.UNDECIDED` where the candidates do not
+            tell, the most likely ones in a graph without sampling parameters. Then the logits after each row's last
+            token, fp32 [rows, 1, vocab], then every state in the order of `HybridCacheManager.states`.
         """
         memory = self.kv_mgr.open()
         step: PrefillInputs | DecodeInputs

@@ -57,12 +57,8 @@ class Qwen36ModelWrapper(ModelWrapper):
         """
         options, pairs, draws = self.options, self.neuron_config.buckets, self.draws
         if self.is_prefill:
-            return [
-                graph_inputs(empty_prefill(PrefillBucket(*pair), options.prefill_commits, draws)) for pair in pairs
-            ]
-        return [
-            graph_inputs(empty_decode(options.num_lanes, size, options.decode_commits, draws)) for _, size in pairs
-        ]
+            return [graph_inputs(empty_prefill(PrefillBucket(*pair), options.prefill_commits, draws)) for pair in pairs]
+        return [graph_inputs(empty_decode(options.num_lanes, size, options.decode_commits, draws)) for _, size in pairs]
 
     def get_model_instance(self) -> Qwen36ModelInstance:
         return Qwen36ModelInstance(model_cls=self.model_cls, config=self.config, **self.model_init_kwargs)
@@ -81,7 +77,7 @@ class Qwen36ModelWrapper(ModelWrapper):
         if self.model is None:
             raise RuntimeError(f"{self.tag} was called before it was loaded")
         if self.lazy_logits:
-            # NxDI's call that leaves outputs where they are: [rank][output], every rank with the same tokens and logits.
+            # NxDI's call that leaves outputs where they are: [rank][output], the same tokens and logits of every rank.
             tokens, logits = self._process_ranked_inputs(*inputs)[0]
         else:
             tokens, logits = self.model(*inputs)

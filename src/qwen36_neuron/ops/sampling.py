@@ -45,7 +45,7 @@ def most_likely(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def running_sum(weights: torch.Tensor) -> torch.Tensor:
-    """Inclusive sums along the last dimension; of as many as a graph holds one matrix product, which a device is for."""
+    """Inclusive sums along the last dimension; one matrix product for as many as a graph holds."""
     count = weights.shape[-1]
     if count > MOST_CANDIDATES:
         return weights.cumsum(-1)

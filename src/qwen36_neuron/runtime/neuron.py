@@ -23,6 +23,7 @@ STEP_TIMEOUT = 120.0
 START_TIMEOUT = 1800.0
 """Seconds to load all graphs and weights, and for the first run of all graphs."""
 
+
 class NeuronRuntime:
     """All ranks of one device. Rows of one token run as one call, longer rows one after the other.
 

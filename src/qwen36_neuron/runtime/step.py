@@ -61,7 +61,7 @@ class Sampling:
 
     def problem(self) -> str | None:
         """What is wrong with the values, if anything is."""
-        for field, value, right, rule in (
+        for name, value, right, rule in (
             ("temperature", self.temperature, 0.0 < self.temperature < float("inf"), "above 0"),
             ("uniform", self.uniform, 0.0 <= self.uniform < 1.0, "in [0, 1)"),
             ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
@@ -69,7 +69,7 @@ class Sampling:
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
         ):
             if not right:
-                return f"{field} must be {rule}, not {value}"
+                return f"{name} must be {rule}, not {value}"
         return None
 
 

@@ -1,0 +1,75 @@
+"""Every kind of graph as HLO, by real torch_xla in a Python of its own: see lowering.py and README.md."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .conftest import SOURCES
+
+XLA_PYTHON = os.environ.get("QWEN36_XLA_PYTHON")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        XLA_PYTHON is None or SOURCES is None,
+        reason="set QWEN36_XLA_PYTHON to a Python with torch_xla 2.9, and QWEN36_NXDI_SOURCES (test/nxdi/README.md)",
+    ),
+]
+
+KINDS = ("context encoding", "context encoding after a prefix", "decoding")
+LAYERS, ATTENTION = 4, 1
+STATES = 2 * ATTENTION + 2 * (LAYERS - ATTENTION)
+TOLERANCE = 1e-5
+"""Of the largest value of the same tensor: XLA fuses and sums in another order."""
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What lowering.py found of one graph of each kind."""
+    out = tmp_path_factory.mktemp("hlo")
+    command = [
+        *(str(XLA_PYTHON), str(Path(__file__).with_name("lowering.py"))),
+        *("--sources", str(SOURCES), "--checkpoint", str(tiny_checkpoint), "--out", str(out), "--first-of-each"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(KINDS, json.loads((out / "hlo.json").read_text())["graphs"], strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]], kind: str) -> None:
+    graph = graphs[kind]
+    assert graph["problems"] == [], "dynamic shapes, loops, branches, calls or random state"
+    assert graph["states"] == graph["aliased"] == STATES
+    assert graph["outputs"] == 2 + STATES
+    # One rank needs no rank numbers; everything else is a parameter of the graph, the inputs in order among it.
+    assert sorted(graph["unused"]) == ["network.embed_tokens.rank_util.rank", "rank_util.rank"]
+    assert graph["parameters"]["inputs"] == len(graph["inputs"]) == (9 if "encoding" in kind else 8)
+    assert graph["relative_error"]["logits"] <= TOLERANCE
+    assert graph["relative_error"]["states"] <= TOLERANCE
+    assert graph["tokens_agree"]
+
+
+def test_every_layer_writes_its_state_once(graphs: dict[str, dict[str, Any]]) -> None:
+    """A write by index is a scatter; more of them would be copies of a whole cache."""
+    assert graphs["decoding"]["operations"]["scatter"] == STATES
+
+
+def test_the_check_finds_what_no_graph_may_have(tmp_path: Path) -> None:
+    code = """
+import lowering
+bad = "%a = (f32[2]{0}, s32[]) while((f32[2]{0}, s32[]) %t), body=%b\\n%c = f32[<=8]{0} custom-call(f32[2]{0} %d)"
+assert len(lowering.problems(bad)) == 3, lowering.problems(bad)
+assert lowering.problems("%a = f32[8]{0} add(f32[8]{0} %b, f32[8]{0} %c)") == []
+"""
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [str(XLA_PYTHON), "-c", code], cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
