@@ -51,6 +51,7 @@ def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]],
     # One rank needs no rank numbers; everything else is a parameter of the graph, the inputs in order among it.
     assert sorted(graph["unused"]) == ["network.embed_tokens.rank_util.rank", "rank_util.rank"]
     assert graph["parameters"]["inputs"] == len(graph["inputs"]) == (9 if "encoding" in kind else 8)
+    assert graph["constants"] == [], "a tensor of another trace, which a device would take for an input"
     assert graph["relative_error"]["logits"] <= TOLERANCE
     assert graph["relative_error"]["states"] <= TOLERANCE
     assert graph["tokens_agree"]

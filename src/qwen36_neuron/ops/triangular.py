@@ -15,17 +15,20 @@ LEAF = 16
 """Size up to which the recursion runs on whole tiles; above it, block by block."""
 
 
-@lru_cache(maxsize=32)
 def _level_masks(n: int, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """For w = 1, 2, 4 ... n/2: ones in the lower left w x w block of every diagonal 2w x 2w block of an n x n tile."""
     row, col = torch.arange(n, device=device)[:, None], torch.arange(n, device=device)[None, :]
     masks = []
     w = 1
     while w < n:
-        same = row // (2 * w) == col // (2 * w)
-        masks.append((same & (row % (2 * w) >= w) & (col % (2 * w) < w)).to(dtype))
+        same = torch.bitwise_xor(row, col) < 2 * w
+        masks.append((same & (torch.bitwise_and(row, w) != 0) & (torch.bitwise_and(col, w) == 0)).to(dtype))
         w *= 2
     return tuple(masks)
+
+
+_kept_level_masks = lru_cache(maxsize=32)(_level_masks)
+"""For CPU alone: a tensor kept while one graph is traced would be no part of the next graph, but an input of it."""
 
 
 def unit_lower_inverse(a: torch.Tensor) -> torch.Tensor:
@@ -59,7 +62,7 @@ def unit_lower_inverse(a: torch.Tensor) -> torch.Tensor:
 
 def _leaf_inverse(a: torch.Tensor) -> torch.Tensor:
     """The recursion on whole tiles: [tiles, LEAF, LEAF] in and out. The first level needs no product: T is I there."""
-    masks = _level_masks(LEAF, a.device, a.dtype)
+    masks = (_kept_level_masks if a.device.type == "cpu" else _level_masks)(LEAF, a.device, a.dtype)
     inverse = torch.eye(LEAF, device=a.device, dtype=a.dtype) - masks[0] * a
     for mask in masks[1:]:
         inverse = inverse - torch.bmm(inverse, torch.bmm(mask * a, inverse))
