@@ -155,6 +155,14 @@ def by_priority(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
         made.wait_idle()
 
 
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the trained demo checkpoint, whose answers mean something."""
+    checkpoint = Path(__file__).parents[3] / "assets" / "demo-checkpoint"
+    with running(checkpoint, tmp_path_factory.mktemp("demo") / "log") as made:
+        yield made
+
+
 @pytest.fixture
 def own_server(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Server]:
     """A server that the test may break."""

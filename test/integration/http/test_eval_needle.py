@@ -5,24 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .conftest import Server, running
+from .conftest import Server
 
 pytestmark = [pytest.mark.http, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[3]
-CHECKPOINT = ROOT / "assets" / "demo-checkpoint"
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(CHECKPOINT, tmp_path_factory.mktemp("demo") / "log") as made:
-        yield made
 
 
 def test_quick_run_finds_every_needle(demo: Server, tmp_path: Path) -> None:
