@@ -90,7 +90,13 @@ def options(checkpoint_dtype: str) -> Any:
 
     buckets = Buckets.grid((128, 256), (256,), (256, 512))
     return NeuronOptions(
-        max_model_len=257, num_lanes=4, num_blocks=17, buckets=buckets, num_slots=3, dtype=checkpoint_dtype
+        max_model_len=257,
+        num_lanes=4,
+        num_blocks=17,
+        buckets=buckets,
+        num_slots=3,
+        dtype=checkpoint_dtype,
+        decode_rows=(1,),
     )
 
 
@@ -115,14 +121,17 @@ def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     for state in module.kv_mgr.states():
         state.data.copy_(torch.randn(state.shape, generator=generator) * 0.1)
     active, size = wrapper.neuron_config.buckets[index]
-    work = rows(wrapper.is_prefill, active, size, app.options.num_lanes)
+    settings = app.options
     if wrapper.is_prefill:
-        inputs = wrapper.input_generator()[index]
+        work = rows(True, active, size, 1)
         laid = graph_inputs(wrapper.lay_out(work))
-        assert [t.shape for t in laid] == [t.shape for t in inputs], "the work does not fall into this bucket"
     else:
-        lanes = app.options.num_lanes
-        laid = graph_inputs(decode_inputs(work, lanes, size, app.options.decode_commits, lanes, wrapper.draws))
+        count, size = settings.decode_graphs[index]
+        work = rows(False, active, size, count)
+        decode = decode_inputs(work, count, size, settings.decode_commits, settings.num_lanes, wrapper.draws)
+        laid = graph_inputs(decode)
+    example = wrapper.input_generator()[index]
+    assert [t.shape for t in laid] == [t.shape for t in example], "the work does not fall into this bucket"
     with torch.no_grad():
         expected = [output.clone() for output in module(*laid)]
 
@@ -149,6 +158,7 @@ def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     return {
         "tag": wrapper.tag,
         "bucket": [active, size],
+        "rows": len(laid[0]),
         "inputs": [[*tensor.shape] for tensor in laid],
         "outputs": len(outputs),
         "states": len(aliases),
@@ -206,7 +216,9 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write hlo.json to.")],
     dtype: Annotated[str, typer.Option(help="float32, to compare closely, or bfloat16.")] = "float32",
-    first_of_each: Annotated[bool, typer.Option(help="One graph of each kind: no prefix, a prefix, decoding.")] = False,
+    first_of_each: Annotated[
+        bool, typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row.")
+    ] = False,
 ) -> None:
     """Lower every graph and write what was found."""
     stand_ins.install(sources)
@@ -221,7 +233,7 @@ def main(
     graphs = []
     for wrapper in app.models:
         pairs = wrapper.neuron_config.buckets
-        for index in [0, 1][: 1 + wrapper.is_prefill] if first_of_each else range(len(pairs)):
+        for index in ([0, 1] if wrapper.is_prefill else [0, 2]) if first_of_each else range(len(pairs)):
             graphs.append(lower(app, wrapper, index))
             print(json.dumps({name: graphs[-1][name] for name in ("tag", "bucket", "instructions", "relative_error")}))
     packages = {"torch": torch.__version__, "torch_xla": torch_xla.__version__}

@@ -22,7 +22,7 @@ pytestmark = [
     ),
 ]
 
-KINDS = ("context encoding", "context encoding after a prefix", "decoding")
+KINDS = ("context encoding", "context encoding after a prefix", "decoding", "decoding of one row")
 LAYERS, ATTENTION = 4, 1
 STATES = 2 * ATTENTION + 2 * (LAYERS - ATTENTION)
 TOLERANCE = 1e-5

@@ -49,6 +49,32 @@ def test_a_prompt_longer_than_any_bucket(load: Callable[..., Any], cpu: Any, tok
     assert len(container.calls) == 4
 
 
+def test_rows_take_the_smallest_decode_graph(load: Callable[..., Any], cpu: Any, tokens: list[int]) -> None:
+    """One row, then two, then four, on graphs of one, two and four rows."""
+    container = load(decode_rows=(1, 2))
+    runtime = neuron(container)
+    runtime.warm_up()
+    assert set(container.calls) == {(w.tag, i) for w, i in container.routes.values()}
+    assert len(container.routes) == 12 + 3 * 3
+    prompts = tuple(
+        Row(str(n), n, tokens[n : n + 62], 0, (10 + n, 20 + n), output=Output.NOTHING) for n in (1, 2, 3, 4)
+    )
+    for side in (runtime, cpu):
+        side.run(Step(prompts))
+    container.calls.clear()
+    for step, lanes in enumerate([(3,), (1, 4), (1, 2, 3, 4)]):
+        rows = tuple(
+            Row(str(n), n, [step], held, (10 + n, 20 + n), output=Output.LOGITS)
+            for n in lanes
+            for held in [62 + sum(n in earlier for earlier in [(3,), (1, 4)][:step])]
+        )
+        actual, expected = runtime.run(Step(rows)).rows, cpu.run(Step(rows)).rows
+        for got, want in zip(actual, expected, strict=True):
+            assert (got.logits - want.logits).abs().max() <= TOLERANCE
+    sizes = [container.app.options.decode_graphs[index][0] for _, index in container.calls]
+    assert sizes == [1, 2, 4]
+
+
 def test_a_refused_step_runs_nothing(load: Callable[..., Any], tokens: list[int]) -> None:
     container = load()
     runtime = neuron(container)

@@ -42,7 +42,8 @@ class Graph:
     @property
     def name(self) -> str:
         new, held = self.bucket
-        return f"decode to {held}" if self.tag == DECODE else f"prefill {new} after {held}"
+        rows = self.inputs["tokens"][0]
+        return f"decode {rows} to {held}" if self.tag == DECODE else f"prefill {new} after {held}"
 
     @property
     def signature(self) -> str:
@@ -76,7 +77,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         for pair in options.buckets.prefill
     ]
     decode = [
-        graph(DECODE, (1, size), empty_decode(options.num_lanes, size, options.decode_commits, draws))
-        for size in options.buckets.decode
+        graph(DECODE, (1, size), empty_decode(rows, size, options.decode_commits, draws))
+        for rows, size in options.decode_graphs
     ]
     return prefill + decode

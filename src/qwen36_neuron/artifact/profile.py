@@ -26,7 +26,7 @@ SIZES = (
     "decode_commits",
     "sampling_candidates",
 )
-FIELDS = ("description", "weights", "dtype", "prefill_buckets", "decode_buckets", *SIZES)
+FIELDS = ("description", "weights", "dtype", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,8 @@ class Profile:
             max_model_len=sizes["max_model_len"],
             num_lanes=sizes["max_num_seqs"],
             num_blocks=sizes["num_blocks"],
-            buckets=Buckets(_pairs(raw["prefill_buckets"]), _lengths(raw["decode_buckets"])),
+            buckets=Buckets(_pairs(raw["prefill_buckets"]), _whole("decode_buckets", raw["decode_buckets"])),
+            decode_rows=_whole("decode_rows", raw["decode_rows"]),
             num_slots=sizes["slots"],
             tp_degree=sizes["tp_degree"],
             dtype=str(raw["dtype"]),
@@ -120,7 +121,7 @@ def _pairs(value: object) -> tuple[PrefillBucket, ...]:
     return tuple(PrefillBucket(_integer(field, active), _integer(field, prefix)) for active, prefix in value)
 
 
-def _lengths(value: object) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value:
-        raise ConfigError("decode_buckets", value, "must be a list of lengths", "Write [1024, 4096]")
-    return tuple(_integer("decode_buckets", length) for length in value)
+def _whole(field: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise ConfigError(field, value, "must be a list of whole numbers", "Write [1024, 4096], or []")
+    return tuple(_integer(field, number) for number in value)

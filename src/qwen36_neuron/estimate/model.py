@@ -28,7 +28,7 @@ STATE_OPERATIONS = 5
 
 def single_sequence(profile: Profile) -> Profile:
     """The profile as published baselines are measured: one sequence, no checkpoints."""
-    return replace(profile, options=replace(profile.options, num_lanes=1, num_slots=0))
+    return replace(profile, options=replace(profile.options, num_lanes=1, num_slots=0, decode_rows=()))
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,9 @@ class Estimate:
 
     def token(self, batch: int, context: int) -> float:
         """Seconds of a decode step of `batch` rows that hold up to `context` tokens."""
-        steps = -(-batch // self.profile.options.num_lanes)
-        return steps * sum(phase.seconds(self.rates) for phase in self.decode_phases(context))
+        steps, left = divmod(batch, self.profile.options.num_lanes)
+        counts = [self.profile.options.num_lanes] * steps + [left] * bool(left)
+        return sum(phase.seconds(self.rates) for count in counts for phase in self.decode_phases(count, context))
 
     def prompt_phases(self, prompt: int) -> list[Phase]:
         """The phases of all chunks of a prompt, cut as the application cuts it."""
@@ -88,10 +89,10 @@ class Estimate:
             self._collectives(new),
         ]
 
-    def decode_phases(self, context: int) -> list[Phase]:
-        """One token-generation call: every row of the graph is computed, in use or not."""
+    def decode_phases(self, batch: int, context: int) -> list[Phase]:
+        """One token-generation call of up to `num_lanes` rows: every row of its graph is computed, in use or not."""
         model, options = self.model, self.profile.options
-        rows, held = options.num_lanes, options.buckets.decode_for(context)
+        rows, held = options.decode_rows_for(batch), options.buckets.decode_for(context)
         rank = model.rank(options.tp_degree)
         layers, attention = len(model.deltanet_layers), len(model.attention_layers)
         scores = attention * rank.num_query_heads * rows * held

@@ -47,7 +47,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
                 "token_s": estimate.token(batch, context),
                 "tokens_per_s": batch / estimate.token(batch, context),
                 "tokens_per_s_at_peak": batch / ideal.token(batch, context),
-                "phases": phases_json(estimate.decode_phases(context), estimate.rates),
+                "phases": phases_json(estimate.decode_phases(batch, context), estimate.rates),
             }
             for context in CONTEXTS
             if context <= longest

@@ -72,7 +72,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
 
     def enable_token_generation(self, enable_wlt_optimization: bool = True, **model_init_kwargs: Any) -> None:
         options = self.options
-        pairs = [[1, size] for size in options.buckets.decode]
+        pairs = [[1, size] for _, size in options.decode_graphs]
         compiler = decode_options(options.max_model_len, options.logical_cores)
         # The layout of the weights is chosen for the first decode graph: it is what reads them most often.
         priority = 0 if enable_wlt_optimization else None

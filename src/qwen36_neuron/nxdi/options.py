@@ -25,7 +25,7 @@ class NeuronOptions:
 
     Attributes:
         max_model_len: tokens that a sequence may hold.
-        num_lanes: sequences that may run at once, and the rows of a decode graph.
+        num_lanes: sequences that may run at once, and the rows of the largest decode graphs.
         num_blocks: KV blocks of BLOCK_SIZE tokens, block 0 being scratch.
         num_slots: state checkpoints, 0 for none.
         buckets: the shapes compiled.
@@ -37,6 +37,8 @@ class NeuronOptions:
         scales: of FP8 matrices, a value of `Scales`.
         decode_commits: checkpoints that one decode call may take; more rows than this at a block boundary go in a call
             of their own. Every one is written by every call, used or not: 38.5 MB a rank for the 27B at 4 ranks.
+        decode_rows: rows of smaller decode graphs, ascending. Every row of a graph is computed, in use or not, so a
+            sequence alone is faster in a graph of one row. Each makes as many graphs as there are decode buckets.
         sampling_candidates: most likely tokens that a draw in a graph looks at; 0 for graphs that draw none.
     """
 
@@ -53,6 +55,7 @@ class NeuronOptions:
     weights: str = WeightFormat.BF16.value
     scales: str = Scales.CHANNEL.value
     sampling_candidates: int = 256
+    decode_rows: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for choice, allowed in (("dtype", list(DTYPES)), ("weights", list(WeightFormat)), ("scales", list(Scales))):
@@ -72,6 +75,10 @@ class NeuronOptions:
             value = getattr(self, field)
             if value < minimum:
                 raise ConfigError(field, value, f"must be at least {minimum}", "Raise it")
+        rows = self.decode_rows
+        if list(rows) != sorted(set(rows)) or any(not 1 <= count < self.num_lanes for count in rows):
+            problem = f"must ascend from 1 and stay below the {self.num_lanes} rows that there are graphs for anyway"
+            raise ConfigError("decode_rows", list(rows), problem, "Use [1]")
         if self.sampling_candidates > MOST_CANDIDATES:
             problem = f"is more than the {MOST_CANDIDATES} that a graph sums up"
             raise ConfigError("sampling_candidates", self.sampling_candidates, problem, "Use 256")
@@ -96,6 +103,15 @@ class NeuronOptions:
         """`max_model_len` rounded up to whole blocks."""
         return -(-self.max_model_len // BLOCK_SIZE) * BLOCK_SIZE
 
+    @property
+    def decode_graphs(self) -> list[tuple[int, int]]:
+        """(rows, tokens held) of every decode graph, in the order in which they are compiled: all lanes first."""
+        return [(rows, size) for rows in (self.num_lanes, *self.decode_rows) for size in self.buckets.decode]
+
+    def decode_rows_for(self, count: int) -> int:
+        """Rows of the smallest decode graph that takes `count` rows, at most num_lanes."""
+        return next((rows for rows in self.decode_rows if rows >= count), self.num_lanes)
+
     def cache_spec(self, model: ModelConfig) -> CacheSpec:
         """The memory of one rank."""
         return CacheSpec(model, self.num_blocks, self.num_lanes, self.num_slots, self.torch_dtype, self.tp_degree)
@@ -103,10 +119,12 @@ class NeuronOptions:
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""
         pairs = [[pair.active, pair.prefix] for pair in self.buckets.prefill]
-        return asdict(self) | {"buckets": {"prefill": pairs, "decode": list(self.buckets.decode)}}
+        shapes = {"prefill": pairs, "decode": list(self.buckets.decode)}
+        return asdict(self) | {"buckets": shapes, "decode_rows": list(self.decode_rows)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> NeuronOptions:
         """The inverse of `to_json`. Raises ConfigError on a value that cannot be used."""
         pairs = tuple(PrefillBucket(*pair) for pair in raw["buckets"]["prefill"])
-        return cls(**{**raw, "buckets": Buckets(pairs, tuple(raw["buckets"]["decode"]))})
+        changed = {"buckets": Buckets(pairs, tuple(raw["buckets"]["decode"])), "decode_rows": tuple(raw["decode_rows"])}
+        return cls(**{**raw, **changed})

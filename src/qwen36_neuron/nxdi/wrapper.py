@@ -9,7 +9,6 @@ import torch
 from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
 
 from ..runtime.step import Row
-from .buckets import PrefillBucket
 from .inputs import (
     DecodeInputs,
     PrefillInputs,
@@ -55,10 +54,12 @@ class Qwen36ModelWrapper(ModelWrapper):
 
         They run on scratch alone, so NxDI's warm-up with them leaves no trace.
         """
-        options, pairs, draws = self.options, self.neuron_config.buckets, self.draws
+        options, draws = self.options, self.draws
         if self.is_prefill:
-            return [graph_inputs(empty_prefill(PrefillBucket(*pair), options.prefill_commits, draws)) for pair in pairs]
-        return [graph_inputs(empty_decode(options.num_lanes, size, options.decode_commits, draws)) for _, size in pairs]
+            pairs = options.buckets.prefill
+            return [graph_inputs(empty_prefill(pair, options.prefill_commits, draws)) for pair in pairs]
+        commits = options.decode_commits
+        return [graph_inputs(empty_decode(rows, size, commits, draws)) for rows, size in options.decode_graphs]
 
     def get_model_instance(self) -> Qwen36ModelInstance:
         return Qwen36ModelInstance(model_cls=self.model_cls, config=self.config, **self.model_init_kwargs)
@@ -91,4 +92,5 @@ class Qwen36ModelWrapper(ModelWrapper):
             bucket = options.buckets.prefill_for(row.start, len(row.tokens))
             return prefill_inputs(row, bucket, options.prefill_commits, options.num_lanes, self.draws)
         size = options.buckets.decode_for(max(row.end for row in rows))
-        return decode_inputs(rows, options.num_lanes, size, options.decode_commits, options.num_lanes, self.draws)
+        batch = options.decode_rows_for(len(rows))
+        return decode_inputs(rows, batch, size, options.decode_commits, options.num_lanes, self.draws)

@@ -50,7 +50,7 @@ def test_a_dry_run_of_the_27b_prints_memory_graphs_and_arguments(
     assert "--experimental-unsafe-fp8e4m3fn-as-fp8e4m3" in shown.stdout
     plan = json.loads(run(*common, "--json").stdout)
     assert plan["memory"]["fits"] is True
-    assert len(plan["graphs"]) == 18
+    assert len(plan["graphs"]) == 14 + 2 * 4
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 
 

@@ -67,7 +67,10 @@ def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(ch
         ({"prefill_buckets": [[500, 0]]}, "prefill_buckets", "multiples of 64"),
         ({"prefill_buckets": [[512, 0], [512, 65536]]}, "prefill_buckets", "longer prefix"),
         ({"decode_buckets": [32768]}, "decode_buckets", "do not reach"),
-        ({"decode_buckets": []}, "decode_buckets", "list of lengths"),
+        ({"decode_buckets": []}, "decode_buckets", "multiples of 64"),
+        ({"decode_buckets": 2048}, "decode_buckets", "list of whole numbers"),
+        ({"decode_rows": [8]}, "decode_rows", "stay below the 8 rows"),
+        ({"decode_rows": [4, 2]}, "decode_rows", "ascend from 1"),
         ({"num_blocks": 2048}, "num_blocks", "at least 2049"),
         ({"logical_cores": 4}, "logical_cores", "1 or 2"),
     ],
@@ -146,12 +149,15 @@ def test_graphs_are_one_a_bucket_with_the_inputs_that_a_call_gives(checked: Call
     result = checked()
     options = result.profile.options
     prefill = {graph.bucket: graph for graph in result.graphs if graph.tag == PREFILL}
-    decode = {graph.bucket: graph for graph in result.graphs if graph.tag == DECODE}
+    decode = {(graph.inputs["tokens"][0], graph.bucket[1]): graph for graph in result.graphs if graph.tag == DECODE}
     assert set(prefill) == {(pair.active, pair.prefix) for pair in options.buckets.prefill}
-    assert set(decode) == {(1, size) for size in options.buckets.decode}
+    assert options.decode_rows == (1,)
+    assert set(decode) == {(rows, size) for rows in (1, 8) for size in options.buckets.decode}
     assert tuple(prefill[512, 6144].inputs) == PrefillInputs._fields
     assert prefill[512, 6144].inputs["table"] == (1, (512 + 6144) // 64)
-    assert decode[1, 8192].inputs["tokens"] == (8, 1)
+    assert decode[8, 8192].inputs["tokens"] == (8, 1)
+    assert decode[1, 8192].scratch_bytes * 8 == decode[8, 8192].scratch_bytes
+    assert decode[1, 8192].name == "decode 1 to 8192"
     assert len({graph.signature for graph in result.graphs}) == len(result.graphs)
     assert {graph.states for graph in result.graphs} == {2 * 16 + 2 * 48}
 

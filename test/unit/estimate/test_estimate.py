@@ -103,7 +103,7 @@ def test_the_kernels_price_grows_by_the_tile_and_is_far_below_the_baselines(big:
 
 
 def test_weights_are_read_at_the_rate_that_the_plan_counts(ours: Estimate) -> None:
-    (weights,) = (phase for phase in ours.decode_phases(1024) if phase.name == "weights")
+    (weights,) = (phase for phase in ours.decode_phases(8, 1024) if phase.name == "weights")
     lines = {line.name: line.rank_bytes for line in ours.profile.plan(ours.model).lines}
     planned = (
         sum(lines[f"weights: {part}"] for part in ("attention", "deltanet", "mlp")) + lines["weights: embeddings"] / 2
@@ -137,8 +137,16 @@ def test_a_prompt_is_cut_into_the_buckets_that_the_application_takes(ours: Estim
 
 
 def test_more_sequences_than_rows_take_more_steps(ours: Estimate) -> None:
-    assert ours.token(8, 1024) == ours.token(1, 1024)
-    assert ours.token(9, 1024) == 2 * ours.token(8, 1024)
+    assert ours.token(8, 1024) == ours.token(2, 1024)
+    assert ours.token(16, 1024) == 2 * ours.token(8, 1024)
+    assert ours.token(9, 1024) == pytest.approx(ours.token(8, 1024) + ours.token(1, 1024))
+
+
+def test_a_sequence_alone_is_faster_in_a_graph_of_one_row(ours: Estimate) -> None:
+    options = ours.profile.options
+    whole = replace(ours, profile=replace(ours.profile, options=replace(options, decode_rows=())))
+    assert whole.token(1, 1024) == ours.token(8, 1024)
+    assert 0.6 * whole.token(1, 1024) < ours.token(1, 1024) < 0.95 * whole.token(1, 1024)
 
 
 def test_the_slowest_resource_is_the_bound_and_decides() -> None:

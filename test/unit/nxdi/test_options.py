@@ -22,14 +22,27 @@ def make(**changes: Any) -> NeuronOptions:
 
 
 def test_as_json_and_back() -> None:
-    options = make(num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, sampling_candidates=64)
+    options = make(
+        num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, decode_rows=(1, 4), sampling_candidates=64
+    )
     assert NeuronOptions.from_json(options.to_json()) == options
+
+
+def test_decode_graphs_and_which_one_a_call_takes() -> None:
+    options = make(decode_rows=(1, 4))
+    assert options.decode_graphs == [(8, 256), (8, 1024), (1, 256), (1, 1024), (4, 256), (4, 1024)]
+    assert [options.decode_rows_for(count) for count in range(1, 9)] == [1, 4, 4, 4, 8, 8, 8, 8]
+    assert [make().decode_rows_for(count) for count in (1, 8)] == [8, 8]
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
         ("dtype", "float16"),
+        ("decode_rows", (0,)),
+        ("decode_rows", (8,)),
+        ("decode_rows", (4, 1)),
+        ("decode_rows", (1, 1)),
         ("num_lanes", 0),
         ("num_slots", -1),
         ("prefill_commits", 0),
