@@ -30,6 +30,7 @@ from _validate_server import QUICK, Check, Server, Sizes, coherence, decode_rate
 from rich.console import Console
 from rich.table import Table
 
+from nki_kernels.interpreter.install import real_nki_present
 from qwen36_neuron.provenance import provenance
 
 
@@ -98,6 +99,8 @@ def kernels(device: Device, logical_cores: int, console: Console) -> Check:
             target = neuron_device()
         except RuntimeError as error:
             return Check("kernels", False, {}, [str(error)])
+    elif real_nki_present():
+        return Check("kernels", None, {}, ["AWS's own nki is installed, not the interpreter: use --device neuron"])
     # A device takes launches of its own LNC degree alone.
     degrees = [logical_cores] if target is not None else [1, 2]
     outcomes: list[Outcome] = []

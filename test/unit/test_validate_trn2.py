@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
+from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import _validate_kernels as kernels
 import _validate_memory as memory
+import validate_trn2 as validate
 from _validate_server import QUICK, Server, coherence, decode_rate, prefix_reuse
 
 
@@ -118,6 +120,12 @@ def test_every_kernel_of_the_package_is_validated() -> None:
     }
     validated = {case.twin.__module__.rsplit(".", 1)[-1].removesuffix("_torch") for case in kernels.cases(1)}
     assert validated == twins
+
+
+def test_the_interpreter_is_not_said_to_have_run_where_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(validate, "real_nki_present", lambda: True)
+    found = validate.kernels(validate.Device.INTERPRETER, 2, Console())
+    assert (found.passed, found.figures) == (None, {})
 
 
 def fake_monitor(folder: Path, report: Any) -> None:
