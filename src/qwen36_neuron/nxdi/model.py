@@ -7,8 +7,11 @@ from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
 from ..model import Qwen36Model
+from ..model.norm import set_gated_norm
+from ..ops.kernels import open_kernels
 from .cache import HybridCacheManager
 from .config import Qwen36InferenceConfig
+from .fp8_mlp import set_mlp
 from .inputs import DecodeInputs, PrefillInputs
 from .layers import NxdLayers
 from .state import GraphDecode, GraphPrefill
@@ -44,6 +47,11 @@ class NeuronQwen36Model(NeuronBaseModel):
             self.network = Qwen36Model(config.model_config, NxdLayers(config.neuron_config))
         finally:
             torch.set_default_dtype(default)
+        options = config.neuron_config.options
+        self.kernels = open_kernels(options.kernels, options.logical_cores)
+        set_gated_norm(self.network, self.kernels.gated_norm)
+        if options.mlp_kernel:
+            set_mlp(self.network, config.model_config, options)
 
     def init_inference_optimization(self, config: Qwen36InferenceConfig) -> None:
         self.kv_mgr = HybridCacheManager(config.neuron_config.options.cache_spec(config.model_config))
@@ -60,10 +68,10 @@ class NeuronQwen36Model(NeuronBaseModel):
         """
         memory = self.kv_mgr.open()
         if self.is_prefill:
-            prefill = GraphPrefill(memory, PrefillInputs(*inputs))
+            prefill = GraphPrefill(memory, PrefillInputs(*inputs), self.kernels)
             hidden = self.network(inputs[0], prefill.positions, prefill).index_select(1, prefill.last)
         else:
-            decode = GraphDecode(memory, DecodeInputs(*inputs))
+            decode = GraphDecode(memory, DecodeInputs(*inputs), self.kernels)
             hidden = self.network(inputs[0], decode.positions, decode)
         logits = self.network.logits(hidden)
         best = Argmax.apply(logits, logits.dim() - 1, False)  # Neuron's own: XLA's argmax is a slow pair reduction

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from ..config import BLOCK_SIZE
 from ..errors import ConfigError
+from ..ops.kernels import KernelChoice, check_choice
 
 Device = Literal["cpu", "neuron"]
 DType = Literal["float32", "bfloat16"]
@@ -28,6 +29,8 @@ class RuntimeConfig:
         num_slots: checkpoint slots, 0 for none.
         tp_degree: tensor-parallel ranks; 1 on CPU.
         artifact: on a Neuron device, the folder of compiled graphs.
+        kernels: what runs the operations of `ops.kernels`: "torch", on a CPU also "interpreter", on a Neuron device
+            also "nki". None for plain torch on a CPU and for what the artifact was compiled with on a device.
     """
 
     model: Path
@@ -40,6 +43,7 @@ class RuntimeConfig:
     num_slots: int = 0
     tp_degree: int = 1
     artifact: Path | None = None
+    kernels: KernelChoice | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (("device", Device), ("dtype", DType)):
@@ -65,5 +69,7 @@ class RuntimeConfig:
                 f"{self.max_model_len}",
                 f"Use at least {-(-self.max_model_len // BLOCK_SIZE) + 1}, or lower max_model_len",
             )
+        if self.kernels is not None:
+            check_choice(self.kernels, self.device)
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")

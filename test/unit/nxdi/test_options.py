@@ -22,7 +22,7 @@ def make(**changes: Any) -> NeuronOptions:
 
 
 def test_as_json_and_back() -> None:
-    options = make(num_slots=7, tp_degree=4, dtype="float32", decode_commits=3)
+    options = make(num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, kernels="nki")
     assert NeuronOptions.from_json(options.to_json()) == options
 
 
@@ -35,6 +35,7 @@ def test_as_json_and_back() -> None:
         ("prefill_commits", 0),
         ("decode_commits", 0),
         ("logical_cores", 3),
+        ("kernels", "interpreter"),
         ("num_blocks", 16),
         ("max_model_len", 1025),
     ],
