@@ -25,7 +25,7 @@ SIZES = (
     "prefill_commits",
     "decode_commits",
 )
-FIELDS = ("description", "weights", "dtype", "prefill_buckets", "decode_buckets", *SIZES)
+FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", *SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +86,7 @@ class Profile:
             prefill_commits=sizes["prefill_commits"],
             decode_commits=sizes["decode_commits"],
             weights=str(raw["weights"]),
+            kernels=raw["kernels"],
         )
         return cls(name, str(raw["description"]), options)
 
