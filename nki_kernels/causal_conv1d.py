@@ -136,7 +136,8 @@ def causal_conv1d_step(
         lanes (nl.ndarray): [lanes, 3, C], of x's type, windows; written in place
         weight (nl.ndarray): [C, 4], of x's type
         read (nl.ndarray): [1, B], int32, the lane that holds each sequence's window
-        write (nl.ndarray): [1, B * M], int32, the lane for the window after each token; past the last lane: not kept
+        write (nl.ndarray): [1, B * M * W], int32, the W lanes for the window after each token: one, or a second one for
+            a checkpoint; past the last lane: not kept
 
     Returns:
         y (nl.ndarray): [B, M, C], of x's type
@@ -145,7 +146,7 @@ def causal_conv1d_step(
     Pseudocode:
         joined[b] = lanes[read[b]], then x[b]
         y[b, m] = silu(sum_d weight[:, d] joined[b, m + d])
-        lanes[write[b, m]] = joined[b, m + 1 : m + 4]
+        lanes[write[b, m, :]] = joined[b, m + 1 : m + 4]
     """
     batch, steps, channels = x.shape
     cores = nl.num_programs()
@@ -157,7 +158,8 @@ def causal_conv1d_step(
     y = nl.ndarray((batch, steps, channels), dtype=dt, buffer=nl.shared_hbm)
 
     where_from = _sbuf(nl.int32, (1, batch))
-    where_to = _sbuf(nl.int32, (1, batch * steps))
+    places = write.shape[1] // (batch * steps)
+    where_to = _sbuf(nl.int32, (1, batch * steps * places))
     nisa.dma_copy(dst=where_from, src=read)
     nisa.dma_copy(dst=where_to, src=write)
     psum, eye = make_banks(), _sbuf(dt, (TILE, TILE))
@@ -177,12 +179,14 @@ def causal_conv1d_step(
             nisa.dma_copy(dst=joined[row + PAST : row + length], src=x[at, :, first:last])
         for b in range(n):
             for m in range(steps):
-                row, at = b * length + m + 1, (begin + b) * steps + m
-                dst = lanes.ap(
-                    pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_to[0:1, at : at + 1],
-                    indirect_dim=0,
-                )  # fmt: skip
-                nisa.dma_copy(dst=dst, src=joined[row : row + PAST], oob_mode=nisa.oob_mode.skip)
+                row = b * length + m + 1
+                for place in range(places):
+                    at = ((begin + b) * steps + m) * places + place
+                    dst = lanes.ap(
+                        pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_to[0:1, at : at + 1],
+                        indirect_dim=0,
+                    )  # fmt: skip
+                    nisa.dma_copy(dst=dst, src=joined[row : row + PAST], oob_mode=nisa.oob_mode.skip)
         out = _sbuf(dt, (n * steps, own))
         for part in split(blocks, 4):
             turned, bank, result = _sbuf(dt, (TILE, part[1] - part[0], n, length)), psum.take(), psum.take()

@@ -24,9 +24,10 @@ def causal_conv1d_step_torch(
     x: torch.Tensor, lanes: torch.Tensor, weight: torch.Tensor, read: torch.Tensor, write: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `causal_conv1d_step`; `lanes` is written in place."""
-    steps = x.shape[1]
     joined = torch.cat((lanes[read[0].long()], x), dim=1)
-    for at, lane in enumerate(write[0].tolist()):
-        if 0 <= lane < lanes.shape[0]:
-            lanes[lane] = joined[at // steps, at % steps + 1 : at % steps + 1 + lanes.shape[1]]
+    for b, tokens in enumerate(write.view(*x.shape[:2], -1).tolist()):
+        for m, places in enumerate(tokens):
+            for lane in places:
+                if 0 <= lane < lanes.shape[0]:
+                    lanes[lane] = joined[b, m + 1 : m + 1 + lanes.shape[1]]
     return _convolve(joined, weight, x.dtype), lanes

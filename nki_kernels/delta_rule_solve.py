@@ -14,15 +14,17 @@ import nki.language as nl
 from .delta_rule_tiles import (
     ABOVE,
     AFTER,
+    EARLY,
     EYE,
     FIRST,
     FIRST_T,
     HALF,
     L2_EPS,
+    LATE,
     LEVEL,
     LEVELS,
     MASKS,
-    ONES,
+    NEAR,
     TILE,
     UPTO,
     Bank,
@@ -38,7 +40,7 @@ class Constants(nl.NKIObject):
     """Tables in SBUF, whose columns are those of `mask_table`.
 
     Attributes:
-        sums: fp32, UPTO, AFTER and ONES. above: bfloat16, EYE and ABOVE.
+        sums: fp32, UPTO to LATE. above: bfloat16, EYE and ABOVE.
         own: of the operands' type, from EYE on.
         p: two buffers a level, for tiles in turn, for P = I - M_w o (A T), [128, heads, 128]; their odd columns are
             those of I for good.
@@ -59,14 +61,14 @@ class Tile(nl.NKIObject):
         kq: [i, 2, HK, d], keys then queries, as they came. v: [i, H, d].
         gates: fp32 [i, 2, H], g then beta, zero on padding.
         norm: fp32 [i, 2, HK], r^2 of keys and rq of queries. length: fp32 [i, HK], 1 / r. c: fp32 [i, H], beta r^2.
-        decay: fp32 [i, 3, H], e^(G_i), e^(G_C - G_i) and, the same on every row, e^(G_C).
+        decay: fp32 [i, 4, H], e^(G_i), e^(sum of g from i to the end of its half of the tile) and, the same on every
+            row, e^(sum of g over the first half) and over the second.
         between: fp32 [k, H, i], g_k where k <= i. e: fp32 [j, H, i], e^(G_i - G_j) for j <= i, else 0.
         turned: [d, 2, HK, i], k^T and q^T. kk: fp32 [j, H, i], times c_j.
         system: fp32 L^T [j, H, i]. lower, rest: the same rounded to the operands' type, and what that left over.
         t, t_t: T [i, H, j] and T^T [j, H, i].
         scores: fp32 [j, H, i]. u: v / r [j, H, d]. w: -W^T [d, H, i].
-        grown_k: e^G k [j, H, d]. grown_q: (e^G q)^T [d, H, i]. faded_k: fp32 e^(G_C - G) k [j, H, d].
-        inside_decay, inside_k: for a checkpoint inside the tile, decay's last two and faded_k with C = 64.
+        grown_k: e^G k [j, H, d]. grown_q: (e^G q)^T [d, H, i]. faded_k: fp32, the second of `decay` times k, [j, H, d].
     """
 
     rows: int
@@ -92,8 +94,6 @@ class Tile(nl.NKIObject):
     grown_k: nl.ndarray
     grown_q: nl.ndarray
     faded_k: nl.ndarray
-    inside_decay: nl.ndarray = None
-    inside_k: nl.ndarray = None
 
 
 def make_constants(dtype: nl.dtype) -> Constants:
@@ -144,7 +144,7 @@ def load(
     wide = (heads, TILE)
     return Tile(
         rows=rows, kq=kq, v=v_sb, gates=gates, norm=sbuf(f32, (2, key_heads)), length=sbuf(f32, (key_heads,)),
-        c=sbuf(f32, (heads,)), decay=sbuf(f32, (3, heads)), between=sbuf(f32, wide), e=sbuf(f32, wide),
+        c=sbuf(f32, (heads,)), decay=sbuf(f32, (4, heads)), between=sbuf(f32, wide), e=sbuf(f32, wide),
         turned=sbuf(dt, (2, key_heads, TILE)), kk=sbuf(f32, wide),
         system=sbuf(f32, wide), lower=sbuf(dt, wide), rest=sbuf(dt, wide), t=sbuf(dt, wide), t_t=sbuf(dt, wide),
         scores=sbuf(f32, wide),
@@ -179,15 +179,15 @@ def measure(tile: Tile, const: Constants, bank: Bank, live: nl.ndarray) -> None:
             dst=tile.between[:, h : h + 1], op=nl.copy, data=const.sums[:, UPTO : UPTO + TILE],
             scale=column(tile.gates, 0, h),
         )  # fmt: skip
-    # [k, i] x [k, h] -> [i, h]: sums of g over k <= i, over k > i, over all
+    # [k, i] x [k, h] -> [i, h]: sums of g over k <= i, over k > i in i's half, over the first half, over the second
     sums = bank.take()
-    for n in range(3):
-        start = (UPTO, AFTER, ONES)[n]
+    for n in range(4):
+        start = (UPTO, NEAR, EARLY, LATE)[n]
         nisa.nc_matmul(
             dst=sums[:, n * heads : (n + 1) * heads], stationary=const.sums[:, start : start + TILE],
             moving=tile.gates[:, 0:1], is_stationary_onezero=True, accumulate=False,
         )  # fmt: skip
-    nisa.activation(dst=tile.decay, op=nl.exp, data=sums[:, 0 : 3 * heads])
+    nisa.activation(dst=tile.decay, op=nl.exp, data=sums[:, 0 : 4 * heads])
 
 
 def column(tile: nl.ndarray, row: int, at: int) -> nl.ndarray:
@@ -345,7 +345,7 @@ def level_update(tile: Tile, const: Constants, bank: Bank, level: int, turn: int
 
 
 def scale_keys(tile: Tile) -> None:
-    """e^G k and e^(G_C - G) k."""
+    """e^G k, and k faded to the end of its half."""
     heads = tile.v.shape[1]
     share = heads // tile.turned.shape[2]
     for h in range(heads):

@@ -20,19 +20,22 @@ MASKED = -30000.0
 """Added to an exponent it gives exactly zero."""
 
 # Columns of the mask table.
-UPTO, AFTER, ONES, EYE, ABOVE, FIRST, FIRST_T, LEVEL = 0, 128, 256, 384, 512, 640, 768, 896
+UPTO, AFTER, NEAR, EARLY, LATE, EYE, ABOVE, FIRST, FIRST_T, LEVEL = range(0, 10 * TILE, TILE)
 
 
 def mask_table() -> np.ndarray:
-    """[128, 1280] fp32, made on the host: blocks of columns, rows and columns being tokens r and c of a tile.
+    """[128, 1536] fp32, made on the host: blocks of columns, rows and columns being tokens r and c of a tile.
 
-    UPTO: r <= c. AFTER: r > c. ONES. EYE. ABOVE: MASKED where r > c. FIRST, FIRST_T: I - M_1 and its transpose.
+    UPTO: r <= c. AFTER: r > c. NEAR: r > c in the same half. EARLY: r < 64. LATE: r >= 64. EYE. ABOVE: MASKED where
+    r > c. FIRST, FIRST_T: I - M_1 and its transpose.
     LEVEL: for w = 2, 4 ... 64, the even blocks of w columns of I - M_w, 64 columns each (its odd ones are those of I).
     M_w is the lower left w x w block of every 2w x 2w block on the diagonal.
     """
     r, c = np.arange(TILE)[:, None], np.arange(TILE)[None, :]
     eye = (r == c).astype(np.float32)
-    parts = [r <= c, r > c, np.ones((TILE, TILE)), eye, MASKED * (r > c)]
+    near = (r > c) & (r // HALF == c // HALF)
+    early = np.repeat(r < HALF, TILE, axis=1)
+    parts = [r <= c, r > c, near, early, ~early, eye, MASKED * (r > c)]
     for width in (1 << level for level in range(LEVELS + 1)):
         lower = (r // (2 * width) == c // (2 * width)) & (r % (2 * width) >= width) & (c % (2 * width) < width)
         if width == 1:

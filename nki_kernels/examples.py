@@ -32,13 +32,16 @@ def _delta_rule(*rows: int, dtype: type = BF16) -> tuple[np.ndarray, ...]:
     )
 
 
-def prefill(tokens: int = 512, boundaries: tuple[int, ...] = (), dtype: type = BF16) -> Example:
-    """The fused prefill, with checkpoints after the chunk counts given."""
+def prefill(tokens: int = 512, boundaries: tuple[int, ...] = (), dtype: type = BF16, every: bool = False) -> Example:
+    """The fused prefill, with checkpoints after the chunk counts given; `every`: of a graph that could take all."""
     args = (*_delta_rule(tokens, dtype=dtype), _normal(HEADS, D, D), np.array([[0, tokens]], dtype=np.int32))
-    if boundaries:
-        slots = np.arange(len(boundaries), dtype=np.int32).reshape(1, -1)
-        args = (*args, np.zeros((len(boundaries), HEADS, D, D), dtype=np.float32), slots)
-    kwargs = {"boundaries": boundaries} if boundaries else {}
+    kwargs = {}
+    if boundaries or every:
+        possible = tuple(range(1, tokens // 64 + 1)) if every else boundaries
+        slots = [n if at in boundaries else tokens for n, at in enumerate(possible)]
+        bank = np.zeros((len(possible) + 1, HEADS, D, D), dtype=np.float32)
+        args = (*args, bank, np.array([[*slots, len(possible)]], dtype=np.int32))
+        kwargs = {"boundaries": possible}
     return Example(
         gated_delta_rule_prefill, args, kwargs, f"{tokens} tokens, {HEADS} value heads, {KEY_HEADS} key heads"
     )

@@ -44,8 +44,9 @@ def gated_delta_rule_decode(
         beta (nl.ndarray): [B, M, H], float32, write strength
         lanes (nl.ndarray): [lanes, H, D, D], float32, states, key dimension first; written in place
         read (nl.ndarray): [1, B], int32, the lane that holds each sequence's state
-        write (nl.ndarray): [1, B * M], int32, the lane for the state after each token; past the last lane: not kept.
-            No sequence writes a lane that another reads, but for a scratch lane whose content means nothing
+        write (nl.ndarray): [1, B * M * W], int32, the W lanes for the state after each token: one, or a second one for
+            a checkpoint; past the last lane: not kept. No lane is named twice, and no sequence writes a lane that
+            another reads, but for a scratch lane whose content means nothing
 
     Returns:
         o (nl.ndarray): [B, M, H, D], float32
@@ -74,7 +75,8 @@ def gated_delta_rule_decode(
     o = nl.ndarray((batch, steps, heads, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
 
     where_from = nl.ndarray((1, batch), dtype=nl.int32, buffer=nl.sbuf)
-    where_to = nl.ndarray((1, batch * steps), dtype=nl.int32, buffer=nl.sbuf)
+    places = write.shape[1] // (batch * steps)
+    where_to = nl.ndarray((1, batch * steps * places), dtype=nl.int32, buffer=nl.sbuf)
     nisa.dma_copy(dst=where_from, src=read)
     nisa.dma_copy(dst=where_to, src=write)
     eye = nl.ndarray((TILE, TILE), dtype=nl.float32, buffer=nl.sbuf)
@@ -95,7 +97,10 @@ def gated_delta_rule_decode(
             )  # fmt: skip
             nisa.dma_copy(dst=states[:, b : b + 1], src=src)
         # All sequences' states are in SBUF before the first is written.
-        rows = Rows(first=first, last=last, steps=steps, keys=(core * own_keys, own_keys), values=(core * own, own))
+        rows = Rows(
+            first=first, last=last, steps=steps, places=places, keys=(core * own_keys, own_keys),
+            values=(core * own, own),
+        )  # fmt: skip
         columns = _columns(rows, q, k, v, g, beta, ones, psum)
         _run(rows, columns, states, eye, lanes, where_to, psum)
         _store(rows, columns.out, o, psum)
@@ -104,11 +109,12 @@ def gated_delta_rule_decode(
 
 @dataclass
 class Rows(nl.NKIObject):
-    """Sequences [first, last), tokens of each, and (first, count) of this core's key and value heads."""
+    """Sequences [first, last), tokens of each, lanes a token, and (first, count) of this core's key and value heads."""
 
     first: int
     last: int
     steps: int
+    places: int
     keys: tuple
     values: tuple
 
@@ -247,12 +253,13 @@ def _run(
                         operand0=columns.kq[:, 0:1, of + h // share : of + h // share + 1].reshape((TILE, 1)),
                         op1=nl.add, operand1=kept[:, b : b + 1, h : h + 1],
                     )  # fmt: skip
-            to = (rows.first + b) * steps + m
-            dst = lanes.ap(
-                pattern=[[TILE, TILE], [TILE * TILE, heads], [1, TILE]], offset=rows.values[0] * TILE * TILE,
-                scalar_offset=where_to[0:1, to : to + 1], indirect_dim=0,
-            )  # fmt: skip
-            nisa.dma_copy(dst=dst, src=new[:, b : b + 1], oob_mode=nisa.oob_mode.skip)
+            for place in range(rows.places):
+                to = ((rows.first + b) * steps + m) * rows.places + place
+                dst = lanes.ap(
+                    pattern=[[TILE, TILE], [TILE * TILE, heads], [1, TILE]], offset=rows.values[0] * TILE * TILE,
+                    scalar_offset=where_to[0:1, to : to + 1], indirect_dim=0,
+                )  # fmt: skip
+                nisa.dma_copy(dst=dst, src=new[:, b : b + 1], oob_mode=nisa.oob_mode.skip)
         states = new
 
 

@@ -27,7 +27,8 @@ def gated_delta_rule_decode_torch(
         delta = (v[:, m] - torch.einsum("bhkv,bhk->bhv", state, k[:, m])) * beta[:, m, :, None]
         state = state + k[:, m, :, :, None] * delta[:, :, None, :]
         out.append(torch.einsum("bhkv,bhk->bhv", state, q[:, m]))
-        for b, lane in enumerate(write.view(q.shape[:2])[:, m].tolist()):
-            if 0 <= lane < lanes.shape[0]:
-                lanes[lane] = state[b]
+        for b, places in enumerate(write.view(*q.shape[:2], -1)[:, m].tolist()):
+            for lane in places:
+                if 0 <= lane < lanes.shape[0]:
+                    lanes[lane] = state[b]
     return torch.stack(out, dim=1), lanes

@@ -6,16 +6,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_scan import (
-    Scan,
-    key_first,
-    make_half,
-    make_scan,
-    prepare_inside,
-    scan_output,
-    scan_state,
-    state_inside,
-)
+from .delta_rule_scan import Scan, key_first, make_scan, scan_output, scan_state
 from .delta_rule_solve import (
     Constants,
     Tile,
@@ -36,8 +27,8 @@ from .delta_rule_solve import (
 )
 from .delta_rule_tiles import LEVELS, TILE, Bank, make_banks, sbuf, split
 
-START, SOLVE, INSIDE = 5, 6, 17
-"""Stages of the first block inverses, of the first solve level (each takes two), and of an inner checkpoint's terms."""
+START, SOLVE = 5, 6
+"""Stages of the first block inverses, and of the first solve level. A level takes two."""
 STAGES = SOLVE + 2 * LEVELS + 3
 
 
@@ -75,15 +66,15 @@ def gated_delta_rule_prefill(
         state (nl.ndarray): [H, D, D], float32, key dimension first; not changed
         valid (nl.ndarray): [1, 2], int32, first and last + 1 of the tokens that are not padding. Padding must be
             finite and changes nothing; its outputs mean nothing
-        bank (nl.ndarray): [slots, H, D, D], float32, checkpoints; written in place
-        slots (nl.ndarray): [1, n], int32, the slot for the state at each of the n boundaries, n at least one; a slot
-            past the last one is skipped
+        bank (nl.ndarray): [entries, H, D, D], float32, states; written in place
+        slots (nl.ndarray): [1, n + 1], int32, the entry for the state at each of the n boundaries, and for that after
+            the last token; an entry past the last one is skipped
         boundaries (tuple): ascending chunk counts b, known at compile time: the state after 64 * b tokens
 
     Returns:
         o (nl.ndarray): [N, H, D], float32
+        bank (nl.ndarray): the argument; if none was given, instead:
         new_state (nl.ndarray): [H, D, D], float32, after the last token
-        bank (nl.ndarray): the argument, only if it was given
 
     Notes:
         Numbers. State, gates, sums and the products that write to the state or to the output within a tile are
@@ -100,7 +91,7 @@ def gated_delta_rule_prefill(
         for each tile:
             V' = c (U - W S)
             o = rq ((e^G q) S + scores V')
-            S = e^(G_C) S + (e^(G_C - G) k)^T V'
+            for each half: S = e^(G_h) S + (e^(G_h - G) k)^T V', G_h the sum of g over the half
     """
     tokens, key_heads, size = k.shape
     heads = v.shape[1]
@@ -109,7 +100,9 @@ def gated_delta_rule_prefill(
     assert heads % key_heads == 0, f"{heads} value heads do not divide among {key_heads} key heads"
     assert key_heads % cores == 0, f"{key_heads} key heads do not divide among {cores} cores"
     o = nl.ndarray((tokens, heads, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
-    new_state = nl.ndarray((heads, TILE, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
+    last = bank
+    if bank == None:  # noqa: E711
+        last = nl.ndarray((heads, TILE, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
 
     core = nl.program_id(0) if cores > 1 else 0
     keys = (core * (key_heads // cores), (core + 1) * (key_heads // cores))
@@ -126,11 +119,10 @@ def gated_delta_rule_prefill(
     for n in range(1, min(count, 3)):
         tiles.append(load(q, k, v, g, beta, keys, values, n * TILE))
     scan = make_scan(state, values, k.dtype)
-    saver = Saver(bank=bank, slots=None, boundaries=boundaries, heads=values, half=None)
-    if len(boundaries) > 0:
-        saver.slots = nl.ndarray((1, len(boundaries)), dtype=nl.int32, buffer=nl.sbuf)
+    saver = Saver(bank=bank, slots=None, boundaries=boundaries, heads=values)
+    if bank != None:  # noqa: E711
+        saver.slots = nl.ndarray((1, len(boundaries) + 1), dtype=nl.int32, buffer=nl.sbuf)
         nisa.dma_copy(dst=saver.slots, src=slots)
-        saver.half = make_half(const.sums)
     for turn in range(STAGES + skew * (count - 1)):
         if turn % skew == 0 and turn > 0 and len(tiles) < count:
             tiles.append(load(q, k, v, g, beta, keys, values, len(tiles) * TILE))
@@ -140,33 +132,29 @@ def gated_delta_rule_prefill(
             stage = turn - n * skew
             if stage >= 0 and stage < STAGES - 2:
                 _stage(tiles[n], n, stage, const, psum, live)
-                if stage == INSIDE and _wants(saver, 2 * n + 1):
-                    prepare_inside(tiles[n], saver.half, psum)
             elif stage == STAGES - 2:
                 scan_state(tiles[n], scan, psum)
-                _save_end(n, scan, saver)
-                if n + 1 == count:
+                _save_boundaries(n, scan, saver)
+                if n + 1 == count and bank != None:  # noqa: E711
+                    _save(scan.state, len(boundaries), saver)
+                elif n + 1 == count:
                     for part in split(values[1] - values[0], 4):
                         held = (values[0] + part[0], values[0] + part[1])
-                        nisa.dma_copy(dst=key_first(new_state, held), src=scan.state[:, part[0] : part[1]])
+                        nisa.dma_copy(dst=key_first(last, held), src=scan.state[:, part[0] : part[1]])
             elif stage == STAGES - 1:
                 start = n * TILE
                 scan_output(tiles[n], scan, psum, o[start : start + tiles[n].rows, values[0] : values[1]])
-                _save_inside(tiles[n], n, scan, psum, saver)
-    if bank == None:  # noqa: E711
-        return o, new_state
-    return o, new_state, bank
+    return o, last
 
 
 @dataclass
 class Saver(nl.NKIObject):
-    """Where checkpoints go: bank, slots in SBUF [1, n], boundaries, value heads of this core, masks of a half tile."""
+    """Where states go: bank, slots in SBUF [1, n + 1], boundaries, value heads of this core."""
 
     bank: nl.ndarray
     slots: nl.ndarray
     boundaries: tuple
     heads: tuple
-    half: nl.ndarray
 
 
 def _live_rows(valid: nl.ndarray, count: int) -> nl.ndarray:
@@ -207,30 +195,17 @@ def _stage(tile: Tile, n: int, stage: int, const: Constants, psum: Bank, live: n
         apply_inverse(tile, psum)
 
 
-def _wants(saver: Saver, chunks: int) -> bool:
-    """Whether a checkpoint may be wanted after so many chunks."""
-    wanted = False
+def _save_boundaries(n: int, scan: Scan, saver: Saver) -> None:
+    """The checkpoints in the middle of tile n and at its end, if they may be wanted."""
     for at in range(len(saver.boundaries)):
-        wanted = wanted or saver.boundaries[at] == chunks
-    return wanted
-
-
-def _save_end(n: int, scan: Scan, saver: Saver) -> None:
-    """The checkpoint after tile n, if one is wanted."""
-    for at in range(len(saver.boundaries)):
-        if saver.boundaries[at] == 2 * n + 2:
+        if saver.boundaries[at] == 2 * n + 1:
+            _save(scan.middle, at, saver)
+        elif saver.boundaries[at] == 2 * n + 2:
             _save(scan.state, at, saver)
 
 
-def _save_inside(tile: Tile, n: int, scan: Scan, psum: Bank, saver: Saver) -> None:
-    """The checkpoint after the first chunk of tile n, if one is wanted."""
-    for at in range(len(saver.boundaries)):
-        if saver.boundaries[at] == 2 * n + 1:
-            _save(state_inside(tile, scan, psum), at, saver)
-
-
 def _save(state: nl.ndarray, at: int, saver: Saver) -> None:
-    """Copy a state [d, H, v] to the slot of a boundary, or nowhere if it is past the last one."""
+    """Copy a state [d, H, v] to the entry that `slots` names at `at`, or nowhere if that is past the last one."""
     for part in split(saver.heads[1] - saver.heads[0], 4):
         dst = saver.bank.ap(
             pattern=[[TILE, TILE], [TILE * TILE, part[1] - part[0]], [1, TILE]],

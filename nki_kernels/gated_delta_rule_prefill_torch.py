@@ -18,7 +18,7 @@ def gated_delta_rule_prefill_torch(
     bank: torch.Tensor | None = None,
     slots: torch.Tensor | None = None,
     boundaries: tuple[int, ...] = (),
-) -> tuple[torch.Tensor, ...]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """See `gated_delta_rule_prefill`; `bank` is written in place."""
     tokens, heads = g.shape
     position = torch.arange(tokens)
@@ -34,8 +34,15 @@ def gated_delta_rule_prefill_torch(
         out.append(o)
         for n, boundary in enumerate(boundaries):
             if boundary * CHUNK == start + CHUNK and bank is not None and slots is not None:
-                slot = int(slots[0, n])
-                if 0 <= slot < bank.shape[0]:
-                    bank[slot] = state
-    result = (torch.cat(out, dim=1).transpose(0, 1).contiguous(), state)
-    return result if bank is None else (*result, bank)
+                leave(bank, int(slots[0, n]), state)
+    result = torch.cat(out, dim=1).transpose(0, 1).contiguous()
+    if bank is None or slots is None:
+        return result, state
+    leave(bank, int(slots[0, len(boundaries)]), state)
+    return result, bank
+
+
+def leave(bank: torch.Tensor, entry: int, state: torch.Tensor) -> None:
+    """Write an entry, unless it is past the last one."""
+    if 0 <= entry < bank.shape[0]:
+        bank[entry] = state

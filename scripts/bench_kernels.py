@@ -52,9 +52,15 @@ def forms() -> list[Form]:
     chunks = TOKENS // 64
     return [
         Form("prefill_fused", examples.prefill(TOKENS), timeline=True),
-        Form("prefill_fused_one_checkpoint_at_the_end", examples.prefill(TOKENS, (chunks,))),
-        Form("prefill_fused_one_checkpoint_inside_a_tile", examples.prefill(TOKENS, (chunks - 1,))),
-        Form("prefill_fused_checkpoint_every_chunk", examples.prefill(TOKENS, tuple(range(1, chunks + 1)))),
+        # As graphs call it: any chunk may be followed by a checkpoint, the call says which are.
+        Form("prefill_in_a_graph", examples.prefill(TOKENS, every=True), timeline=True),
+        Form("prefill_in_a_graph_checkpoint_at_the_end", examples.prefill(TOKENS, (chunks,), every=True)),
+        Form("prefill_in_a_graph_checkpoint_inside_the_last_tile", examples.prefill(TOKENS, (chunks - 1,), every=True)),
+        Form("prefill_in_a_graph_two_checkpoints", examples.prefill(TOKENS, (chunks // 2 - 1, chunks - 1), every=True)),
+        Form(
+            "prefill_in_a_graph_checkpoint_every_chunk",
+            examples.prefill(TOKENS, tuple(range(1, chunks + 1)), every=True),
+        ),
         Form("prefill_fused_1024_tokens", examples.prefill(2 * TOKENS)),
         Form("prefill_fused_float32", examples.prefill(TOKENS, dtype=np.float32)),
         Form("prefill_one_chunk_a_call", examples.chunk(), calls=TOKENS // TILE * examples.HEADS),
@@ -94,7 +100,7 @@ def price(form: Form, out: Path) -> Report:
 
 def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
     """The bars with the modelled figure beside each."""
-    base = us["prefill_fused"]
+    base, graph = us["prefill_fused"], us["prefill_in_a_graph"]
     busy = max(fused.busy_us["tensor"], fused.busy_us["vector"]) / fused.time_us
     rows = [
         ("fused prefill, us", base, "<=", 150.0),
@@ -104,8 +110,14 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
         ("busier of TensorE and VectorE, share of the time", busy, ">=", 0.6),
         ("decode, batch 1, us", us["decode_batch_1"], "<=", 15.0),
         ("decode, batch 8 / batch 1, x", us["decode_batch_8"] / us["decode_batch_1"], "<=", 4.0),
-        ("a checkpoint at the end adds", us["prefill_fused_one_checkpoint_at_the_end"] / base - 1, "<=", 0.03),
-        ("a checkpoint inside a tile adds", us["prefill_fused_one_checkpoint_inside_a_tile"] / base - 1, "<=", 0.03),
+        ("a checkpoint at the end adds", us["prefill_in_a_graph_checkpoint_at_the_end"] / graph - 1, "<=", 0.03),
+        (
+            "a checkpoint inside the last tile adds",
+            us["prefill_in_a_graph_checkpoint_inside_the_last_tile"] / graph - 1,
+            "<=",
+            0.03,
+        ),
+        ("two checkpoints add", us["prefill_in_a_graph_two_checkpoints"] / graph - 1, "<=", 0.03),
     ]
     return [
         {"what": what, "modelled": value, "bar": f"{sign} {bar:g}",
@@ -140,13 +152,14 @@ def main() -> None:
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     print("Modelled, not measured.")
+    origin = provenance("modelled").as_dict()  # before anything is written, which would be a change to the sources
     reports = {form.name: (form, price(form, out)) for form in forms()}
     us = {name: form.calls * report.time_us for name, (form, report) in reports.items()}
     judged = bars(us, reports["prefill_fused"][1])
     for row in judged:
         print(f"{'met    ' if row['met'] else 'NOT MET'} {row['what']:<52}{row['modelled']:>10.4g}   bar {row['bar']}")
     result = {
-        "provenance": provenance("modelled").as_dict(),
+        "provenance": origin,
         "bars": judged,
         "total_us": us,
         "forms": {

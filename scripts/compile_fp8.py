@@ -33,6 +33,7 @@ from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.cli import plan_json, plan_table
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.ops.kernels import NeuronKernels
 
 T = TypeVar("T")
 
@@ -52,6 +53,12 @@ def main(
         Scales | None,
         typer.Option(help="Of FP8 matrices. Published 128x128 blocks are kept as they are unless this says channel."),
     ] = None,
+    kernels: Annotated[
+        NeuronKernels | None,
+        typer.Option(
+            help="Instead of the profile's: torch for plain graphs, nki for graphs that call the NKI kernels."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Convert, and compile nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
@@ -62,16 +69,15 @@ def main(
             chosen = weights or Profile.load(required("profile", profile)).weights
             print(f"checkpoint: {converted(model, required('out', out), chosen, scales)}")
             return
-        checked = check(
-            with_weights(Profile.load(required("profile", profile)), weights), ModelConfig.from_pretrained(model)
-        )
+        chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels)
+        checked = check(chosen_profile, ModelConfig.from_pretrained(model))
         if dry_run and as_json:
             print(json.dumps(as_dict(checked), indent=2))
         else:
             show(Console(), checked)
         checked.require()
         if not dry_run:
-            require_sdk()  # before hours of work, not after
+            require_sdk(checked.profile.options.kernels)  # before hours of work, not after
             folder = required("out", out)
             checkpoint = converted(model, folder, checked.profile.weights, scales)
             os.environ.update(FP8_ENVIRONMENT)
@@ -89,11 +95,14 @@ def required(option: str, value: T | None) -> T:
     return value
 
 
-def with_weights(profile: Profile, weights: WeightFormat | None) -> Profile:
-    """The profile in another number format, if one is given."""
-    if weights is None:
-        return profile
-    return replace(profile, options=replace(profile.options, weights=weights.value))
+def changed(profile: Profile, weights: WeightFormat | None, kernels: NeuronKernels | None) -> Profile:
+    """The profile in another number format, or with other kernels, if they are given."""
+    options = profile.options
+    if weights is not None:
+        options = replace(options, weights=weights.value)
+    if kernels is not None:
+        options = replace(options, kernels=kernels)
+    return replace(profile, options=options)
 
 
 def converted(model: Path, out: Path, weights: WeightFormat, scales: Scales | None) -> Path:

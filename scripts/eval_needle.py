@@ -180,7 +180,8 @@ def heat_map(answers: list[Answer], lengths: list[int], depths: list[float], cap
         panel.set_yticks(range(len(depths)), [f"{depth:.0%}" for depth in depths])
         for row, line in enumerate(grid):
             for column, value in enumerate(line):
-                panel.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=8)
+                ink = "black" if 0.15 < value < 0.85 else "white"  # both ends of the colours are dark
+                panel.text(column, row, f"{value:.0%}", ha="center", va="center", fontsize=9, color=ink)
     figure.text(0.01, 0.01, caption, fontsize=7)
     figure.tight_layout(rect=(0, 0.04, 1, 1))
     figure.savefig(path, dpi=120)

@@ -10,7 +10,7 @@ readonly STOP_TIMEOUT=30 # seconds that vLLM is given to end
 
 device=cpu model='' served_model_name='' host=127.0.0.1 port=8000 backend_port=''
 max_model_len=8192 max_num_seqs=8 max_num_batched_tokens=2048 dtype=''
-slots=64 cache_gib=2 tp_degree='' artifact=''
+slots=64 cache_gib=2 tp_degree='' artifact='' kernels=''
 sampling_candidates='' lazy_logits=yes
 prefix_caching=yes proxy=yes thinking=yes sampling_defaults=yes
 max_concurrent=256 drain_timeout=30 dry_run=no
@@ -29,6 +29,8 @@ Model and device
   --dtype TYPE                   float32 or bfloat16 (default: float32 on cpu, bfloat16 on neuron)
   --tp-degree N                  tensor-parallel ranks inside the device (default: 1 on cpu, 4 on neuron)
   --artifact DIR                 compiled model, required by neuron
+  --kernels KIND                 cpu: torch, or interpreter, which runs the NKI kernels: slow, for proof; neuron: torch
+                                 or nki (default: torch on cpu, on neuron what the artifact was compiled with)
 
   --sampling-candidates N        most likely tokens that the device draws from, 0 to sample on the host
                                  (default: the artifact's on neuron, 0 on cpu)
@@ -96,7 +98,8 @@ parse_arguments() {
                 extra=("$@")
                 return
                 ;;
-            --model | --served-model-name | --device | --dtype | --tp-degree | --artifact | --sampling-candidates | \
+            --model | --served-model-name | --device | --dtype | --tp-degree | --artifact | --kernels | \
+                --sampling-candidates | \
                 --max-model-len | --max-num-seqs | --max-num-batched-tokens | --cache-gib | --slots | \
                 --host | --port | --backend-port | --api-key | --max-concurrent | --drain-timeout)
                 (($# > 1)) || refuse "$1 needs a value"
@@ -117,12 +120,16 @@ check_arguments() {
         cpu)
             : "${dtype:=float32}" "${tp_degree:=1}"
             [[ -z $artifact ]] || refuse "--artifact is for --device neuron; cpu compiles nothing"
+            [[ -z $kernels || $kernels == torch || $kernels == interpreter ]] ||
+                refuse "--kernels must be torch or interpreter on cpu, not '$kernels'"
             [[ $tp_degree == 1 ]] || refuse "--tp-degree must be 1 on cpu, not '$tp_degree'"
             ;;
         neuron)
             : "${dtype:=bfloat16}" "${tp_degree:=4}"
             compgen -G '/dev/neuron*' >/dev/null ||
                 refuse "--device neuron: this machine has no /dev/neuron*; use --device cpu"
+            [[ -z $kernels || $kernels == torch || $kernels == nki ]] ||
+                refuse "--kernels must be torch or nki on neuron, not '$kernels'"
             [[ -n $artifact ]] || refuse "--device neuron needs --artifact DIR, the compiled model"
             [[ -d $artifact ]] || refuse "--artifact: no such folder: $artifact"
             ;;
@@ -195,13 +202,14 @@ PY
 # Compares the artifact with this start, and gives vLLM the number of KV blocks that it was compiled with.
 audit_artifact() {
     [[ $device == neuron ]] || return 0
-    local blocks flag
+    local blocks flag chosen=()
+    [[ -z $kernels ]] || chosen=(--kernels "$kernels")
     for flag in "${extra[@]}"; do
         [[ ${flag%%=*} != --num-gpu-blocks-override ]] || refuse "$flag: the artifact decides how many KV blocks there are"
     done
     blocks=$("$python" -m qwen36_neuron.artifact.audit --artifact "$artifact" --model "$model" \
         --max-model-len "$max_model_len" --max-num-seqs "$max_num_seqs" --slots "$slots" \
-        --tp-degree "$tp_degree" --dtype "$dtype") || refuse "--artifact $artifact was not compiled for this start"
+        --tp-degree "$tp_degree" --dtype "$dtype" "${chosen[@]}") || refuse "--artifact $artifact was not compiled for this start"
     vllm+=(--num-gpu-blocks-override "$blocks")
 }
 
@@ -222,8 +230,8 @@ PY
 
 build_commands() {
     local settings
-    printf -v settings '{"device": "%s", "tp_degree": %d, "num_slots": %d, "cache_gib": %s}' \
-        "$device" "$tp_degree" "$slots" "$cache_gib"
+    printf -v settings '{"device": "%s", "tp_degree": %d, "num_slots": %d, "cache_gib": %s%s}' \
+        "$device" "$tp_degree" "$slots" "$cache_gib" "${kernels:+, \"kernels\": \"$kernels\"}"
     [[ -z $sampling_candidates ]] || settings="${settings%\}}, \"sampling_candidates\": $sampling_candidates}"
     [[ $lazy_logits == yes ]] || settings="${settings%\}}, \"lazy_logits\": false}"
     if [[ -n $artifact ]]; then

@@ -13,6 +13,7 @@ from vllm.platforms.interface import Platform, PlatformEnum
 
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.ops.kernels import check_shapes
 
 from .compat import check_vllm
 from .settings import NAMED, Settings
@@ -164,6 +165,8 @@ def _check_model(vllm_config: VllmConfig, settings: Settings) -> None:
 
     model = ModelConfig.from_dict(vllm_config.model_config.hf_config.to_dict())
     model.rank(settings.tp_degree)
+    if settings.kernels == "interpreter":
+        check_shapes(settings.kernels, model)
     check_dtype(vllm_config.model_config.dtype)
     if vllm_config.model_config.quantization is not None:
         raise ConfigError(

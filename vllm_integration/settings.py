@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.ops.kernels import CHOICES, KernelChoice
 from qwen36_neuron.runtime.config import Device
 
 NAMED = "checkpoints"
@@ -24,6 +25,8 @@ class Settings:
         slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
         artifact: on a Neuron device, the folder of graphs compiled for these sizes.
+        kernels: "torch", on cpu also "interpreter", on neuron also "nki"; None for plain torch on cpu, and for what the
+            artifact was compiled with on neuron.
         sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
             artifact was compiled with, and 0 on CPU, where vLLM's own sampler gives the tokens.
         lazy_logits: on a Neuron device, leave logits there until a request wants them.
@@ -36,6 +39,7 @@ class Settings:
     slots_per_prompt: int = 16
     cache_gib: float = 2.0
     artifact: str | None = None
+    kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
     lazy_logits: bool = True
     threads: int | None = None
@@ -56,6 +60,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.device not in get_args(Device):
             self._refuse("device", "is not known", f"Use one of: {', '.join(get_args(Device))}")
+        if self.kernels is not None:
+            allowed = CHOICES[self.device]
+            if self.kernels not in allowed:
+                self._refuse(
+                    "kernels", f"cannot be used with device={self.device}", f"Use one of: {', '.join(allowed)}"
+                )
         for field, minimum in (("tp_degree", 1), ("num_slots", 0), ("slots_per_prompt", 1)):
             self._check_integer(field, minimum)
         for field, minimum in (("threads", 1), ("sampling_candidates", 0)):

@@ -97,6 +97,7 @@ class Worker(WorkerBase):
             num_slots=self.num_slots,
             tp_degree=self.settings.tp_degree,
             artifact=Path(self.settings.artifact) if self.settings.artifact else None,
+            kernels=self.settings.kernels,
             sampling_candidates=self.settings.sampling_candidates,
             lazy_logits=self.settings.lazy_logits,
         )

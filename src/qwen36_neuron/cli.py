@@ -22,6 +22,7 @@ from .cache.plan import GIB, Plan, PlanRequest, WeightFormat
 from .cli_compare import compare_models
 from .config import BLOCK_SIZE, ModelConfig
 from .errors import ConfigError
+from .ops.kernels import CpuKernels
 
 commands = typer.Typer(help="Qwen3.6 on AWS Trainium2, and on a CPU.", no_args_is_help=True, add_completion=False)
 
@@ -145,6 +146,9 @@ def generate_text(
     thinking: Annotated[bool, typer.Option(help="Let the model think before it answers.")] = True,
     raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together at most.")] = 4096,
+    kernels: Annotated[
+        CpuKernels, typer.Option(help="Plain torch, or the NKI kernels in their interpreter: slow, for proof.")
+    ] = "torch",
 ) -> None:
     """Generate one answer offline, without a server."""
     from transformers import AutoTokenizer  # slow to import, as is the runtime: only this command needs them
@@ -165,7 +169,9 @@ def generate_text(
         )
     how = Generation(max_tokens, config.eos_token_ids, temperature, top_p, seed)
     blocks = -(-max_model_len // BLOCK_SIZE) + 1
-    runtime = open_runtime(RuntimeConfig(model, max_model_len=max_model_len, num_blocks=blocks, num_lanes=1))
+    runtime = open_runtime(
+        RuntimeConfig(model, max_model_len=max_model_len, num_blocks=blocks, num_lanes=1, kernels=kernels)
+    )
     shown, tokens = "", []
     for token in generate(runtime, ids, how):
         tokens.append(token)

@@ -26,7 +26,7 @@ class Provenance:
     Attributes:
         kind: "measured" on the machine named, or "modelled", computed from a model of another one.
         command: the command line that makes it again.
-        commit: of the source; ends in "-dirty" where tracked files differed from it.
+        commit: of the source when this process began; ends in "-dirty" where tracked files differed from it.
         date: UTC, to the second.
         machine: processor, cores that this process may use, memory in GiB, operating system.
         packages: versions of what the figures depend on.
@@ -54,7 +54,7 @@ def provenance(kind: Kind, arguments: Sequence[str] | None = None) -> Provenance
     return Provenance(
         kind=kind,
         command="python " + " ".join(map(_portable, sys.argv if arguments is None else arguments)),
-        commit=_commit(),
+        commit=_STARTED_FROM,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
         packages=_versions(),
@@ -82,16 +82,20 @@ def _portable(argument: str) -> str:
     return name + equals + (str(path.resolve().relative_to(_REPOSITORY)) if inside else path.name)
 
 
-def _commit() -> str:
+def _commit(repository: Path) -> str:
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(_REPOSITORY), *words], capture_output=True, text=True, check=True
+            ["git", "-C", str(repository), *words], capture_output=True, text=True, check=True
         ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+_STARTED_FROM = _commit(_REPOSITORY)
+"""Asked at once: by the end of a long run the files may be of a later commit than the code that ran."""
 
 
 def _processor() -> str:

@@ -18,6 +18,8 @@ if not AVAILABLE:
     collect_ignore_glob = ["test_[!e]*.py"]  # all but test_enabled.py, which says so
 else:
     os.environ.setdefault("NXD_CPU_MODE", "1")
+    import nki_kernels  # noqa: F401  # brings NKI's interpreter, before anything else stands in for NKI
+
     if SOURCES is not None:
         from .rig import stand_ins
 

@@ -37,6 +37,10 @@ def test_it_is_complete_and_can_be_written():
     assert made["date"].endswith("+00:00")
 
 
-def test_without_a_repository_the_commit_is_unknown(monkeypatch, tmp_path):
-    monkeypatch.setattr(module, "_REPOSITORY", tmp_path)
-    assert provenance("measured", ["x.py"]).commit == "unknown"
+def test_without_a_repository_the_commit_is_unknown(tmp_path):
+    assert module._commit(tmp_path) == "unknown"
+
+
+def test_the_commit_is_that_of_the_start(monkeypatch):
+    monkeypatch.setattr(module, "_commit", lambda repository: "a later one")
+    assert provenance("measured", ["x.py"]).commit != "a later one"

@@ -15,6 +15,7 @@ import typer
 
 from ..config import ModelConfig
 from ..errors import ConfigError
+from ..ops.kernels import NeuronKernels
 from .manifest import (
     changed_files,
     config_digest,
@@ -28,7 +29,7 @@ from .manifest import (
 
 @dataclass(frozen=True, slots=True)
 class LaunchArguments:
-    """What a server is started with. `num_blocks` is None where the artifact decides it."""
+    """What a server is started with. `num_blocks` and `kernels` are None where the artifact decides."""
 
     model: Path
     max_model_len: int
@@ -37,6 +38,7 @@ class LaunchArguments:
     tp_degree: int
     dtype: str
     num_blocks: int | None = None
+    kernels: NeuronKernels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ def _sizes(options: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch
         ("--tp-degree", options["tp_degree"], arguments.tp_degree),
         ("--dtype", options["dtype"], arguments.dtype),
         ("--num-gpu-blocks-override", options["num_blocks"], arguments.num_blocks),
+        ("--kernels", options["kernels"], arguments.kernels),
     ):
         if asked is not None and compiled != asked:
             found.append(Mismatch(flag, compiled, asked, f"Start with {flag} {compiled}, or compile again"))
@@ -129,10 +132,11 @@ def main(
     tp_degree: Annotated[int, typer.Option(help="Tensor-parallel ranks.")],
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")],
     num_blocks: Annotated[int | None, typer.Option(help="KV blocks, if they are chosen already.")] = None,
+    kernels: Annotated[NeuronKernels | None, typer.Option(help="What must have been compiled.")] = None,
     checksums: Annotated[bool, typer.Option(help="Read the artifact's files, and not only their sizes.")] = False,
 ) -> None:
     """Name every difference between an artifact and a start; print its number of KV blocks if there is none."""
-    arguments = LaunchArguments(model, max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks)
+    arguments = LaunchArguments(model, max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks, kernels)
     try:
         manifest = read_manifest(artifact)
         mismatches = audit(manifest, arguments, artifact, checksums)

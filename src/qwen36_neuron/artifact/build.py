@@ -7,12 +7,15 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+from nki_kernels.interpreter.install import real_nki_present
+
 from ..cache.plan import WeightFormat
 from ..checkpoint.conversion import FORMATS, Conversion
 from ..checkpoint.fp8 import Scales
 from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
 from ..checkpoint.quantiser import Quantiser, read_manifest, verify
 from ..errors import ConfigError
+from ..ops.kernels import NeuronKernels
 from .check import Checked, check
 from .manifest import weights_format, write_manifest
 
@@ -25,8 +28,11 @@ def missing_sdk() -> list[str]:
     return [name for name in SDK if find_spec(name) is None]
 
 
-def require_sdk() -> None:
-    """Raises ConfigError unless graphs can be compiled here."""
+def require_sdk(kernels: NeuronKernels) -> None:
+    """Raises ConfigError unless graphs with these kernels can be compiled here."""
+    if kernels == "nki" and not real_nki_present():
+        problem = "the NKI compiler is not installed, and what is interpreted cannot be compiled into a graph"
+        raise ConfigError("kernels", kernels, problem, "Run this on a Neuron image with nki, or use kernels=torch")
     missing = missing_sdk()
     if missing:
         raise ConfigError(
@@ -74,7 +80,7 @@ def compile_artifact(checked: Checked, checkpoint: Path, artifact: Path) -> Path
     Raises:
         ConfigError: the SDK is not installed, the profile cannot be compiled, or the checkpoint is in another format.
     """
-    require_sdk()
+    require_sdk(checked.profile.options.kernels)
     profile = checked.profile
     found = weights_format(checkpoint)
     if found != profile.weights:

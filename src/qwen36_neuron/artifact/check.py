@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from ..cache.plan import GIB, Plan
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
+from ..ops.kernels import check_shapes
 from .graphs import PREFILL, Graph, graphs
 from .profile import Profile
 
@@ -57,13 +58,27 @@ def check(profile: Profile, model: ModelConfig) -> Checked:
         ConfigError: the model cannot be split or run in these sizes at all.
     """
     plan, listed = profile.plan(model), graphs(profile, model)
-    findings = [*_memory(plan), *_buckets(profile), *_compiler(profile), *_graphs(plan, listed)]
+    findings = [
+        *_memory(plan),
+        *_buckets(profile),
+        *_compiler(profile),
+        *_kernels(profile, model),
+        *_graphs(plan, listed),
+    ]
     return Checked(profile, model, plan, listed, findings)
 
 
 def _memory(plan: Plan) -> Iterator[Finding]:
     try:
         plan.check()
+    except ConfigError as error:
+        yield Finding(True, error.field, error.value, error.problem, error.remedy)
+
+
+def _kernels(profile: Profile, model: ModelConfig) -> Iterator[Finding]:
+    options = profile.options
+    try:
+        check_shapes(options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel)
     except ConfigError as error:
         yield Finding(True, error.field, error.value, error.problem, error.remedy)
 

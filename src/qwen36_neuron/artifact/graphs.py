@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..cache.plan import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
 from ..nxdi.compiler import decode_options, prefill_options
 from ..nxdi.inputs import DecodeInputs, PrefillInputs, empty_decode, empty_prefill
@@ -29,7 +28,7 @@ class Graph:
         states: outputs that are the memory of the next call, beside the tokens and the logits.
         arguments: command line of the compiler.
         scratch_bytes: attention scores (fp32) and probabilities of one layer, and its gathered keys and values, on one
-            rank; what plain operations hold at once. A kernel that walks over the prefix needs less.
+            rank; what plain operations hold at once. None with the NKI kernels, which walk over the prefix.
     """
 
     tag: str
@@ -60,7 +59,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     options, rank = profile.options, model.rank(profile.options.tp_degree)
     states = 2 * len(model.attention_layers) + 2 * len(model.deltanet_layers)
     width, draws = options.torch_dtype.itemsize, bool(options.sampling_candidates)
-    extra = HLO_ARGUMENTS.format("" if profile.weights is WeightFormat.BF16 else FP8_ARGUMENT + " ")
+    extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.quantised_layers else "")
 
     def graph(tag: str, bucket: tuple[int, int], example: PrefillInputs | DecodeInputs) -> Graph:
         compiler = prefill_options if tag == PREFILL else decode_options
@@ -69,8 +68,9 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         held = example.table.shape[1] * BLOCK_SIZE + (new if tag == DECODE else 0)
         scores = rows * rank.num_query_heads * new * held * (4 + width)
         gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * width
+        scratch = scores + gathered if options.kernels == "torch" else 0
         shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items() if tensor is not None}
-        return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scores + gathered)
+        return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scratch)
 
     prefill = [
         graph(PREFILL, (pair.active, pair.prefix), empty_prefill(pair, options.prefill_commits, draws))

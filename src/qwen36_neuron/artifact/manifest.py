@@ -21,7 +21,7 @@ from ..provenance import provenance
 from .check import Checked
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 
 PACKAGES = (
     "neuronx-cc",

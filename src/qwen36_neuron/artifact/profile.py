@@ -26,7 +26,7 @@ SIZES = (
     "decode_commits",
     "sampling_candidates",
 )
-FIELDS = ("description", "weights", "dtype", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
+FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +89,7 @@ class Profile:
             decode_commits=sizes["decode_commits"],
             sampling_candidates=sizes["sampling_candidates"],
             weights=str(raw["weights"]),
+            kernels=raw["kernels"],
         )
         return cls(name, str(raw["description"]), options)
 

@@ -10,7 +10,7 @@ import torch
 
 from nki_kernels.interpreter.cost_table import Costs
 
-from ..config import ModelConfig, RankShape
+from ..config import BLOCK_SIZE, ModelConfig, RankShape
 
 TILE = 128
 """Tokens that both kernels solve at once."""
@@ -34,7 +34,10 @@ class DeltaRuleCost(Protocol):
 
 
 class Prefill:
-    """This project's fused prefill kernel, priced on the interpreter: instruction by instruction, on two cores."""
+    """This project's fused prefill kernel, priced on the interpreter: instruction by instruction, on two cores.
+
+    As a graph calls it: a checkpoint may follow any chunk, and none does.
+    """
 
     name = "gated_delta_rule_prefill"
     SIZES = (256, 1024)
@@ -61,7 +64,13 @@ def _price(tokens: int, key_heads: int, heads: int, dim: int) -> tuple[float, st
     v = torch.randn(tokens, heads, dim, generator=random).bfloat16()
     g, beta = -torch.rand(tokens, heads, generator=random), torch.rand(tokens, heads, generator=random)
     state, valid = torch.zeros(heads, dim, dim), torch.tensor([[0, tokens]], dtype=torch.int32)
-    _, report = profile(gated_delta_rule_prefill[2], q, k, v, g, beta, state, valid)
+    chunks = tokens // BLOCK_SIZE
+    slots = torch.tensor([[1] * chunks + [0]], dtype=torch.int32)
+    _, report = profile(
+        gated_delta_rule_prefill[2],
+        *(q, k, v, g, beta, state, valid, torch.zeros(1, heads, dim, dim), slots),
+        boundaries=tuple(range(1, chunks + 1)),
+    )
     return report.time_us * 1e-6, f"kernel: {report.binds}"
 
 

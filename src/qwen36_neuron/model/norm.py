@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from ..ops.norm import gated_rms_norm, rms_norm
+
+NormOperation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""(x, gate, weight, eps) -> the gated norm."""
 
 
 class RMSNorm(nn.Module):
@@ -27,6 +32,14 @@ class GatedRMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.eps = eps
+        self.operation: NormOperation = gated_rms_norm
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
-        return gated_rms_norm(x, gate, self.weight, self.eps)
+        return self.operation(x, gate, self.weight, self.eps)
+
+
+def set_gated_norm(network: nn.Module, operation: NormOperation) -> None:
+    """Have every gated norm of a network computed by `operation`."""
+    for module in network.modules():
+        if isinstance(module, GatedRMSNorm):
+            module.operation = operation

@@ -22,6 +22,7 @@ from ..runtime.step import Row
 from .batch import batch_rows
 from .compiler import CompilerOptions, decode_options, prefill_options
 from .config import Qwen36InferenceConfig
+from .fp8_mlp import lay_out
 from .inputs import decode_groups, prefill_pieces
 from .logits import Logits
 from .model import NETWORK, RANK_PARAMETERS, NeuronQwen36Model
@@ -127,6 +128,8 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             dtype=options.torch_dtype,
             keep_fp8=options.weights != WeightFormat.BF16,
         )
+        if options.mlp_kernel:
+            weights = lay_out(weights)
         return in_module(weights, torch.tensor([rank], dtype=torch.int32))
 
     def shard_weights(self, compiled_model_path: str, debug: bool = False, pre_shard_weights_hook: Any = None) -> None:

@@ -14,6 +14,7 @@ from ..cache.plan import WeightFormat
 from ..checkpoint.fp8 import BLOCK, Scales
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
+from ..ops.kernels import check_shapes
 from .buckets import Buckets
 from .options import NeuronOptions
 
@@ -102,9 +103,10 @@ class Qwen36NeuronConfig(NeuronConfig):
 
 def quantisation(options: NeuronOptions) -> dict[str, Any]:
     """NxDI's settings of FP8 weights: which of our layers NxD exchanges for its quantised ones, and their scales."""
-    if options.weights == WeightFormat.BF16:
+    if not options.quantised_layers:
         return {"quantized": False}
     kept = ["in_proj_ba"] if options.weights == WeightFormat.FP8 else ["mixer", "lm_head"]
+    kept += ["mlp"] if options.mlp_kernel else []
     blocks = options.scales == Scales.BLOCK
     return {
         "quantized": True,
@@ -160,7 +162,9 @@ class Qwen36InferenceConfig(InferenceConfig):
         self.max_position_embeddings = model.max_position_embeddings
         self.tie_word_embeddings = model.tie_word_embeddings
         self.pad_token_id = 0
-        model.rank(self.neuron_config.tp_degree)
+        options = self.neuron_config.options
+        model.rank(options.tp_degree)
+        check_shapes(options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel)
 
     @property
     def model_config(self) -> ModelConfig:

@@ -7,10 +7,13 @@ from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
 from ..model import Qwen36Model
+from ..model.norm import set_gated_norm
+from ..ops.kernels import open_kernels
 from ..ops.sampling import draw
 from .cache import HybridCacheManager
 from .candidates import candidates, gathered
 from .config import Qwen36InferenceConfig
+from .fp8_mlp import set_mlp
 from .inputs import DecodeInputs, PrefillInputs
 from .layers import NxdLayers
 from .state import GraphDecode, GraphPrefill
@@ -47,6 +50,11 @@ class NeuronQwen36Model(NeuronBaseModel):
             self.network = Qwen36Model(config.model_config, NxdLayers(config.neuron_config))
         finally:
             torch.set_default_dtype(default)
+        options = config.neuron_config.options
+        self.kernels = open_kernels(options.kernels, options.logical_cores)
+        set_gated_norm(self.network, self.kernels.gated_norm)
+        if options.mlp_kernel:
+            set_mlp(self.network, config.model_config, options)
 
     def init_inference_optimization(self, config: Qwen36InferenceConfig) -> None:
         self.kv_mgr = HybridCacheManager(config.neuron_config.options.cache_spec(config.model_config))
@@ -66,11 +74,11 @@ class NeuronQwen36Model(NeuronBaseModel):
         step: PrefillInputs | DecodeInputs
         if self.is_prefill:
             step = PrefillInputs(*inputs)
-            prefill = GraphPrefill(memory, step)
+            prefill = GraphPrefill(memory, step, self.kernels)
             hidden = self.network(step.tokens, prefill.positions, prefill).index_select(1, prefill.last)
         else:
             step = DecodeInputs(*inputs)
-            decode = GraphDecode(memory, step)
+            decode = GraphDecode(memory, step, self.kernels)
             hidden = self.network(step.tokens, decode.positions, decode)
         part = self.network.lm_head(hidden)[:, 0]
         logits = gathered(part).float()

@@ -13,6 +13,7 @@ from ..cache.plan import WeightFormat
 from ..checkpoint.fp8 import Scales
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
+from ..ops.kernels import NeuronKernels, check_choice, check_tokens
 from ..ops.sampling import MOST_CANDIDATES
 from .buckets import Buckets, PrefillBucket
 
@@ -35,6 +36,7 @@ class NeuronOptions:
         prefill_commits: checkpoints that one context-encoding call may take. A chunk with more is cut.
         weights: number format of the matrices, a value of `WeightFormat`. The checkpoint must hold them in it.
         scales: of FP8 matrices, a value of `Scales`.
+        kernels: "torch" for graphs of plain operations, "nki" for graphs that call the NKI kernels.
         decode_commits: checkpoints that one decode call may take; more rows than this at a block boundary go in a call
             of their own. Every one is written by every call, used or not: 38.5 MB a rank for the 27B at 4 ranks.
         decode_rows: rows of smaller decode graphs, ascending. Every row of a graph is computed, in use or not, so a
@@ -54,6 +56,7 @@ class NeuronOptions:
     decode_commits: int = 1
     weights: str = WeightFormat.BF16.value
     scales: str = Scales.CHANNEL.value
+    kernels: NeuronKernels = "torch"
     sampling_candidates: int = 256
     decode_rows: tuple[int, ...] = ()
 
@@ -84,6 +87,8 @@ class NeuronOptions:
             raise ConfigError("sampling_candidates", self.sampling_candidates, problem, "Use 256")
         if self.logical_cores not in (1, 2):
             raise ConfigError("logical_cores", self.logical_cores, "a Trn2 joins 1 or 2 cores", "Use 2")
+        check_choice(self.kernels, "neuron")
+        check_tokens(self.kernels, [pair.active for pair in self.buckets.prefill])
         needed = -(-self.max_model_len // BLOCK_SIZE) + 1
         if self.num_blocks < needed:
             raise ConfigError(
@@ -97,6 +102,17 @@ class NeuronOptions:
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
+
+    @property
+    def mlp_kernel(self) -> bool:
+        """Whether MLPs are the NKI kernel for FP8 weights. It takes bfloat16 and one scale an output channel."""
+        fp8 = self.weights != WeightFormat.BF16 and self.scales == Scales.CHANNEL
+        return self.kernels == "nki" and fp8 and self.dtype == "bfloat16"
+
+    @property
+    def quantised_layers(self) -> bool:
+        """Whether any layer is one of NxD's quantised ones: an MLP that is a kernel is none."""
+        return self.weights == WeightFormat.FP8 or (self.weights != WeightFormat.BF16 and not self.mlp_kernel)
 
     @property
     def positions(self) -> int:

@@ -47,6 +47,10 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
         CheckpointError: the checkpoint does not hold what the model needs.
         DeviceError: the device could not be loaded.
     """
+    if config.kernels == "interpreter":
+        from .interpreted import InterpretedRuntime
+
+        return InterpretedRuntime(config)
     if config.device == "cpu":
         from .cpu import CpuRuntime  # imported on use: reading a configuration must not load a model's code
 

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 from ..config import BLOCK_SIZE
 from ..errors import ConfigError
+from ..ops.kernels import KernelChoice, check_choice
 from ..ops.sampling import MOST_CANDIDATES
 
 Device = Literal["cpu", "neuron"]
@@ -29,6 +30,8 @@ class RuntimeConfig:
         num_slots: checkpoint slots, 0 for none.
         tp_degree: tensor-parallel ranks; 1 on CPU.
         artifact: on a Neuron device, the folder of compiled graphs.
+        kernels: what runs the operations of `ops.kernels`: "torch", on a CPU also "interpreter", on a Neuron device
+            also "nki". None for plain torch on a CPU and for what the artifact was compiled with on a device.
         sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
             what the artifact was compiled with, and 0 on CPU.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
@@ -44,6 +47,7 @@ class RuntimeConfig:
     num_slots: int = 0
     tp_degree: int = 1
     artifact: Path | None = None
+    kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
     lazy_logits: bool = True
 
@@ -71,6 +75,8 @@ class RuntimeConfig:
                 f"{self.max_model_len}",
                 f"Use at least {-(-self.max_model_len // BLOCK_SIZE) + 1}, or lower max_model_len",
             )
+        if self.kernels is not None:
+            check_choice(self.kernels, self.device)
         if self.sampling_candidates is not None and not 0 <= self.sampling_candidates <= MOST_CANDIDATES:
             raise ConfigError(
                 "sampling_candidates", self.sampling_candidates, f"must be 0 to {MOST_CANDIDATES}", "Use 256, or 0"

@@ -140,6 +140,7 @@ def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
             ("num_lanes", options.num_lanes, config.num_lanes),
             ("tp_degree", options.tp_degree, config.tp_degree),
             ("dtype", options.dtype, config.dtype),
+            ("kernels", options.kernels, config.kernels or options.kernels),
         )
         if compiled != asked
     ]

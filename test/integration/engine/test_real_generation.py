@@ -10,6 +10,8 @@ import torch
 from engine import greedy
 from recorder import Recorder
 
+from qwen36_neuron.runtime.interpreted import InterpretedRuntime
+
 COUNT = 12
 LENGTHS = (1, 5, 63, 64, 65, 130, 200, 333)
 
@@ -52,3 +54,18 @@ def test_equals_hugging_face_under_preemption(engine, prompts, expected):
     tight = [LENGTHS.index(length) for length in (63, 64, 130)]
     assert served.generate([prompts[i] for i in tight], greedy(COUNT)) == [expected[i] for i in tight]
     assert any(sum(row.start == 0 for row in rows) > 1 for rows in recorder.rows.values()), "nothing was preempted"
+
+
+def test_equals_hugging_face_with_interpreted_kernels(engine, prompts, expected):
+    """Chunked prefill beside decode, all operations as NKI kernels; then a prompt whose prefix is reused."""
+    served = engine(
+        max_num_batched_tokens=100,
+        num_gpu_blocks_override=100,
+        enable_prefix_caching=True,
+        additional_config={"kernels": "interpreter", "num_slots": 8},
+    )
+    assert isinstance(served.runtime, InterpretedRuntime)
+    assert served.generate(prompts, greedy(COUNT)) == expected
+    recorder = served.worker.runner.runtime = Recorder(served.runtime)
+    assert served.generate(prompts[-1:], greedy(COUNT)) == expected[-1:]
+    assert any(row.restore is not None for rows in recorder.rows.values() for row in rows), "nothing was reused"

@@ -33,5 +33,5 @@ def tiny_profile() -> Profile:
     sizes = {"max_model_len": 512, "max_num_seqs": 2, "num_blocks": 17, "slots": 4, "tp_degree": 1, "logical_cores": 2}
     commits = {"prefill_commits": 4, "decode_commits": 1, "sampling_candidates": 256}
     buckets = {"prefill_buckets": [[128, 0], [128, 512]], "decode_buckets": [512], "decode_rows": [1]}
-    other = {"description": "for tests", "weights": "bf16", "dtype": "bfloat16"}
+    other = {"description": "for tests", "weights": "bf16", "dtype": "bfloat16", "kernels": "torch"}
     return Profile.parse("tiny", sizes | commits | buckets | other)

@@ -58,6 +58,7 @@ def fields(artifact: Path, arguments: LaunchArguments) -> Callable[..., list[str
 def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]) -> None:
     assert fields() == []
     assert fields(num_blocks=17) == []
+    assert fields(kernels="torch") == []
     assert fields(max_model_len=100) == []  # shorter sequences need nothing else
     assert fields(checksums=True) == []
 
@@ -71,6 +72,7 @@ def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]
         ({"tp_degree": 4}, "--tp-degree"),
         ({"dtype": "float32"}, "--dtype"),
         ({"num_blocks": 18}, "--num-gpu-blocks-override"),
+        ({"kernels": "nki"}, "--kernels"),
     ],
 )
 def test_every_size_is_compared(fields: Callable[..., list[str]], changes: dict[str, Any], field: str) -> None:

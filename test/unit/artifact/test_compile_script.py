@@ -54,6 +54,24 @@ def test_a_dry_run_of_the_27b_prints_memory_graphs_and_arguments(
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 
 
+def test_kernels_instead_of_the_profiles(
+    run: Callable[..., Result], published_27b: dict[str, Any], tmp_path: Path
+) -> None:
+    """The same graphs; plain ones work in memory that the kernels do not need. What is interpreted is not compiled."""
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    common = ("--model", tmp_path, "--profile", PROFILES / "4k.yaml")
+    plain = json.loads(run(*common, "--dry-run", "--json").stdout)
+    nki = json.loads(run(*common, "--dry-run", "--json", "--kernels", "nki").stdout)
+    assert (plain["options"]["kernels"], nki["options"]["kernels"]) == ("torch", "nki")
+    for one, other in zip(plain["graphs"], nki["graphs"], strict=True):
+        assert one["inputs"] == other["inputs"]
+        assert one["scratch_bytes"] > other["scratch_bytes"] == 0
+    refused = run(*common, "--out", tmp_path / "out", "--kernels", "nki")
+    assert refused.exit_code == 2
+    assert "kernels='nki': the NKI compiler is not installed" in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_weights_only_converts_once_and_finds_it_done_the_next_time(
     run: Callable[..., Result], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ def test_every_shipped_profile_compiles_for_the_27b(file: Path, big: ModelConfig
     result = check(Profile.load(file), big)
     assert result.findings == []
     result.require()
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_profile_compiles_with_the_kernels_too(
+    file: Path, big: ModelConfig, published_27b: dict[str, Any]
+) -> None:
+    profile = Profile.load(file)
+    assert profile.options.kernels == "torch"
+    profile = replace(profile, options=replace(profile.options, kernels="nki"))
+    assert check(profile, big).findings == []
+    published_27b["text_config"]["linear_conv_kernel_dim"] = 3
+    with pytest.raises(ConfigError, match="linear_conv_kernel_dim is 3, must be 4"):
+        check(profile, ModelConfig.from_dict(published_27b)).require()
 
 
 def test_there_are_profiles_for_4k_32k_and_128k() -> None:
@@ -73,6 +87,9 @@ def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(ch
         ({"decode_rows": [4, 2]}, "decode_rows", "ascend from 1"),
         ({"num_blocks": 2048}, "num_blocks", "at least 2049"),
         ({"logical_cores": 4}, "logical_cores", "1 or 2"),
+        ({"kernels": "interpreter"}, "kernels", "Use one of: torch, nki"),
+        ({"kernels": None}, "kernels", "is not known"),
+        ({"kernels": "nki", "prefill_buckets": [[192, 131072]]}, "prefill_buckets", "multiple of 128"),
     ],
 )
 def test_a_wrong_field_is_named_with_its_value_and_a_remedy(

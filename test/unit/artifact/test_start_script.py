@@ -69,3 +69,12 @@ def test_the_number_of_kv_blocks_cannot_be_contradicted(tiny_checkpoint: Path, a
     result = start(tiny_checkpoint, artifact, "--slots", "4", "--", "--num-gpu-blocks-override=99")
     assert result.returncode == 2
     assert "the artifact decides" in result.stderr
+
+
+def test_kernels_must_be_those_that_were_compiled(tiny_checkpoint: Path, artifact: Path) -> None:
+    result = start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "nki")
+    assert result.returncode == 2
+    assert "--kernels: compiled for 'torch', started with 'nki'. Start with --kernels torch" in result.stderr
+    assert start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "torch").returncode == 0
+    result = start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "interpreter")
+    assert "--kernels must be torch or nki on neuron, not 'interpreter'" in result.stderr

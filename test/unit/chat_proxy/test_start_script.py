@@ -94,6 +94,13 @@ def test_options_reach_the_command_they_belong_to(model):
     assert {"--no-enable-thinking", "--no-sampling-defaults"} <= set(proxy)
 
 
+def test_the_choice_of_kernels_reaches_the_plugin(model):
+    from vllm_integration.settings import Settings
+
+    vllm, _ = commands("--model", model, "--kernels", "interpreter")
+    assert Settings.parse(json.loads(value(vllm, "--additional-config"))).kernels == "interpreter"
+
+
 def test_the_settings_are_ones_that_the_plugin_knows(model):
     from vllm_integration.settings import Settings
 
@@ -131,7 +138,14 @@ def test_the_key_is_in_no_command(model):
 def test_help_shows_every_option_with_its_default():
     done = script("--help")
     assert done.returncode == 0
-    for text in ("--model DIR", "(default: 8000)", "(default: cpu)", "(default: 64)", "(default: 8192)"):
+    for text in (
+        "--model DIR",
+        "--kernels KIND",
+        "(default: 8000)",
+        "(default: cpu)",
+        "(default: 64)",
+        "(default: 8192)",
+    ):
         assert text in done.stdout
 
 
@@ -141,6 +155,7 @@ def test_help_shows_every_option_with_its_default():
         (["--nonsense"], "unknown argument '--nonsense'"),
         (["extra"], "unknown argument 'extra'"),
         (["--port"], "--port needs a value"),
+        (["--kernels", "nki"], "--kernels must be torch or interpreter on cpu, not 'nki'"),
         (["--port", "--no-proxy"], "--port needs a value"),
         (["--port", "high"], "--port must be a whole number"),
         (["--port", "0"], "--port must be at least 1"),

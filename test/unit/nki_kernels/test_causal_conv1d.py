@@ -71,6 +71,21 @@ def test_step(form, dtype, batch, steps):
     assert torch.equal(lanes[-1], before[-1])
 
 
+@pytest.mark.parametrize(
+    "form", [causal_conv1d_step, causal_conv1d_step[2], causal_conv1d_step_torch], ids=["kernel", "two", "twin"]
+)
+def test_a_window_goes_to_two_lanes(form):
+    x, _, weight = inputs(2, 256, torch.float32)
+    lanes = torch.randn(5, 3, 256)
+    before = lanes.clone()
+    read, write = torch.tensor([[1, 2]], dtype=torch.int32), torch.tensor([[1, 5, 2, 4]], dtype=torch.int32)
+    form(x.unsqueeze(1), lanes, weight, read, write)
+    assert torch.equal(lanes[1], torch.cat((before[1, 1:], x[:1])))
+    assert torch.equal(lanes[2], torch.cat((before[2, 1:], x[1:])))
+    assert torch.equal(lanes[4], lanes[2])
+    assert torch.equal(lanes[[0, 3]], before[[0, 3]])
+
+
 def test_a_step_continues_a_prompt():
     x, window, weight = inputs(70, 128, torch.float32)
     valid, ends = torch.tensor([[0, 69]], dtype=torch.int32), torch.tensor([[69]], dtype=torch.int32)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from delta_rule_cases import make_case, recurrence, worst
 
-from nki_kernels.delta_rule_tiles import HALF, LEVEL, LEVELS, MASKS, TILE, product, sbuf
+from nki_kernels.delta_rule_tiles import FIRST, HALF, LEVEL, LEVELS, MASKS, TILE, product, sbuf
 from nki_kernels.gated_delta_rule_chunk import gated_delta_rule_chunk
 from nki_kernels.gated_delta_rule_chunk_torch import gated_delta_rule_chunk_torch
 
@@ -48,7 +48,7 @@ def test_the_mask_table_is_the_recursion():
     rng = np.random.default_rng(0)
     a = np.tril(rng.standard_normal((TILE, TILE)), -1)
     eye = np.eye(TILE)
-    t = MASKS[:, 640:768] * (eye + a)
+    t = MASKS[:, FIRST : FIRST + TILE] * (eye + a)
     for level in range(LEVELS):
         width = 2 << level
         mask = eye.reshape(TILE, -1, 2, width).copy()

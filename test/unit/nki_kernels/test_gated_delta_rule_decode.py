@@ -60,6 +60,21 @@ def test_drafts_leave_a_state_a_token(form, steps):
     assert (lanes[5 + steps] == 5.0).all()
 
 
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_state_goes_to_two_lanes(form, steps):
+    """The second of sequence 1's last token is a checkpoint; the others' are past the last lane."""
+    cases = [make_case(steps, 2, 6, 0.9, 0.9, -1e-2, seed) for seed in range(3)]
+    lanes, index = lanes_of(cases, 9)
+    write = torch.full((3, steps, 2), 9, dtype=torch.int32)
+    write[:, -1, 0], write[1, -1, 1] = index[0], 8
+    form(*batch_of(cases), lanes, index, write.view(1, -1))
+    for b, case in enumerate(cases):
+        assert worst(lanes[2 * b + 1], recurrence(case)[1][-1]) <= 2e-5
+    assert torch.equal(lanes[8], lanes[3])
+    assert (lanes[[0, 2, 4, 6, 7]] == 5.0).all()
+
+
 def test_bfloat16_inputs_lose_nothing():
     case = make_case(1, 1, 2, 0.9).cast(torch.bfloat16)
     want, _ = recurrence(case)

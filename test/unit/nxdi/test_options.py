@@ -26,6 +26,8 @@ def test_as_json_and_back() -> None:
         num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, decode_rows=(1, 4), sampling_candidates=64
     )
     assert NeuronOptions.from_json(options.to_json()) == options
+    options = make(num_slots=7, kernels="nki")
+    assert NeuronOptions.from_json(options.to_json()) == options
 
 
 def test_decode_graphs_and_which_one_a_call_takes() -> None:
@@ -50,6 +52,7 @@ def test_decode_graphs_and_which_one_a_call_takes() -> None:
         ("sampling_candidates", -1),
         ("sampling_candidates", 1025),
         ("logical_cores", 3),
+        ("kernels", "interpreter"),
         ("num_blocks", 16),
         ("max_model_len", 1025),
     ],

@@ -11,6 +11,14 @@ def test_values_are_taken_over():
     assert settings == Settings(num_slots=3, cache_gib=0.5, threads=2)
 
 
+def test_kernels_are_those_of_the_device():
+    assert Settings.parse({}).kernels is None
+    assert Settings.parse({"kernels": "interpreter"}).kernels == "interpreter"
+    assert Settings.parse({"device": "neuron", "kernels": "nki"}).kernels == "nki"
+    with pytest.raises(ConfigError, match=r"additional_config\.kernels='interpreter'.*Use one of: torch, nki"):
+        Settings.parse({"device": "neuron", "kernels": "interpreter"})
+
+
 def test_an_unknown_key_is_named_with_the_known_ones():
     with pytest.raises(ConfigError, match=r"additional_config\.slots=8.*Known:.*num_slots"):
         Settings.parse({"slots": 8})
@@ -28,6 +36,8 @@ def test_an_unknown_key_is_named_with_the_known_ones():
         ("cache_gib", 0),
         ("cache_gib", "2"),
         ("threads", 0),
+        ("kernels", "nki"),
+        ("kernels", 3),
         ("sampling_candidates", -1),
         ("sampling_candidates", 2.5),
         ("lazy_logits", 1),

@@ -1,0 +1,215 @@
+"""The operations that read or write a sequence's memory on a device, and the choice of what runs them.
+
+A graph holds the states of all sequences in banks, [entries, ...], and says by index which entry a row reads and which
+it leaves its state in. Entry 0 is nobody's: padding reads and writes there. Every operation takes a bank and gives one
+back, which is the same memory on a device; the bank that was given must not be used any more.
+
+There are two forms: plain torch (`torch_kernels`), and the NKI kernels (`nki`), which run on a Neuron device and, in
+the interpreter of `nki_kernels`, on a CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+
+from ..config import BLOCK_SIZE, ModelConfig
+from ..errors import ConfigError
+
+CpuKernels = Literal["torch", "interpreter"]
+"""On a CPU: plain torch, or the NKI kernels in their interpreter."""
+
+NeuronKernels = Literal["torch", "nki"]
+"""On a Neuron device: plain torch, or the NKI kernels compiled into the graphs."""
+
+KernelChoice = Literal["torch", "interpreter", "nki"]
+
+CHOICES: dict[str, tuple[str, ...]] = {"cpu": get_args(CpuKernels), "neuron": get_args(NeuronKernels)}
+"""What runs on which device."""
+
+HEAD_DIM, STATE_DIM, TAPS = 256, 128, 4
+"""Sizes that the NKI kernels are written for: attention heads, DeltaNet heads, the convolution."""
+
+MLP_COLUMNS = 512
+"""Hidden channels that the MLP kernel works on at once."""
+
+ROWS = 128
+"""Tokens, or channels, of a kernel's tile."""
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One row of many tokens in a padded layout that starts at a block boundary. All tensors are int32.
+
+    Attributes:
+        first: [1], places before the row's own tokens.
+        end: [1], place after its last token.
+        fresh: bool [1], the row starts its sequence: its state is zero, whatever its entry holds.
+        source, lane: [1], entries to read the state from and to leave it in.
+        commit_at: [n], number of whole blocks of the layout after which to leave the state in entry `commit_to` too.
+        commit_to: [n]; 0 for none.
+    """
+
+    first: torch.Tensor
+    end: torch.Tensor
+    fresh: torch.Tensor
+    source: torch.Tensor
+    lane: torch.Tensor
+    commit_at: torch.Tensor
+    commit_to: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one token. All tensors are int32.
+
+    Attributes:
+        fresh, source, lane: [batch], as in `Span`.
+        commit_at: [n], the row whose state after the token is left in entry `commit_to` too.
+        commit_to: [n]; 0 for none.
+    """
+
+    fresh: torch.Tensor
+    source: torch.Tensor
+    lane: torch.Tensor
+    commit_at: torch.Tensor
+    commit_to: torch.Tensor
+
+
+Kept = tuple[torch.Tensor, torch.Tensor]
+"""A result, and the bank with the rows' states and checkpoints in it."""
+
+
+class Kernels(Protocol):
+    """The operations of one rank. Banks are [entries, 3, channels] for windows, [entries, heads, dk, dv] for states."""
+
+    def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> Kept:
+        """Convolution with SiLU: x [1, tokens, channels], weight [channels, 4] -> [1, tokens, channels]."""
+        ...
+
+    def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> Kept:
+        """The same for x [batch, 1, channels]."""
+        ...
+
+    def delta_rule_prefill(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bank: torch.Tensor,
+        span: Span,
+    ) -> Kept:
+        """Gated delta rule, with q, k, v, g, beta of `StepState.delta_rule`, batch 1 and whole blocks of tokens.
+
+        Returns:
+            [1, tokens, value_heads, dv] fp32, meaningless on padding, and the bank.
+        """
+        ...
+
+    def delta_rule_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bank: torch.Tensor,
+        batch: Batch,
+    ) -> Kept:
+        """The same for one token a row: [batch, 1, value_heads, dv] fp32."""
+        ...
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: tuple[torch.Tensor, torch.Tensor],
+        table: torch.Tensor,
+        held: torch.Tensor,
+    ) -> torch.Tensor:
+        """Causal attention of tokens over themselves and over `held` tokens before all of them, which are paged.
+
+        Args:
+            q: [batch, tokens, query_heads, head_dim]; k, v: [batch, tokens, kv_heads, head_dim].
+            cache: (keys, values), each [blocks, BLOCK_SIZE, kv_heads, head_dim].
+            table: int32 [batch, n], blocks of positions 0, 1, ...; n may be 0.
+            held: int32 [batch], at most n * BLOCK_SIZE.
+        Returns:
+            [batch, tokens, query_heads, head_dim].
+        """
+        ...
+
+    def gated_norm(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """`ops.norm.gated_rms_norm` of x and gate [batch, tokens, heads, n]."""
+        ...
+
+
+def open_kernels(choice: KernelChoice, cores: int = 1) -> Kernels:
+    """The operations in one form.
+
+    Args:
+        cores: physical cores that one logical core joins; the NKI kernels run on all of them.
+    """
+    if choice == "torch":
+        from .torch_kernels import TorchKernels
+
+        return TorchKernels()
+    from .nki import NkiKernels  # imported on use: it needs the kernels' package
+
+    return NkiKernels(cores)
+
+
+def check_choice(choice: str, device: str) -> None:
+    """Raises ConfigError unless `choice` can run on `device`, "cpu" or "neuron"."""
+    allowed = CHOICES[device]
+    if choice in allowed:
+        return
+    known = choice in {name for names in CHOICES.values() for name in names}
+    problem = f"does not run on device={device}" if known else "is not known"
+    raise ConfigError("kernels", choice, problem, f"Use one of: {', '.join(allowed)}")
+
+
+def check_shapes(choice: KernelChoice, model: ModelConfig, tp: int = 1, cores: int = 1, mlp: bool = False) -> None:
+    """Raises ConfigError naming every size of a rank's model that the NKI kernels do not take.
+
+    Args:
+        mlp: whether the MLP is a kernel too.
+    """
+    if choice == "torch":
+        return
+    rank = model.rank(tp)
+    wrong = [
+        f"{name} is {size}, must be {needed}"
+        for name, size, needed in (
+            ("linear_key_head_dim", model.key_head_dim, STATE_DIM),
+            ("linear_value_head_dim", model.value_head_dim, STATE_DIM),
+            ("head_dim", model.head_dim, HEAD_DIM),
+            ("linear_conv_kernel_dim", model.conv_kernel, TAPS),
+        )
+        if size != needed
+    ] + [
+        f"{size} {name} a rank must be a multiple of {needed} on {cores} physical cores a rank"
+        for name, size, needed in (
+            ("DeltaNet key heads", rank.num_key_heads, cores),
+            ("query heads", rank.num_query_heads, cores),
+            ("convolution channels", rank.conv_channels, ROWS * cores),
+            ("intermediate channels", model.intermediate_size // tp if mlp else 0, ROWS * cores),
+            ("hidden channels", model.hidden_size if mlp else 0, MLP_COLUMNS),
+        )
+        if size % needed
+    ]
+    if wrong:
+        raise ConfigError("kernels", choice, f"cannot run this model: {'; '.join(wrong)}", "Use kernels=torch")
+
+
+def check_tokens(choice: KernelChoice, sizes: list[int]) -> None:
+    """Raises ConfigError unless the NKI kernels take calls of so many new tokens each."""
+    wrong = [size for size in sizes if size > ROWS and size % ROWS]
+    if choice != "torch" and wrong:
+        problem = f"kernels={choice} take {BLOCK_SIZE} new tokens, or a multiple of {ROWS}"
+        raise ConfigError("prefill_buckets", wrong, problem, "Round them up, or use kernels=torch")
