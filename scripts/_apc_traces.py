@@ -20,7 +20,7 @@ from rich.table import Table
 
 from qwen36_neuron.apc import BoundaryPlanner, PolicyConfig, PrefillCost, SlotPool
 from qwen36_neuron.apc.baselines import EveryBlockPlanner, EveryBlockPool, LruPool, Marconi
-from qwen36_neuron.apc.simulator import PrefixCache, Replay, Sighting, SlotCache, replay, sight
+from qwen36_neuron.apc.simulator import CoveredCache, PrefixCache, Replay, Sighting, SlotCache, replay, sight
 from qwen36_neuron.apc.traces import MESSAGE_END, MESSAGE_START, TRACES
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 
@@ -84,7 +84,7 @@ class Contest:
     def _contestants(self, budget: Budget) -> Iterator[tuple[str, Callable[[], PrefixCache]]]:
         policy = PolicyConfig(budget.num_slots, frozenset({MESSAGE_START}), frozenset({MESSAGE_END}))
         planner, blocks = BoundaryPlanner(policy), budget.kv_blocks
-        yield OURS, lambda: SlotCache(OURS, planner, SlotPool(budget.num_slots, self.cost), blocks)
+        yield OURS, lambda: CoveredCache(OURS, planner, SlotPool(budget.num_slots, self.cost), blocks)
         yield ENGINE, lambda: slots(self.published, blocks, LONGEST, policy)
         yield LRU, lambda: SlotCache(LRU, planner, LruPool(budget.num_slots, self.cost), blocks)
         every_block = EveryBlockPlanner(policy)

@@ -10,7 +10,7 @@ readonly STOP_TIMEOUT=30 # seconds that vLLM is given to end
 
 device=cpu model='' served_model_name='' host=127.0.0.1 port=8000 backend_port=''
 max_model_len=8192 max_num_seqs=8 max_num_batched_tokens=2048 dtype=''
-slots=64 cache_gib=2 tp_degree='' artifact='' kernels=''
+slots='' cache_gib=2 tp_degree='' artifact='' kernels=''
 sampling_candidates='' lazy_logits=yes
 prefix_caching=yes proxy=yes thinking=yes sampling_defaults=yes
 max_concurrent=256 drain_timeout=30 dry_run=no
@@ -41,7 +41,7 @@ Capacity
   --max-num-seqs N               sequences that run at once (default: $max_num_seqs)
   --max-num-batched-tokens N     tokens of one step (default: $max_num_batched_tokens)
   --cache-gib X                  memory for KV blocks in GiB (default: $cache_gib)
-  --slots N                      checkpoint slots for prefix reuse (default: $slots)
+  --slots N                      checkpoint slots for prefix reuse (default: half of KV's bytes, 16 to 256; 64 on neuron)
   --no-prefix-caching            keep no prefixes
 
 Front door
@@ -125,7 +125,7 @@ check_arguments() {
             [[ $tp_degree == 1 ]] || refuse "--tp-degree must be 1 on cpu, not '$tp_degree'"
             ;;
         neuron)
-            : "${dtype:=bfloat16}" "${tp_degree:=4}"
+            : "${dtype:=bfloat16}" "${tp_degree:=4}" "${slots:=64}"
             compgen -G '/dev/neuron*' >/dev/null ||
                 refuse "--device neuron: this machine has no /dev/neuron*; use --device cpu"
             [[ -z $kernels || $kernels == torch || $kernels == nki ]] ||
@@ -154,7 +154,7 @@ a step must have room for a token of each"
     require_positive --cache-gib "$cache_gib"
     require_positive --drain-timeout "$drain_timeout"
 
-    require_whole --slots "$slots" 0
+    [[ -z $slots ]] || require_whole --slots "$slots" 0
     if [[ $prefix_caching == no ]]; then
         [[ $slots_given == no || $slots == 0 ]] ||
             refuse "--slots $slots keeps prefixes, which --no-prefix-caching forbids"
@@ -230,8 +230,8 @@ PY
 
 build_commands() {
     local settings
-    printf -v settings '{"device": "%s", "tp_degree": %d, "num_slots": %d, "cache_gib": %s%s}' \
-        "$device" "$tp_degree" "$slots" "$cache_gib" "${kernels:+, \"kernels\": \"$kernels\"}"
+    printf -v settings '{"device": "%s", "tp_degree": %d, "cache_gib": %s%s%s}' \
+        "$device" "$tp_degree" "$cache_gib" "${slots:+, \"num_slots\": $slots}" "${kernels:+, \"kernels\": \"$kernels\"}"
     [[ -z $sampling_candidates ]] || settings="${settings%\}}, \"sampling_candidates\": $sampling_candidates}"
     [[ $lazy_logits == yes ]] || settings="${settings%\}}, \"lazy_logits\": false}"
     if [[ -n $artifact ]]; then

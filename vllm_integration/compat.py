@@ -46,6 +46,7 @@ def check_signature(label: str, function: Callable[..., Any], parameters: tuple[
 
 def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
     from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager as Manager
@@ -100,4 +101,8 @@ def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
         (KVCacheManager, "evict_blocks", ("block_ids",)),
         (KVCacheManager, "get_block_ids", ("request_id",)),
         (BlockPool, "get_cached_block", ("block_hash", "kv_cache_group_ids")),
+        (BlockPool, "evict_blocks", ("block_ids",)),
+        (BlockPool, "touch", ("blocks",)),
+        (BlockPool, "free_blocks", ("ordered_blocks",)),
+        (FreeKVCacheBlockQueue, "iter_blocks_after", ("cursor",)),
     ]

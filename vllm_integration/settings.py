@@ -21,7 +21,8 @@ class Settings:
     Attributes:
         device: "cpu" or "neuron".
         tp_degree: tensor-parallel ranks inside the device; vLLM's own tensor parallelism stays 1.
-        num_slots: checkpoint slots for prefix reuse. Unused when prefix caching is off.
+        num_slots: checkpoint slots for prefix reuse; None for as many as suit the memory of KV. Unused when prefix
+            caching is off.
         slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
         artifact: on a Neuron device, the folder of graphs compiled for these sizes.
@@ -35,7 +36,7 @@ class Settings:
 
     device: Device = "cpu"
     tp_degree: int = 1
-    num_slots: int = 64
+    num_slots: int | None = None
     slots_per_prompt: int = 16
     cache_gib: float = 2.0
     artifact: str | None = None
@@ -66,9 +67,9 @@ class Settings:
                 self._refuse(
                     "kernels", f"cannot be used with device={self.device}", f"Use one of: {', '.join(allowed)}"
                 )
-        for field, minimum in (("tp_degree", 1), ("num_slots", 0), ("slots_per_prompt", 1)):
+        for field, minimum in (("tp_degree", 1), ("slots_per_prompt", 1)):
             self._check_integer(field, minimum)
-        for field, minimum in (("threads", 1), ("sampling_candidates", 0)):
+        for field, minimum in (("num_slots", 0), ("threads", 1), ("sampling_candidates", 0)):
             if getattr(self, field) is not None:
                 self._check_integer(field, minimum)
         if not isinstance(self.lazy_logits, bool):

@@ -19,6 +19,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from qwen36_neuron.apc import PolicyConfig
+from qwen36_neuron.cache import default_slots, slots_starve
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Runtime, RuntimeConfig, open_runtime
@@ -42,7 +43,7 @@ class Worker(WorkerBase):
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(vllm_config, *args, **kwargs)
         self.settings = Settings.parse(vllm_config.additional_config)
-        self.num_slots = self.settings.num_slots if self.cache_config.enable_prefix_caching else 0
+        self.num_slots = 0
         self.runtime: Runtime | None = None
         self.runner: ModelRunner | None = None
 
@@ -59,6 +60,8 @@ class Worker(WorkerBase):
         """Find the checkpoint and read its shape. Weights are loaded with the runtime, once its memory is decided."""
         self.checkpoint = self._checkpoint_folder()
         self.model = ModelConfig.from_pretrained(self.checkpoint)
+        if self.cache_config.enable_prefix_caching:
+            self.num_slots = self._choose_slots()
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         """Text generation."""
@@ -145,6 +148,26 @@ class Worker(WorkerBase):
                 allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"],
             )
         )
+
+    def _choose_slots(self) -> int:
+        """As set, or as many as suit the memory of KV. Warns where so few are set that KV would lie idle."""
+        element = self.model_config.dtype.itemsize
+        state = self.model.state_bytes_per_lane(1, element)
+        blocks = self.cache_config.num_gpu_blocks_override
+        block = self.model.kv_bytes_per_token(element) * BLOCK_SIZE
+        kv = self.determine_available_memory() if blocks is None else blocks * block
+        if self.settings.num_slots is None:
+            return default_slots(kv, state)
+        if slots_starve(self.settings.num_slots, kv, state):
+            logger.warning(
+                "%d checkpoint slots of %.1f MiB are few beside %.1f MiB of KV: most prefixes in KV will have no "
+                "checkpoint and cannot be reused. Set num_slots in --additional-config to %d, or leave it out.",
+                self.settings.num_slots,
+                state / 2**20,
+                kv / 2**20,
+                default_slots(kv, state),
+            )
+        return self.settings.num_slots
 
     def _memory(self, num_blocks: int) -> Memory:
         element = self.model_config.dtype.itemsize

@@ -16,15 +16,17 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from vllm.utils.math_utils import cdiv
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import BlockHash, BlockHashList, KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 from vllm.v1.kv_cache_interface import KVCacheSpec
 from vllm.v1.request import Request
 
-from qwen36_neuron.apc import BoundaryPlanner, Checkpoint, DropReason, Kind, Plan, SlotPool
+from qwen36_neuron.apc import BoundaryPlanner, Checkpoint, DropReason, Kind, Plan, SeenPrefixes, SlotPool
 
 from ..settings import NAMED
+from .covered import CoveredBlocks
 from .events import SlotEvents
 from .spec import LaneSpec
 
@@ -94,24 +96,33 @@ class SlotManager(SingleTypeKVCacheManager):
         self.requests: Mapping[str, Request] = {}
         """vLLM's requests by id; the scheduler puts its own mapping here."""
         self.tally = Tally(kv_cache_spec.state_bytes)
-        self.attention_group = 1 - self.kv_cache_group_id
+        self.seen = SeenPrefixes(block_pool.num_gpu_blocks)
+        self._kv = CoveredBlocks(block_pool, 1 - self.kv_cache_group_id, self.slots)
         self._events = SlotEvents(block_pool, self.kv_cache_group_id, self.block_size)
         self._blocks = [KVCacheBlock(slot) for slot in range(self.slots.num_slots + 1)]
         self._keeping: dict[str, Keeping] = {}
         self._fresh: set[BlockHash] = set()
+        self._ended: list[BlockHash] = []
+        """Blocks of requests that ended or were preempted since the last step."""
+        self._taken = False
+        """Whether KV blocks were given away since the last step."""
         _MANAGERS[block_pool] = self
 
     # ---- what vLLM's coordinator calls, in the order of a step -------------------------------------------------------
 
     def new_step_starts(self) -> None:
-        """The last step is settled: what it wrote can be read. Slots whose KV it evicted are given up."""
+        """The last step is settled: what it wrote can be read. Slots and KV that are of no use any more are freed."""
         self.slots.new_step()
         self._fresh.clear()
         for keeping in self._keeping.values():
             keeping.written.clear()
-        for checkpoint in list(self.slots.by_key.values()):
-            if self.block_pool.get_cached_block(checkpoint.key, [self.attention_group]) is None:
-                self.slots.drop(checkpoint, DropReason.ORPHANED)
+        if self._taken:
+            for checkpoint in list(self.slots.by_key.values()):
+                if self._kv.find(checkpoint.key) is None:
+                    self.slots.drop(checkpoint, DropReason.ORPHANED)
+            self._taken = False
+        self._kv.discard(self._ended + self.slots.take_uncovered())
+        self._ended.clear()
 
     @classmethod
     def find_longest_cache_hit(
@@ -144,9 +155,19 @@ class SlotManager(SingleTypeKVCacheManager):
         num_tokens_main_model: int,
         apply_admission_cap: bool = False,
     ) -> int:
-        """None of vLLM's pool, unless the prefix to reuse is still being written by this step."""
+        """None of vLLM's pool, unless the prefix to reuse is still being written by this step.
+
+        The request's new tokens need KV blocks, and here is where room is made for them.
+        """
         reused = self.requests[request_id].block_hashes[: len(new_computed_blocks)]
-        return 0 if self._fresh.isdisjoint(reused) else NOT_THIS_STEP
+        if not self._fresh.isdisjoint(reused):
+            return NOT_THIS_STEP
+        count = cdiv(num_tokens, self.block_size) - cdiv(total_computed_tokens, self.block_size)
+        if count and self.slots.num_slots and not apply_admission_cap:
+            restored = self.slots.by_slot[new_computed_blocks[-1].block_id] if new_computed_blocks else None
+            self._kv.make_room(count, restored)
+            self._taken = True
+        return 0
 
     def add_local_computed_blocks(
         self,
@@ -200,6 +221,10 @@ class SlotManager(SingleTypeKVCacheManager):
         """The request ended or was preempted. Its checkpoints stay; none of them belongs to vLLM's pool."""
         self.req_to_blocks.pop(request_id, None)
         self.num_cached_block.pop(request_id, None)
+        if self.slots.num_slots:
+            path = self.requests[request_id].block_hashes
+            self.seen.add(path)
+            self._ended += path
         keeping = self._keeping.pop(request_id, None)
         for checkpoint in keeping.reserved if keeping is not None else ():
             self.slots.drop(checkpoint, DropReason.UNWRITTEN)
@@ -219,20 +244,23 @@ class SlotManager(SingleTypeKVCacheManager):
                 self.slots.drop(checkpoint, DropReason.UNWRITTEN)
 
     def reset(self) -> None:
-        """Forget every checkpoint, as when the weights change."""
+        """Forget everything, as when the weights change."""
         self.slots.clear()
+        self.seen.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
     def _admit(self, request: Request, row: Sequence[KVCacheBlock]) -> Keeping:
         restored = self.slots.by_slot[row[-1].block_id] if row else None
         self.slots.admit(request.block_hashes, request.num_tokens - 1, restored)
+        limit = (request.num_tokens - 1) // self.block_size
+        branch = max(request.shared_prefix_boundary, self.seen.match(request.block_hashes, limit) * self.block_size)
         params = request.sampling_params
         named = (params.extra_args or {}).get(NAMED, ()) if params is not None else ()
         plan = self.planner.plan(
             request.prompt_token_ids or (),
             restored.boundary if restored is not None else 0,
-            request.shared_prefix_boundary,
+            branch,
             named,
             restored.kind if restored is not None else None,
         )

@@ -10,6 +10,7 @@ from .config import PolicyConfig
 from .cost import PrefillCost
 from .keys import Key, Path
 from .pool import SlotPool
+from .seen import SeenPrefixes
 
 __all__ = [
     "BoundaryPlanner",
@@ -21,5 +22,6 @@ __all__ = [
     "Plan",
     "PolicyConfig",
     "PrefillCost",
+    "SeenPrefixes",
     "SlotPool",
 ]

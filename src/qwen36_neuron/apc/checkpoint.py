@@ -19,6 +19,8 @@ class DropReason(Enum):
 
     CAPACITY = "capacity"
     """Another one was worth more."""
+    KV = "kv"
+    """Its KV blocks were needed, and it was worth least for each."""
     SUPERSEDED = "superseded"
     """Its own request went on decoding and made a deeper one."""
     ORPHANED = "orphaned"

@@ -14,13 +14,10 @@ from ..config import BLOCK_SIZE
 from .boundaries import Kind, Plan
 from .checkpoint import Checkpoint, DropReason
 from .cost import PrefillCost
+from .cover import Cover
 from .groups import Group, used_group
 from .keys import Key, Path
 from .reuse import ReuseEstimator
-
-AGE = 4
-"""Requests after which a checkpoint that was not used counts half."""
-
 
 class SlotPool:
     """Slots 1 .. num_slots.
@@ -38,6 +35,9 @@ class SlotPool:
         self.cost = cost
         self.on_drop = on_drop
         self.reuse = ReuseEstimator(8 * num_slots + 64)
+        self.cover = Cover()
+        """The KV blocks that checkpoints need."""
+        self._uncovered: list[Key] = []
         self.requests = 0
         self.by_key: dict[Key, Checkpoint] = {}
         self.by_slot: dict[int, Checkpoint] = {}
@@ -72,6 +72,7 @@ class SlotPool:
             restored: what it goes on from. It alone becomes young again.
         """
         self.requests += 1
+        self.reuse.now = self.requests
         self.reuse.missed(path, max_tokens // BLOCK_SIZE, restored.blocks if restored else 0)
         if restored is not None:
             restored.hits += 1
@@ -129,13 +130,16 @@ class SlotPool:
             self.drop(checkpoint, DropReason.DUPLICATE)
             return False
         parent = checkpoint.parent = self.lookup(path, checkpoint.boundary)
+        children = 0
         for other in self.by_key.values():
             if other.boundary > checkpoint.boundary:
                 if other.parent is parent and checkpoint.is_on(other.path):
                     other.parent = checkpoint
+                    children += 1
                     checkpoint.see(other.path)
             elif other.is_on(path):
                 other.see(path)
+        self.cover.add(checkpoint, children)
         checkpoint.published = True
         self.by_key[checkpoint.key] = checkpoint
         self._wait(checkpoint)
@@ -153,6 +157,7 @@ class SlotPool:
             if self.on_drop is not None:
                 self.on_drop(checkpoint, reason)
             del self.by_key[checkpoint.key]
+            self._uncovered += self.cover.remove(checkpoint, len(self._children(checkpoint)))
             checkpoint.published = False
         for other in self.by_slot.values():
             if other.parent is checkpoint:
@@ -166,17 +171,48 @@ class SlotPool:
         for checkpoint in list(self.by_slot.values()):
             self.drop(checkpoint, DropReason.RESET)
 
+    # ---- KV --------------------------------------------------------------------------------------------------------
+
+    def give_up_kv(self, idle: Callable[[Checkpoint], bool]) -> bool:
+        """Give up the checkpoint that is worth least for each KV block that nothing else needs.
+
+        Args:
+            idle: whether giving a checkpoint up would set KV free, and may be done.
+
+        Returns:
+            Whether there was one.
+        """
+        parents = {checkpoint.parent for checkpoint in self.by_key.values()}
+        worth = (
+            (self.priority(c) / alone, c.slot, c)
+            for c in self.by_key.values()
+            if c not in parents and c.slot not in self._busy and idle(c) and (alone := self.cover.alone(c))
+        )
+        _, _, victim = min(worth, default=(0.0, 0, None))
+        if victim is None:
+            return False
+        self.drop(victim, DropReason.KV)
+        return True
+
+    def take_uncovered(self) -> list[Key]:
+        """Keys of the blocks that checkpoints given up since the last call were the last to need."""
+        taken = [key for key in self._uncovered if key not in self.cover]
+        self._uncovered.clear()
+        return taken
+
     # ---- what a checkpoint is worth ------------------------------------------------------------------------------
 
     def priority(self, checkpoint: Checkpoint) -> float:
-        """FLOPs that it may be expected to save, discounted by age. All slots take the same bytes.
+        """FLOPs that it may be expected to save the next request. All slots take the same bytes.
 
         What it saves is what lies between it and the checkpoint below, from which a request would go on without it. So
         one of two neighbours can go cheaply, and then the other is worth both.
         """
         saved = self.cost.between(checkpoint.base, checkpoint.boundary)
-        age = self.requests - checkpoint.used_at
-        return self.reuse.probability(checkpoint.group) * saved / (AGE + age)
+        return self.reuse.rate(checkpoint.group, self.requests - checkpoint.used_at) * saved
+
+    def _children(self, checkpoint: Checkpoint) -> list[Checkpoint]:
+        return [other for other in self.by_key.values() if other.parent is checkpoint]
 
     def _make_room(self, priority: float) -> bool:
         """Give up the checkpoint of least priority, if it has less than `priority`."""

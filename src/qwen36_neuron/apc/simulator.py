@@ -13,10 +13,11 @@ from typing import Protocol
 
 from ..config import BLOCK_SIZE
 from .boundaries import BoundaryPlanner, Plan
-from .checkpoint import DropReason
+from .checkpoint import Checkpoint, DropReason
 from .cost import PrefillCost
 from .keys import Key, Path
 from .pool import SlotPool
+from .seen import SeenPrefixes
 from .traces import Request, Tokens
 
 
@@ -216,7 +217,7 @@ class KVBlocks:
 
 
 class SlotCache:
-    """KV blocks and a private pool of checkpoint slots, run the way the engine's slot manager runs them.
+    """KV blocks and a private pool of checkpoint slots, with KV given up as vLLM does, the least recently used first.
 
     Args:
         name: for the tables.
@@ -232,6 +233,7 @@ class SlotCache:
         self.name = name
         self.planner = planner
         self.pool = pool
+        self.num_blocks = num_blocks
         self.step_tokens = step_tokens
         self.kv = KVBlocks(num_blocks, self._orphan)
 
@@ -241,11 +243,11 @@ class SlotCache:
 
     def serve(self, sighting: Sighting) -> int:
         path, prompt = sighting.prompt_path, sighting.request.prompt
-        matched = self.kv.match(path, (len(prompt) - 1) // BLOCK_SIZE)
+        matched = self._matched(path, (len(prompt) - 1) // BLOCK_SIZE)
         found = self.pool.lookup(path, matched * BLOCK_SIZE)
         restored = found.boundary if found else 0
-        self.kv.run(sighting.path, restored // BLOCK_SIZE, -(-sighting.run_tokens // BLOCK_SIZE))
         self.pool.new_step()
+        self._take_kv(sighting, found)
         self.pool.admit(path, len(prompt) - 1, found)
         plan = self.planner.plan(prompt, restored, matched * BLOCK_SIZE, origin=found.kind if found else None)
         step_end = restored + self.step_tokens
@@ -258,6 +260,15 @@ class SlotCache:
                 self.pool.publish(checkpoint, path)
         self._decode(sighting, plan, (len(prompt) // BLOCK_SIZE + 1) * BLOCK_SIZE)
         return restored
+
+    def _matched(self, path: Path, limit: int) -> int:
+        """Blocks of `path`, at most `limit`, up to which an earlier request is known to have gone."""
+        return self.kv.match(path, limit)
+
+    def _take_kv(self, sighting: Sighting, restored: Checkpoint | None) -> None:
+        """Make the KV of a sequence fit."""
+        reused = restored.blocks if restored else 0
+        self.kv.run(sighting.path, reused, -(-sighting.run_tokens // BLOCK_SIZE))
 
     def _decode(self, sighting: Sighting, plan: Plan, first: int) -> None:
         latest = None
@@ -272,3 +283,33 @@ class SlotCache:
         checkpoint = self.pool.by_key.get(key)
         if checkpoint:
             self.pool.drop(checkpoint, DropReason.ORPHANED)
+
+
+class CoveredCache(SlotCache):
+    """The same with KV kept only where a checkpoint needs it, as the engine does: this project's cache."""
+
+    def __init__(
+        self, name: str, planner: BoundaryPlanner, pool: SlotPool, num_blocks: int, step_tokens: int = 2048
+    ) -> None:
+        super().__init__(name, planner, pool, num_blocks, step_tokens)
+        self.seen = SeenPrefixes(num_blocks)
+
+    def serve(self, sighting: Sighting) -> int:
+        restored = super().serve(sighting)
+        self.seen.add(sighting.path)
+        return restored
+
+    def _matched(self, path: Path, limit: int) -> int:
+        found = self.pool.lookup(path, limit * BLOCK_SIZE)
+        return max(self.seen.match(path, limit), found.blocks if found else 0)
+
+    def _take_kv(self, sighting: Sighting, restored: Checkpoint | None) -> None:
+        """Give checkpoints up until the new blocks fit beside those that the others need.
+
+        Raises:
+            ValueError: the sequence is longer than the memory.
+        """
+        new = -(-sighting.run_tokens // BLOCK_SIZE) - (restored.blocks if restored else 0)
+        while len(self.pool.cover) + new > self.num_blocks:
+            if not self.pool.give_up_kv(lambda checkpoint: checkpoint is not restored):
+                raise ValueError("a sequence does not fit into the KV blocks")

@@ -1,6 +1,6 @@
 """The hybrid cache: how big it is, and where everything in it is."""
 
 from .hybrid import HybridCache
-from .spec import CacheSpec
+from .spec import CacheSpec, default_slots, slots_starve
 
-__all__ = ["CacheSpec", "HybridCache"]
+__all__ = ["CacheSpec", "HybridCache", "default_slots", "slots_starve"]

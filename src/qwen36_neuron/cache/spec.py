@@ -8,6 +8,25 @@ import torch
 
 from ..config import BLOCK_SIZE, ModelConfig
 
+FEWEST_SLOTS, MOST_SLOTS = 16, 256
+STARVED = 4
+"""Bytes of KV for a byte of slots from which on slots are too few for what KV could hold."""
+
+
+def default_slots(kv_bytes: int, state_bytes: int) -> int:
+    """Checkpoint slots beside `kv_bytes` of KV: half as many bytes, since a prefix takes both, within limits.
+
+    A conversation of 4,700 tokens of the 27B has twice the bytes of its one checkpoint in KV; shorter prefixes have
+    less. At least FEWEST_SLOTS, or a few shared beginnings fill them all, and at most MOST_SLOTS, since each request
+    is compared with all of them.
+    """
+    return min(max(kv_bytes // (2 * state_bytes), FEWEST_SLOTS), MOST_SLOTS)
+
+
+def slots_starve(num_slots: int, kv_bytes: int, state_bytes: int) -> bool:
+    """Whether so few slots stand beside so much KV that most of it can never be part of a hit."""
+    return 0 < num_slots < MOST_SLOTS and kv_bytes > STARVED * num_slots * state_bytes
+
 
 @dataclass(frozen=True, slots=True)
 class CacheSpec:

@@ -95,17 +95,43 @@ def test_what_lay_above_a_dropped_one_counts_from_further_down() -> None:
     assert top.base == 0
 
 
-def test_age_halves_and_only_what_is_used_becomes_young() -> None:
+def test_age_discounts_and_only_what_is_used_becomes_young() -> None:
     pool, path = SlotPool(4, COST), path_of("a", 20)
     low, top = put(pool, path[:10]), put(pool, path)
     assert low is not None
     assert top is not None
-    fresh = pool.priority(top)
+    worth = [pool.priority(top)]
     for index in range(4):
         pool.admit(path_of(f"other{index}", 3), 192, None)
-    assert pool.priority(top) == pytest.approx(fresh / 2)
+        worth.append(pool.priority(top))
+    assert worth == sorted(worth, reverse=True)
+    assert worth[-1] < worth[0] / 2
     pool.admit(path, 1280, top)
     assert (top.used_at, low.used_at) == (pool.requests, 1)
+
+
+def test_for_kv_the_checkpoint_goes_that_is_worth_least_a_block_and_stands_alone() -> None:
+    pool, path = SlotPool(4, COST), path_of("a", 30, shared=10)
+    shared, deep = put(pool, path[:10]), put(pool, path)
+    short = put(pool, path_of("b", 12, shared=10))
+    assert shared is not None
+    assert deep is not None
+    assert short is not None
+    assert len(pool.cover) == 32
+    pool.new_step()
+    for _ in range(3):
+        pool.admit(path, 30 * 64, deep)
+        pool.new_step()
+    # Others rest on the shared blocks; of the two ends only one was ever used.
+    assert pool.give_up_kv(lambda _: True)
+    assert not pool.holds(short)
+    assert pool.take_uncovered() == ["b10", "b11"]
+    assert not pool.give_up_kv(lambda checkpoint: checkpoint is not deep)
+    assert pool.give_up_kv(lambda _: True)
+    assert pool.take_uncovered() == path[10:]
+    assert pool.give_up_kv(lambda _: True)
+    assert pool.take_uncovered() == path[:10]
+    assert len(pool.cover) == 0
 
 
 def test_a_path_that_ends_below_a_checkpoint_is_not_on_it() -> None:
@@ -268,6 +294,18 @@ class AnySequenceOfCalls(RuleBasedStateMachine):
         published = [c for c in pool.by_slot.values() if c.published]
         assert {c.key: c for c in published} == pool.by_key
         assert all(not mine.published and pool.holds(mine) for mine, _, _ in self.open)
+
+    @invariant()
+    def the_cover_is_what_prefixes_need(self) -> None:
+        published = self.pool.by_key.values()
+        needed = {key for c in published for key in c.path[: c.blocks]}
+        assert set(self.pool.cover._counts) == needed
+        assert not set(self.pool.take_uncovered()) & needed
+        parents = {c.parent for c in published}
+        for c in published:
+            others = {key for o in published if o is not c for key in o.path[: o.blocks]}
+            if c not in parents:
+                assert self.pool.cover.alone(c) == len(set(c.path[: c.blocks]) - others)
 
     @invariant()
     def parents_are_the_deepest_below(self) -> None:

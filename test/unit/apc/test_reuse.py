@@ -74,3 +74,21 @@ def test_a_changed_load_is_learned_anew() -> None:
         estimator.waits(("new", index), END)
         estimator.used(("new", index))
     assert estimator.probability(END) > 0.7
+
+
+def test_the_rate_falls_with_age_and_slower_where_waits_are_long() -> None:
+    def learned(wait: int) -> ReuseEstimator:
+        estimator = ReuseEstimator(100)
+        for index in range(20):
+            estimator.waits(index, PREAMBLE)
+            estimator.now += wait
+            estimator.used(index)
+        return estimator
+
+    short, long = learned(2), learned(20)
+    rates = [short.rate(PREAMBLE, age) for age in range(0, 60, 5)]
+    assert rates == sorted(rates, reverse=True)
+    assert short.rate(PREAMBLE, 0) > long.rate(PREAMBLE, 0)
+    assert short.rate(PREAMBLE, 40) < long.rate(PREAMBLE, 40)
+    # One that is certain to be used keeps its rate for long: no wait is too long for a memoryless one.
+    assert long.rate(PREAMBLE, 20) > 0.8 * long.rate(PREAMBLE, 0)

@@ -6,7 +6,7 @@ import pytest
 
 from qwen36_neuron.apc import BoundaryPlanner, PolicyConfig, PrefillCost, SlotPool
 from qwen36_neuron.apc.baselines import EveryBlockPlanner, EveryBlockPool, LruPool, Marconi
-from qwen36_neuron.apc.simulator import KVBlocks, SlotCache, replay, sight
+from qwen36_neuron.apc.simulator import CoveredCache, KVBlocks, SlotCache, replay, sight
 from qwen36_neuron.apc.traces import TRACES, Request, Tokens
 
 POLICY = PolicyConfig(64)
@@ -17,9 +17,9 @@ def text(first: int, length: int) -> Tokens:
     return tuple(range(first, first + length))
 
 
-def ours(cost: PrefillCost, slots: int = 64, blocks: int = 10_000) -> SlotCache:
+def ours(cost: PrefillCost, slots: int = 64, blocks: int = 10_000) -> CoveredCache:
     policy = PolicyConfig(slots, frozenset({1}), frozenset({2}))
-    return SlotCache("ours", BoundaryPlanner(policy), SlotPool(slots, cost), blocks)
+    return CoveredCache("ours", BoundaryPlanner(policy), SlotPool(slots, cost), blocks)
 
 
 def reused(trace: list[Request], cache: SlotCache | Marconi) -> list[int]:
@@ -53,13 +53,25 @@ def test_a_conversation_goes_on_from_its_last_block(cost: PrefillCost) -> None:
 def test_both_halves_are_needed(cost: PrefillCost) -> None:
     request, other = Request(text(100, 1000), (3,)), Request(text(5000, 1000), (4,))
     assert reused([request, request], ours(cost, slots=0)) == [0, 0]
-    # A request fills 15 of 20 blocks and runs on a 16th: the second leaves 4 of the first, and orphans what is deeper.
+    # A request runs on 16 blocks. Of 20 the second leaves 4, which one checkpoint of the first can do with.
     small = ours(cost, blocks=20)
-    results = reused([request, other, request], small)
-    assert results[:2] == [0, 0]
-    assert results[2] == 256
-    held = small.pool.by_key
-    assert all(key in small.kv._copies for key in held)
+    assert reused([request, other, request], small) == [0, 0, 256]
+    assert len(small.pool.cover) <= 20
+    with pytest.raises(ValueError, match="does not fit"):
+        reused([Request(text(9000, 1281), (3,))], small)
+
+
+def test_kv_that_no_checkpoint_needs_makes_room_for_what_one_does(cost: PrefillCost) -> None:
+    """A shared beginning, and tails that nobody sees again: least recently used loses the beginning's blocks."""
+    policy, shared = PolicyConfig(2, frozenset({1}), frozenset({2}), slots_per_prompt=1), (1, *text(100, 638), 2)
+    kept = Request((*shared, *text(5000, 64)), (3,))
+    noise = [Request(text(10_000 * i, 640), (3,)) for i in range(1, 4)]
+
+    def last(cache: SlotCache) -> int:
+        return reused([kept, kept, *noise, kept], cache)[-1]
+
+    assert last(SlotCache("lru", BoundaryPlanner(policy), SlotPool(2, cost), 30)) < 640
+    assert last(CoveredCache("ours", BoundaryPlanner(policy), SlotPool(2, cost), 30)) >= 640
 
 
 def test_reusable_is_what_was_run_before() -> None:
