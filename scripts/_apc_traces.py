@@ -165,6 +165,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         memory = f"{cell['memory']['total_bytes'] / 1e9:.1f} GB"
         table.add_row(cell["trace"], str(cell["slots"]), memory, f"{reusable:.1%}", *figures)
     console.print(table)
+    times = [cell["results"][OURS]["microseconds"] for cell in result["cells"]]
+    console.print(f"the policy takes {min(times):,.0f} to {max(times):,.0f} us a request, medians of the traces")
     found = result["bars"]
     for one in found["below"]:
         console.print(f"[red]below[/red] {one['than']} by {one['tokens']} tokens: {one['trace']}, {one['slots']} slots")

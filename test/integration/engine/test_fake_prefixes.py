@@ -8,6 +8,8 @@ import pytest
 from engine import Engine, greedy
 from fake_runtime import expected_tokens
 
+from qwen36_neuron.apc import Kind
+
 
 def text(length: int, seed: int) -> list[int]:
     rng = random.Random(seed)
@@ -103,3 +105,30 @@ def test_prompt_longer_than_the_slots_still_runs(fake_engine):
     for seed in range(4):
         assert run(engine, text(1500, seed)) == 0
     assert run(engine, text(1500, 3)) in (0, 1472)
+
+
+def test_kv_that_no_checkpoint_needs_goes_before_a_prefix_that_is_used(fake_engine):
+    """Unrelated requests run through more blocks than there are; least recently used would give the prefix away."""
+    engine = fake_engine(
+        enable_prefix_caching=True, num_gpu_blocks_override=41, max_model_len=1280, additional_config={"num_slots": 4}
+    )
+    shared = text(1000, 60)
+    assert run(engine, shared) == 0
+    for index in range(3):
+        assert run(engine, shared + text(70, 61 + index)) >= 448
+    for index in range(6):
+        run(engine, text(300, 70 + index))
+    assert run(engine, shared + text(70, 80)) == 960
+
+
+def test_where_a_request_left_another_is_known_after_the_kv_is_gone(fake_engine):
+    engine = fake_engine(
+        enable_prefix_caching=True, num_gpu_blocks_override=61, max_model_len=2048, additional_config={"num_slots": 1}
+    )
+    shared = text(1000, 90)
+    run(engine, shared + text(900, 91))
+    held = {checkpoint.boundary for checkpoint in engine.scheduler.slot_manager.slots.by_key.values()}
+    run(engine, shared + text(900, 92))
+    branches = [c for c in engine.scheduler.slot_manager.slots.by_key.values() if c.kind is Kind.BRANCH]
+    assert 960 not in held
+    assert [checkpoint.boundary for checkpoint in branches] == [960]

@@ -60,7 +60,6 @@ def test_defaults_reach_both_commands(model):
     assert json.loads(value(vllm, "--additional-config")) == {
         "device": "cpu",
         "tp_degree": 1,
-        "num_slots": 64,
         "cache_gib": 2,
     }
     assert value(proxy, "--backend") == "http://127.0.0.1:8001"
@@ -104,8 +103,9 @@ def test_the_choice_of_kernels_reaches_the_plugin(model):
 def test_the_settings_are_ones_that_the_plugin_knows(model):
     from vllm_integration.settings import Settings
 
-    vllm, _ = commands("--model", model)
-    assert Settings.parse(json.loads(value(vllm, "--additional-config"))).num_slots == 64
+    for more, slots in ((), None), (("--slots", 5), 5):
+        vllm, _ = commands("--model", model, *more)
+        assert Settings.parse(json.loads(value(vllm, "--additional-config"))).num_slots == slots
 
 
 def test_the_front_door_is_one_that_the_proxy_knows(model, monkeypatch):
@@ -143,7 +143,7 @@ def test_help_shows_every_option_with_its_default():
         "--kernels KIND",
         "(default: 8000)",
         "(default: cpu)",
-        "(default: 64)",
+        "16 to 256",
         "(default: 8192)",
     ):
         assert text in done.stdout
