@@ -9,6 +9,7 @@ from ..config import BLOCK_SIZE
 from .boundaries import Kind
 from .groups import Group
 from .keys import Key, Path
+from .record import Record
 
 MANY = 3
 """Different continuations after which one more says nothing new."""
@@ -42,6 +43,7 @@ class Checkpoint:
         boundary: tokens of the prefix, a multiple of BLOCK_SIZE.
         kind: why it is kept.
         group: those that it is expected to fare like; another one once it has been used.
+        record: what is known of the group.
         path: keys of the prefix, and of what its maker had behind it. It may grow there, but must not change.
         used_at: request, by count, that made it or last used it.
         parent: the deepest published checkpoint below it on its path, from which a request would go on without it.
@@ -54,6 +56,7 @@ class Checkpoint:
     boundary: int
     kind: Kind
     group: Group
+    record: Record
     path: Path
     used_at: int
     parent: Checkpoint | None = None

@@ -79,6 +79,7 @@ class SlotPool:
             restored.used_at = self.requests
             restored.see(path)
             restored.group = used_group(restored.kind, len(restored.continuations))
+            restored.record = self.reuse.record(restored.group)
             self.reuse.used(restored.key)
             self.reuse.waits(restored.key, restored.group)
             self._busy.add(restored.slot)
@@ -105,7 +106,8 @@ class SlotPool:
             self.drop(replaces, DropReason.SUPERSEDED)
         parent = self.lookup(path, boundary - BLOCK_SIZE)
         group = Group(kind, plan.origin, plan.quarter(boundary))
-        checkpoint = Checkpoint(0, boundary, kind, group, path, self.requests, parent)
+        record = self.reuse.record(group)
+        checkpoint = Checkpoint(0, boundary, kind, group, record, path, self.requests, parent)
         if known:
             self._wait(checkpoint)
         if not self._free and not self._make_room(self.priority(checkpoint)):
@@ -209,7 +211,7 @@ class SlotPool:
         one of two neighbours can go cheaply, and then the other is worth both.
         """
         saved = self.cost.between(checkpoint.base, checkpoint.boundary)
-        return self.reuse.rate(checkpoint.group, self.requests - checkpoint.used_at) * saved
+        return checkpoint.record.rate(self.requests - checkpoint.used_at) * saved
 
     def _children(self, checkpoint: Checkpoint) -> list[Checkpoint]:
         return [other for other in self.by_key.values() if other.parent is checkpoint]
@@ -234,4 +236,4 @@ class SlotPool:
         if remembered is None:
             self.reuse.waits(checkpoint.key, checkpoint.group)
         else:
-            checkpoint.group = remembered
+            checkpoint.group, checkpoint.record = remembered, self.reuse.record(remembered)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 
 from .boundaries import Kind
 from .groups import Continued, Group, Trait, used_group
 from .keys import Key, Path
+from .record import Record, Waits
 
 EXPECTED: dict[Trait, float] = {
     Kind.NAMED: 0.9,
@@ -22,16 +22,6 @@ EXPECTED: dict[Trait, float] = {
     Continued.MANY_WAYS: 0.9,
 }
 """Chance of being used again before anything was learned; each counts as one observation."""
-
-FADE = 128
-"""Observations of a group after which all that is known of it counts half, so that a changed load is learned anew."""
-
-WAIT = 4.0
-"""Requests from one use to the next before anything was learned; counts as WAIT_WEIGHT observations, as does what all
-traits know for one of them."""
-WAIT_WEIGHT = 4
-CERTAIN = 0.98
-"""The most that is believed of a checkpoint's chance, so that age can always refute it."""
 
 
 class ReuseEstimator:
@@ -49,41 +39,21 @@ class ReuseEstimator:
         self.now = 0
         """Requests so far; the pool counts them."""
         self._waiting: OrderedDict[Key, tuple[Group, int]] = OrderedDict()
-        self._waits: dict[Group | Trait, float] = {}
-        self._uses: dict[Group | Trait, float] = {}
-        self._ages: dict[Trait | None, tuple[float, float]] = {}
-        """Of waits that ended in a use, how many and the sum of their lengths; of all traits under None."""
+        self._records: dict[Group, Record] = {}
+        lengths = Waits()
+        self._traits = {trait: Record(Waits(lengths), chance) for trait, chance in EXPECTED.items()}
 
-    def rate(self, group: Group, age: int) -> float:
-        """Chance that the next request uses a checkpoint of `group` that has not been used for `age` requests.
-
-        It is taken to be of one of two sorts: never used again, or used after a wait of the mean length of its trait,
-        with no memory of how long it has lasted. The longer it waits, the likelier it is of the first sort:
-
-            still = p * exp(-age / mean)
-            rate = still / (still + 1 - p) / mean
-        """
-        mean = WAIT
-        for record in (None, group.trait):
-            count, total = self._ages.get(record, (0.0, 0.0))
-            mean = (total + mean * WAIT_WEIGHT) / (count + WAIT_WEIGHT)
-        mean = max(mean, 1.0)
-        chance = min(self.probability(group), CERTAIN)
-        still = chance * math.exp(-age / mean)
-        return still / (still + 1 - chance) / mean
-
-    def probability(self, group: Group) -> float:
-        """Chance that a checkpoint of `group` is used again: the group's record, leaning on that of its trait."""
-        trait = (self._uses.get(group.trait, 0.0) + EXPECTED[group.trait]) / (self._waits.get(group.trait, 0.0) + 1)
-        return (self._uses.get(group, 0.0) + trait) / (self._waits.get(group, 0.0) + 1)
+    def record(self, group: Group) -> Record:
+        """What is known of `group`; it goes on learning."""
+        record = self._records.get(group)
+        if record is None:
+            trait = self._traits[group.trait]
+            record = self._records[group] = Record(trait.lengths, above=trait)
+        return record
 
     def waits(self, key: Key, group: Group) -> None:
         """The prefix `key` begins to wait, as one of `group`."""
-        for record in (group, group.trait):
-            self._waits[record] = self._waits.get(record, 0.0) + 1
-            if self._waits[record] > FADE:
-                self._waits[record] /= 2
-                self._uses[record] = self._uses.get(record, 0.0) / 2
+        self.record(group).begin()
         self._waiting[key] = group, self.now
         self._waiting.move_to_end(key)
         if len(self._waiting) > self.memory:
@@ -98,13 +68,9 @@ class ReuseEstimator:
         """The prefix was what a request asked for; its wait, if remembered, is over."""
         if (waiting := self._waiting.pop(key, None)) is not None:
             group, since = waiting
-            for record in (group, group.trait):
-                self._uses[record] = self._uses.get(record, 0.0) + 1
-            for trait in (None, group.trait):
-                count, total = self._ages.get(trait, (0.0, 0.0))
-                if count >= FADE:
-                    count, total = count / 2, total / 2
-                self._ages[trait] = count + 1, total + self.now - since
+            record = self.record(group)
+            record.use()
+            record.lengths.add(self.now - since)
 
     def missed(self, path: Path, limit: int, below: int) -> None:
         """A request with `path` would have used the deepest remembered prefix of `below` + 1 .. `limit` blocks."""
@@ -120,5 +86,4 @@ class ReuseEstimator:
         group = self.group(key)
         if group is not None and group.trait is kind:
             del self._waiting[key]
-            for record in (group, group.trait):
-                self._waits[record] = max(self._waits[record] - 1, 0.0)
+            self.record(group).withdraw()

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..config import BLOCK_SIZE
@@ -88,7 +88,7 @@ class Replay:
     reused: int
     flops_saved: float
     peak_checkpoints: int
-    microseconds: float
+    microseconds: float = field(compare=False)
 
     @property
     def hit_rate(self) -> float:

@@ -215,7 +215,7 @@ def test_a_shared_beginning_outlives_ends_that_are_never_used() -> None:
     group = pool.reuse.group(preamble.key)
     assert group is not None
     assert group.trait is Continued.MANY_WAYS
-    assert pool.reuse.probability(group) > 0.9
+    assert pool.reuse.record(group).chance > 0.9
 
 
 def test_drops_are_told_with_their_reason_and_only_of_what_could_be_found() -> None:

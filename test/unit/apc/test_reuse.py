@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from qwen36_neuron.apc import Kind
 from qwen36_neuron.apc.groups import Continued, Group, used_group
-from qwen36_neuron.apc.reuse import EXPECTED, FADE, ReuseEstimator
+from qwen36_neuron.apc.record import FADE
+from qwen36_neuron.apc.reuse import EXPECTED, ReuseEstimator
 
 PREAMBLE, END = Group(Kind.PREAMBLE, None, 4), Group(Kind.PROMPT_END, Kind.PREAMBLE, 4)
 
 
 def test_before_anything_is_seen() -> None:
     estimator = ReuseEstimator(10)
-    assert all(estimator.probability(Group(trait, None)) == EXPECTED[trait] for trait in EXPECTED)
+    assert all(estimator.record(Group(trait, None)).chance == EXPECTED[trait] for trait in EXPECTED)
 
 
 def test_every_trait_has_an_expectation_of_its_own() -> None:
@@ -24,15 +25,15 @@ def test_a_group_that_is_used_rises_and_one_that_is_not_sinks() -> None:
         estimator.waits(("preamble", index), PREAMBLE)
         estimator.waits(("end", index), END)
         estimator.used(("preamble", index))
-    assert estimator.probability(PREAMBLE) > 0.95
-    assert estimator.probability(END) < 0.01
+    assert estimator.record(PREAMBLE).chance > 0.95
+    assert estimator.record(END).chance < 0.01
 
 
 def test_groups_of_one_trait_lend_each_other_what_they_know() -> None:
     estimator = ReuseEstimator(1000)
     for index in range(20):
         estimator.waits(index, END)
-    assert estimator.probability(Group(Kind.PROMPT_END, Kind.TURN_END, 4)) < EXPECTED[Kind.PROMPT_END] / 10
+    assert estimator.record(Group(Kind.PROMPT_END, Kind.TURN_END, 4)).chance < EXPECTED[Kind.PROMPT_END] / 10
 
 
 def test_only_the_deepest_remembered_prefix_counts_as_missed() -> None:
@@ -51,7 +52,7 @@ def test_a_forgotten_wait_leaves_no_trace() -> None:
     for key in range(5):
         estimator.waits(key, turn)
         estimator.forget(key, Kind.TURN_END)
-    assert estimator.probability(turn) == EXPECTED[Kind.TURN_END]
+    assert estimator.record(turn).chance == EXPECTED[Kind.TURN_END]
     estimator.waits("used", turn)
     estimator.used("used")
     estimator.waits("used", used_group(Kind.TURN_END, 1))
@@ -73,7 +74,7 @@ def test_a_changed_load_is_learned_anew() -> None:
     for index in range(2 * FADE):
         estimator.waits(("new", index), END)
         estimator.used(("new", index))
-    assert estimator.probability(END) > 0.7
+    assert estimator.record(END).chance > 0.7
 
 
 def test_the_rate_falls_with_age_and_slower_where_waits_are_long() -> None:
@@ -86,9 +87,9 @@ def test_the_rate_falls_with_age_and_slower_where_waits_are_long() -> None:
         return estimator
 
     short, long = learned(2), learned(20)
-    rates = [short.rate(PREAMBLE, age) for age in range(0, 60, 5)]
+    rates = [short.record(PREAMBLE).rate(age) for age in range(0, 60, 5)]
     assert rates == sorted(rates, reverse=True)
-    assert short.rate(PREAMBLE, 0) > long.rate(PREAMBLE, 0)
-    assert short.rate(PREAMBLE, 40) < long.rate(PREAMBLE, 40)
+    assert short.record(PREAMBLE).rate(0) > long.record(PREAMBLE).rate(0)
+    assert short.record(PREAMBLE).rate(40) < long.record(PREAMBLE).rate(40)
     # One that is certain to be used keeps its rate for long: no wait is too long for a memoryless one.
-    assert long.rate(PREAMBLE, 20) > 0.8 * long.rate(PREAMBLE, 0)
+    assert long.record(PREAMBLE).rate(20) > 0.8 * long.record(PREAMBLE).rate(0)

@@ -1,0 +1,94 @@
+"""What became of the checkpoints of one group, and what that says of those that wait now."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+FADE = 128
+"""Observations after which all that is known counts half, so that a changed load is learned anew."""
+WAIT = 4.0
+"""Requests from one use to the next before anything was learned; counts as WAIT_WEIGHT observations, as does what all
+traits know for one of them."""
+WAIT_WEIGHT = 4
+CERTAIN = 0.98
+"""The most that is believed of a checkpoint's chance, so that age can always refute it."""
+
+
+@dataclass(slots=True, eq=False)
+class Waits:
+    """Waits that ended in a use: how many, and the sum of their lengths in requests."""
+
+    above: Waits | None = None
+    count: float = 0.0
+    total: float = 0.0
+
+    def add(self, length: int) -> None:
+        """One more, here and above."""
+        if self.count >= FADE:
+            self.count, self.total = self.count / 2, self.total / 2
+        self.count, self.total = self.count + 1, self.total + length
+        if self.above is not None:
+            self.above.add(length)
+
+    @property
+    def mean(self) -> float:
+        """The mean length, leaning on the one above."""
+        prior = WAIT if self.above is None else self.above.mean
+        return (self.total + prior * WAIT_WEIGHT) / (self.count + WAIT_WEIGHT)
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """Checkpoints that waited to be used and those that were, of a trait or, with that `above`, of a group of it.
+
+    Attributes:
+        lengths: of its trait's waits.
+        expected: a trait's chance before anything was learned; it counts as one observation.
+    """
+
+    lengths: Waits
+    expected: float = 0.0
+    above: Record | None = None
+    waits: float = 0.0
+    uses: float = 0.0
+
+    def begin(self) -> None:
+        """One more waits, here and above."""
+        self.waits += 1
+        if self.waits > FADE:
+            self.waits, self.uses = self.waits / 2, self.uses / 2
+        if self.above is not None:
+            self.above.begin()
+
+    def use(self) -> None:
+        """One was used, here and above."""
+        self.uses += 1
+        if self.above is not None:
+            self.above.use()
+
+    def withdraw(self) -> None:
+        """One that began to wait shall not count, here and above."""
+        self.waits = max(self.waits - 1, 0.0)
+        if self.above is not None:
+            self.above.withdraw()
+
+    @property
+    def chance(self) -> float:
+        """Chance that one is used again, leaning on the chance above."""
+        prior = self.expected if self.above is None else self.above.chance
+        return (self.uses + prior) / (self.waits + 1)
+
+    def rate(self, age: int) -> float:
+        """Chance that the next request uses one that has not been used for `age` requests.
+
+        It is taken to be of one of two sorts: never used again, or used after a wait of the mean length of its trait,
+        with no memory of how long it has lasted. The longer it waits, the likelier it is of the first sort:
+
+            still = p * exp(-age / mean)
+            rate = still / (still + 1 - p) / mean
+        """
+        mean = max(self.lengths.mean, 1.0)
+        chance = min(self.chance, CERTAIN)
+        still = chance * math.exp(-age / mean)
+        return still / (still + 1 - chance) / mean
