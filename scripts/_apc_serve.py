@@ -23,7 +23,7 @@ VOCABULARY = 1000
 CHUNK = 2048
 SLOTS = 64
 CACHE_GIB = 0.5
-BATCHES = {1: 6, 8: 2}
+BATCHES = {1: 6, 8: 4}
 """Sequences at once, and how often a round runs them: small batches are short, and need more runs to be told apart."""
 
 SYSTEM, QUESTION = 10_500, 300
@@ -238,45 +238,56 @@ def run(checkpoint: Path, threads: int, rounds: int, console: Console) -> dict[s
     }
 
 
-def _first_token(pairs: list[Pair]) -> dict[str, float]:
+def _first_token(pairs: list[Pair]) -> dict[str, Any]:
     return {
         "cold_ms": 1000 * statistics.median(pair.cold.seconds for pair in pairs),
         "warm_ms": 1000 * statistics.median(pair.warm.seconds for pair in pairs),
         "cold_cached_tokens": max(pair.cold.cached for pair in pairs),
         "warm_cached_tokens": min(pair.warm.cached for pair in pairs),
-        "ratio": statistics.median(pair.ratio for pair in pairs),
+        **_ratios([pair.ratio for pair in pairs]),
     }
 
 
-def _cost(batch: int, runs: list[tuple[float, float]]) -> dict[str, float]:
+def _cost(batch: int, runs: list[tuple[float, float]]) -> dict[str, Any]:
     tokens = batch * (COST_PROMPT + COST_ANSWER)
     return {
         "tokens_per_second_on": tokens / statistics.median(mine for mine, _ in runs),
         "tokens_per_second_off": tokens / statistics.median(other for _, other in runs),
-        "ratio": statistics.median(other / mine for mine, other in runs),
+        **_ratios([other / mine for mine, other in runs]),
     }
+
+
+def _ratios(ratios: list[float]) -> dict[str, Any]:
+    """The median of paired ratios and how far the middle half of them lies apart."""
+    quartiles = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
+    return {"ratio": quartiles[1], "ratio_quartiles": [quartiles[0], quartiles[2]], "pairs": len(ratios)}
 
 
 def _show(summary: dict[str, Any], console: Console) -> None:
     table = Table(title=f"First token of {SYSTEM + QUESTION:,} tokens, medians")
-    for title in ("", "cold", "warm", "tokens reused", "ratio", "bar"):
+    for title in ("", "cold", "warm", "tokens reused", "ratio (middle half)", "bar"):
         table.add_column(title, justify="left" if not title else "right")
     for name, row in summary["first_token"].items():
         times = [f"{row[side]:,.1f} ms" for side in ("cold_ms", "warm_ms")]
-        table.add_row(name, *times, f"{row['warm_cached_tokens']:,}", f"{row['ratio']:.1f}x", f"{BARS[name]:.0f}x")
+        table.add_row(name, *times, f"{row['warm_cached_tokens']:,}", _spread(row, 1), f"{BARS[name]:.0f}x")
     console.print(table)
     table = Table(title="Nothing shared: prompt and answer tokens per second, medians")
-    for title in ("", "prefix caching on", "off", "ratio", "bar"):
+    for title in ("", "prefix caching on", "off", "ratio (middle half)", "bar"):
         table.add_column(title, justify="left" if not title else "right")
     for batch, row in summary["nothing_shared"].items():
         rates = [f"{row['tokens_per_second_' + side]:,.1f}" for side in ("on", "off")]
-        table.add_row(f"batch {batch}", *rates, f"{row['ratio']:.3f}x", f"{COST_BAR}x")
+        table.add_row(f"batch {batch}", *rates, _spread(row, 3), f"{COST_BAR}x")
     console.print(table)
     memory, copies = summary["slot_memory"], summary["nothing_shared_copies"]
     console.print(
         f"{memory['slots']} slots of {memory['bytes_per_slot'] / 2**20:.2f} MiB, {memory['bytes'] / 2**20:.1f} MiB; "
         f"with nothing shared {copies['copies']} states were copied, {copies['bytes'] / 2**20:.1f} MiB"
     )
+
+
+def _spread(row: dict[str, Any], digits: int) -> str:
+    low, high = row["ratio_quartiles"]
+    return f"{row['ratio']:.{digits}f}x ({low:.{digits}f}-{high:.{digits}f}, {row['pairs']} pairs)"
 
 
 def _counts(engine: Engine) -> dict[str, int]:

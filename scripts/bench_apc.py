@@ -6,6 +6,10 @@ admission and eviction, and vLLM's `align` mode in vLLM's own managers. No model
 
     python scripts/bench_apc.py --trace all --out profile_artifacts/apc
 
+With --bound, the policy in its simulator is compared with what no policy can exceed. It takes scipy.
+
+    python scripts/bench_apc.py --bound all --out profile_artifacts/apc
+
 With --serve, the real engine runs a small checkpoint on this machine: time to the first token, cold against warm, and
 throughput with nothing shared, prefix caching on against off.
 
@@ -33,6 +37,7 @@ SLOTS = [8, 16, 64]
 
 def main(
     trace: Annotated[list[str] | None, typer.Option(help=f"A trace to replay: all, {', '.join(TRACES)}.")] = None,
+    bound: Annotated[list[str] | None, typer.Option(help="A trace to bound: all, or a name.")] = None,
     slots: Annotated[list[int], typer.Option(help="Checkpoint slots; may be given again.")] = SLOTS,
     kv_ratio: Annotated[float, typer.Option(help="Bytes of KV for a byte of slots, on top of 32K tokens.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
@@ -43,13 +48,15 @@ def main(
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of --serve.")] = 5,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("profile_artifacts/apc"),
 ) -> None:
-    """Replay traces and compare hit rates at equal memory, or measure the engine, or both."""
-    if not trace and not serve:
-        raise typer.BadParameter("give --trace, or --serve, or both")
+    """Replay traces and compare hit rates at equal memory, bound them, or measure the engine."""
+    if not (trace or bound or serve):
+        raise typer.BadParameter("give --trace, --bound or --serve")
     console = Console(width=200)
     out.mkdir(parents=True, exist_ok=True)
     if trace:
         replay(trace, slots, kv_ratio, seed, model, out, console)
+    if bound:
+        limit(bound, slots, kv_ratio, seed, model, out, console)
     if serve:
         measure(checkpoint, threads, rounds, out, console)
 
@@ -61,14 +68,34 @@ def replay(
     from _apc_plot import plot
     from _apc_traces import run
 
-    names = list(TRACES) if "all" in trace else trace
-    for name in names:
-        if name not in TRACES:
-            raise ConfigError("trace", name, "is not known", f"Known: all, {', '.join(TRACES)}")
-    result = {"provenance": provenance("modelled").as_dict(), **run(names, slots, kv_ratio, seed, model, console)}
+    result = {
+        "provenance": provenance("modelled").as_dict(),
+        **run(named(trace), slots, kv_ratio, seed, model, console),
+    }
     (out / "traces.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "traces.png")
     console.print(f"written: {out / 'traces.json'}, {out / 'traces.png'}")
+
+
+def limit(
+    trace: list[str], slots: list[int], kv_ratio: float, seed: int, model: Path, out: Path, console: Console
+) -> None:
+    """Write bound-SEED.json."""
+    from _apc_bound import run
+
+    found = run(named(trace), slots, kv_ratio, seed, model, out / "traces.json", console)
+    path = out / f"bound-{seed}.json"
+    path.write_text(json.dumps({"provenance": provenance("modelled").as_dict(), **found}, indent=1) + "\n")
+    console.print(f"written: {path}")
+
+
+def named(traces: list[str]) -> list[str]:
+    """The traces asked for."""
+    names = list(TRACES) if "all" in traces else traces
+    for name in names:
+        if name not in TRACES:
+            raise ConfigError("trace", name, "is not known", f"Known: all, {', '.join(TRACES)}")
+    return names
 
 
 def measure(checkpoint: Path | None, threads: int, rounds: int, out: Path, console: Console) -> None:

@@ -46,8 +46,8 @@ def check_signature(label: str, function: Callable[..., Any], parameters: tuple[
 
 def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
     from vllm.v1.core.block_pool import BlockPool
-    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
     from vllm.v1.core.kv_cache_manager import KVCacheManager
+    from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager as Manager
 

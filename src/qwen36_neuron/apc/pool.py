@@ -19,6 +19,7 @@ from .groups import Group, used_group
 from .keys import Key, Path
 from .reuse import ReuseEstimator
 
+
 class SlotPool:
     """Slots 1 .. num_slots.
 
