@@ -11,6 +11,8 @@ WAIT = 4.0
 """Requests from one use to the next before anything was learned; counts as WAIT_WEIGHT observations, as does what all
 traits know for one of them."""
 WAIT_WEIGHT = 4
+TIMELESS = 0.25
+"""Weight of the view that a wait has no typical length."""
 CERTAIN = 0.98
 """The most that is believed of a checkpoint's chance, so that age can always refute it."""
 
@@ -82,13 +84,17 @@ class Record:
     def rate(self, age: int) -> float:
         """Chance that the next request uses one that has not been used for `age` requests.
 
-        It is taken to be of one of two sorts: never used again, or used after a wait of the mean length of its trait,
-        with no memory of how long it has lasted. The longer it waits, the likelier it is of the first sort:
+        Two views of a wait are mixed. For most of the weight it is of one of two sorts: it never ends, or it has the
+        mean length of its trait and no memory of how long it has lasted; the longer it lasts, the likelier it is of
+        the first sort. The rest of the weight knows no typical length, so that what was in use is not lost in a long
+        stretch of other requests:
 
             still = p * exp(-age / mean)
-            rate = still / (still + 1 - p) / mean
+            rate = 3/4 * still / (still + 1 - p) / mean + 1/4 * p / (WAIT + age)
         """
         mean = max(self.lengths.mean, 1.0)
-        chance = min(self.chance, CERTAIN)
-        still = chance * math.exp(-age / mean)
-        return still / (still + 1 - chance) / mean
+        chance = self.chance
+        bounded = min(chance, CERTAIN)
+        still = bounded * math.exp(-age / mean)
+        typical = still / (still + 1 - bounded) / mean
+        return (1 - TIMELESS) * typical + TIMELESS * chance / (WAIT + age)
