@@ -113,7 +113,7 @@ def run(
         others: traces.json of an earlier --trace; used where its seed and sizes are the same.
     """
     config = ModelConfig.from_dict(json.loads(model.read_text()))
-    cost, known = PrefillCost.of(config), _align(others, seed, kv_ratio)
+    cost, known = PrefillCost.of(config), _align(others, seed)
     table = Table(title=f"tokens reused, of those that could be; seed {seed}")
     for heading in ("trace", "slots", "ours", "bound", "bound, best split", "align", "ours / align", "bound / align"):
         table.add_column(heading, justify="left" if heading == "trace" else "right")
@@ -126,7 +126,7 @@ def run(
             cache = CoveredCache(OURS, BoundaryPlanner(policy), SlotPool(num_slots, cost), budget.kv_blocks)
             ours = replay(sightings, cache, cost)
             bound, best = (upper_bound(sightings, budget, free) for free in (False, True))
-            align = known.get((name, num_slots))
+            align = known.get((name, num_slots, budget.kv_blocks))
             cells.append(
                 {
                     "trace": name,
@@ -148,11 +148,14 @@ def run(
     return {"seed": seed, "kv_ratio": kv_ratio, "cells": cells}
 
 
-def _align(path: Path, seed: int, kv_ratio: float) -> dict[tuple[str, int], int]:
-    """What `align` reused, by trace and slots."""
+def _align(path: Path, seed: int) -> dict[tuple[str, int, int], int]:
+    """What `align` reused, by trace, slots and KV blocks."""
     if not path.is_file():
         return {}
     stored = json.loads(path.read_text())
-    if (stored["seed"], stored["kv_ratio"]) != (seed, kv_ratio):
+    if stored["seed"] != seed:
         return {}
-    return {(cell["trace"], cell["slots"]): cell["results"][ALIGN]["reused"] for cell in stored["cells"]}
+    return {
+        (cell["trace"], cell["slots"], cell["memory"]["kv_blocks"]): cell["results"][ALIGN]["reused"]
+        for cell in stored["cells"]
+    }
