@@ -177,7 +177,7 @@ class SlotPool:
     # ---- KV --------------------------------------------------------------------------------------------------------
 
     def give_up_kv(self, idle: Callable[[Checkpoint], bool]) -> bool:
-        """Give up the checkpoint that is worth least for each KV block that nothing else needs.
+        """Give up the checkpoint not used for longest among those that alone need KV blocks, the deepest first.
 
         Args:
             idle: whether giving a checkpoint up would set KV free, and may be done.
@@ -186,12 +186,12 @@ class SlotPool:
             Whether there was one.
         """
         parents = {checkpoint.parent for checkpoint in self.by_key.values()}
-        worth = (
-            (self.priority(c) / alone, c.slot, c)
+        oldest = (
+            (c.used_at, -c.boundary, c.slot, c)
             for c in self.by_key.values()
-            if c not in parents and c.slot not in self._busy and idle(c) and (alone := self.cover.alone(c))
+            if c not in parents and c.slot not in self._busy and idle(c) and self.cover.alone(c)
         )
-        _, _, victim = min(worth, default=(0.0, 0, None))
+        *_, victim = min(oldest, default=(None,))
         if victim is None:
             return False
         self.drop(victim, DropReason.KV)

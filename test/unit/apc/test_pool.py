@@ -110,7 +110,7 @@ def test_age_discounts_and_only_what_is_used_becomes_young() -> None:
     assert (top.used_at, low.used_at) == (pool.requests, 1)
 
 
-def test_for_kv_the_checkpoint_goes_that_is_worth_least_a_block_and_stands_alone() -> None:
+def test_for_kv_the_checkpoint_goes_that_was_not_used_for_longest_and_stands_alone() -> None:
     pool, path = SlotPool(4, COST), path_of("a", 30, shared=10)
     shared, deep = put(pool, path[:10]), put(pool, path)
     short = put(pool, path_of("b", 12, shared=10))
@@ -122,7 +122,7 @@ def test_for_kv_the_checkpoint_goes_that_is_worth_least_a_block_and_stands_alone
     for _ in range(3):
         pool.admit(path, 30 * 64, deep)
         pool.new_step()
-    # Others rest on the shared blocks; of the two ends only one was ever used.
+    # Others rest on the shared blocks; of the two ends only one was used of late.
     assert pool.give_up_kv(lambda _: True)
     assert not pool.holds(short)
     assert pool.take_uncovered() == ["b10", "b11"]
