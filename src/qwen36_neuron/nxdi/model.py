@@ -75,7 +75,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         if self.is_prefill:
             step = PrefillInputs(*inputs)
             prefill = GraphPrefill(memory, step, self.kernels)
-            hidden = self.network(step.tokens, prefill.positions, prefill).index_select(1, prefill.last)
+            hidden = self.network(step.tokens, prefill.positions, prefill, prefill.last)
         else:
             step = DecodeInputs(*inputs)
             decode = GraphDecode(memory, step, self.kernels)

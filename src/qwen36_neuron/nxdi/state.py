@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import BLOCK_SIZE
+from ..model.state import select_tokens
 from ..ops.block_attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
 from ..ops.kernels import Batch, Kernels, Span
 from .cache import StepMemory
@@ -68,6 +69,9 @@ class GraphPrefill:
         # Written first and read after, so that a graph never needs the old cache beside the new one.
         cache = write_blocks(keys, own_keys, blocks), write_blocks(values, own_values, blocks)
         self.memory.kv[layer] = cache
+        if q.shape[1] == 1:  # the last token alone: like a decoded one, it finds all others in the cache
+            own = select_tokens(k, self.last), select_tokens(v, self.last)
+            return self.kernels.attend(q, *own, cache, table, self.step.starts + self.step.lengths - 1)
         before = table[:, : table.shape[1] - active]
         first = self.step.starts - self.lead
         return self.kernels.attend(q, own_keys.unsqueeze(0), own_values.unsqueeze(0), cache, before, first)

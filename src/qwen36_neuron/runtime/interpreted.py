@@ -19,7 +19,7 @@ from ..nxdi.state import GraphDecode, GraphPrefill
 from ..ops.kernels import ROWS, check_shapes, open_kernels
 from .config import RuntimeConfig
 from .cpu import CpuRuntime
-from .step import Row, RowResult
+from .step import Output, Row, RowResult
 
 CHUNK = 512
 """Places of one prefill call at most; longer rows are cut at block boundaries, as a device's buckets do."""
@@ -45,7 +45,7 @@ class InterpretedRuntime(CpuRuntime):
     def warm_up(self) -> None:
         """Run both kinds of call on the scratch block and lane alone."""
         with torch.inference_mode():
-            self._run_prefill(empty_prefill(PrefillBucket(BLOCK_SIZE, 0), 1))
+            self._run_prefill(empty_prefill(PrefillBucket(BLOCK_SIZE, 0), 1), whole=False)
             self._run_decode(empty_decode(1, BLOCK_SIZE, 1))
 
     # ---- one step ----------------------------------------------------------------------------------------------------
@@ -68,9 +68,9 @@ class InterpretedRuntime(CpuRuntime):
         return self._run_decode(decode_inputs(rows, len(rows), blocks * BLOCK_SIZE, commits, lanes))
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
-        """[1, tokens, hidden] of one row."""
+        """[1, tokens, hidden] of one row, or [1, 1, hidden] of its last token where no more is asked for."""
         (row,) = rows
-        parts = []
+        whole, parts = row.output is Output.ALL_LOGITS, []
         while True:
             lead = row.start % BLOCK_SIZE
             end = row.start - lead + CHUNK
@@ -79,14 +79,15 @@ class InterpretedRuntime(CpuRuntime):
             active = BLOCK_SIZE if places <= BLOCK_SIZE else -(-places // ROWS) * ROWS
             bucket = PrefillBucket(active, row.start - lead)
             inputs = prefill_inputs(piece, bucket, max(1, len(piece.commits)), self._capacity.num_lanes)
-            parts.append(self._run_prefill(inputs)[:, lead:places])
+            hidden = self._run_prefill(inputs, whole)
+            parts.append(hidden[:, lead:places] if whole else hidden)
             if rest is None:
-                return torch.cat(parts, dim=1)
+                return torch.cat(parts, dim=1) if whole else hidden
             row = rest
 
-    def _run_prefill(self, inputs: PrefillInputs) -> torch.Tensor:
+    def _run_prefill(self, inputs: PrefillInputs, whole: bool) -> torch.Tensor:
         state = GraphPrefill(self.memory, inputs, self.kernels)
-        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
+        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state, None if whole else state.last)
         return hidden
 
     def _run_decode(self, inputs: DecodeInputs) -> torch.Tensor:
