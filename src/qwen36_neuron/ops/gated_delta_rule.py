@@ -81,7 +81,9 @@ def gated_delta_rule_boundaries(
     k = by_chunk(l2norm(k.float()), (key_heads,))
     v = by_chunk(v.float(), (key_heads, share))
     beta = by_chunk(beta, (key_heads, share)).squeeze(-1)
-    decay = by_chunk(g, (key_heads, share)).squeeze(-1).cumsum(-1)  # G, [chunks, key_heads, share, size]
+    # G, [chunks, key_heads, share, size]: a running sum as a product, which a device has an engine for.
+    up_to = torch.ones(size, size, device=k.device).triu()
+    decay = by_chunk(g, (key_heads, share)).squeeze(-1) @ up_to
 
     # The upper triangle of G_i - G_j is positive and reaches e^90: it is masked before the exponential, not after.
     upper = torch.ones(size, size, dtype=torch.bool, device=k.device).triu(1)
