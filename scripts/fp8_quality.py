@@ -1,6 +1,7 @@
 """What FP8 weights cost a checkpoint: the error of every matrix, and how far the next-token distributions move.
 
-    python scripts/fp8_quality.py --model checkpoints/demo --out profile_artifacts/fp8
+    python scripts/fp8_quality.py --model assets/demo-checkpoint --text profile_artifacts/demo/sample.txt \
+        --sequences 37 --out profile_artifacts/fp8
 
 The reference is the checkpoint as it is stored. Both sides compute in fp32, so that only the weights differ. One more
 row is the reference computed in bf16, which is the noise that serving has in any case.
@@ -27,6 +28,7 @@ from qwen36_neuron.checkpoint.names import text_shapes
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.sharding import Slice
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 from qwen36_neuron.runtime.config import DType
@@ -76,11 +78,19 @@ def compare(reference: torch.Tensor, other: torch.Tensor) -> dict[str, float]:
     }
 
 
-def text(model: Path, sequences: int) -> torch.Tensor:
-    """The fixed text: the start of the tokenizer's own corpus, int64 [sequences, SEQUENCE]."""
+def text(model: Path, sequences: int, file: Path | None = None) -> torch.Tensor:
+    """The start of a text, by default of the tokenizer's own corpus: int64 [sequences, SEQUENCE].
+
+    Raises:
+        ConfigError: the text is shorter than that.
+    """
     from transformers import AutoTokenizer  # slow to import
 
-    ids = AutoTokenizer.from_pretrained(model)("".join(default_corpus()))["input_ids"]
+    words = "".join(default_corpus()) if file is None else file.read_text(encoding="utf-8")
+    ids = AutoTokenizer.from_pretrained(model)(words)["input_ids"]
+    if len(ids) < sequences * SEQUENCE:
+        remedy = f"Use at most {len(ids) // SEQUENCE}, or a longer text"
+        raise ConfigError("sequences", sequences, f"the text has {len(ids)} tokens, {SEQUENCE} a sequence", remedy)
     return torch.tensor(ids[: sequences * SEQUENCE]).view(sequences, SEQUENCE)
 
 
@@ -109,10 +119,13 @@ def scale_layouts(model: Path) -> dict[str, Any]:
 def main(
     model: Annotated[Path, typer.Option(help="Checkpoint folder, in bf16, fp16 or fp32.")],
     out: Annotated[Path, typer.Option(help="Folder for quality.json and quality.txt.")],
-    sequences: Annotated[int, typer.Option(help=f"Sequences of {SEQUENCE} tokens to compare on.")] = 8,
+    sequences: Annotated[int, typer.Option(min=1, help=f"Sequences of {SEQUENCE} tokens to compare on.")] = 8,
+    text_file: Annotated[
+        Path | None, typer.Option("--text", help="UTF-8 text to compare on. [default: the tokenizer's own corpus]")
+    ] = None,
 ) -> None:
     """Convert the checkpoint in every way and compare each with the original."""
-    tokens = text(model, sequences)
+    tokens = text(model, sequences, text_file)
     reference = all_logits(model, tokens)
     variants: dict[str, Any] = {"bf16 arithmetic": compare(reference, all_logits(model, tokens, "bfloat16"))}
     layers: dict[str, Any] = {}

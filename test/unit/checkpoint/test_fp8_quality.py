@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 import torch
 
+from qwen36_neuron.errors import ConfigError
+
 SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "fp8_quality.py"
 
 
@@ -51,3 +53,15 @@ def test_halving_loses_nothing_that_shows_and_rescaling_blocks_does(quality: Mod
     assert found["halved block"] == pytest.approx(found["published block"], abs=0.01)
     assert found["block, then channel"] < found["published block"] - 2
     assert found["channel"] == pytest.approx(found["published block"], abs=0.5)
+
+
+def test_a_text_of_ones_own_is_cut_into_sequences_or_refused(
+    quality: ModuleType, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("count from one to ten, and back again. " * 200, encoding="utf-8")
+    found = quality.text(tiny_checkpoint, 2, file)
+    assert found.shape == (2, quality.SEQUENCE)
+    assert torch.equal(found[:1], quality.text(tiny_checkpoint, 1, file))
+    with pytest.raises(ConfigError, match="sequences"):
+        quality.text(tiny_checkpoint, 1000, file)
