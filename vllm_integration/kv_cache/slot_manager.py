@@ -222,11 +222,14 @@ class SlotManager(SingleTypeKVCacheManager):
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """The request ended or was preempted. Its checkpoints stay; none of them belongs to vLLM's pool."""
         self.req_to_blocks.pop(request_id, None)
-        self.num_cached_block.pop(request_id, None)
+        blocks = self.num_cached_block.pop(request_id, 0)
         if self.slots.num_slots:
-            path = self.requests[request_id].block_hashes
-            self.seen.add(path)
+            request = self.requests[request_id]
+            path = request.block_hashes[:blocks]
             self._ended += path
+            # One that was preempted comes again, and would be taken for another one that leaves itself.
+            if request.is_finished():
+                self.seen.add(path)
         keeping = self._keeping.pop(request_id, None)
         for checkpoint in keeping.reserved if keeping is not None else ():
             self.slots.drop(checkpoint, DropReason.UNWRITTEN)

@@ -157,3 +157,35 @@ def test_what_a_preempted_request_held_goes_before_any_prefix(fake_engine):
     assert [list(engine.finished[name].outputs[0].token_ids) for name in prompts] == [
         expected_tokens(prompt, 4) for prompt in prompts.values()
     ]
+
+
+def test_a_request_that_never_ran_is_no_sighting(fake_engine):
+    engine = fake_engine(
+        enable_prefix_caching=True, num_gpu_blocks_override=61, max_model_len=2048, additional_config={"num_slots": 1}
+    )
+    shared = text(1000, 120)
+    engine.add("aborted", shared + text(100, 121), greedy(4))
+    engine.abort("aborted")
+    engine.drain()
+    run(engine, shared + text(100, 122))
+    assert run(engine, shared + text(100, 123)) == 0
+
+
+def test_a_preempted_request_does_not_leave_itself(fake_engine):
+    """What it runs again is no branch: nobody else went that way."""
+    engine = fake_engine(
+        enable_prefix_caching=True,
+        max_num_batched_tokens=1024,
+        long_prefill_token_threshold=512,
+        num_gpu_blocks_override=40,
+        max_model_len=2048,
+        additional_config={"num_slots": 32, "slots_per_prompt": 2},
+    )
+    for name, length, seed in (("first", 1920, 130), ("second", 1300, 131)):
+        engine.add(name, text(length, seed), greedy(4))
+    while not any(request.num_preemptions for request in engine.scheduler.requests.values()):
+        assert engine.engine.has_unfinished_requests(), "nothing was preempted"
+        engine.step()
+    engine.drain()
+    slots = engine.scheduler.slot_manager.slots
+    assert {checkpoint.kind for checkpoint in slots.by_key.values()} <= {Kind.PROMPT_END, Kind.SPACED, Kind.TURN_END}
