@@ -169,7 +169,7 @@ def check_choice(choice: str, device: str) -> None:
     allowed = CHOICES[device]
     if choice in allowed:
         return
-    known = choice in {name for names in CHOICES.values() for name in names}
+    known = any(choice in names for names in CHOICES.values())
     problem = f"does not run on device={device}" if known else "is not known"
     raise ConfigError("kernels", choice, problem, f"Use one of: {', '.join(allowed)}")
 
