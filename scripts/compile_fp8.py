@@ -74,7 +74,7 @@ def main(
         if dry_run and as_json:
             print(json.dumps(as_dict(checked), indent=2))
         else:
-            show(Console(), checked)
+            show(Console(width=max(140, Console().width)), checked)  # a column an input
         checked.require()
         if not dry_run:
             require_sdk(checked.profile.options.kernels)  # before hours of work, not after

@@ -31,7 +31,6 @@ Model and device
   --artifact DIR                 compiled model, required by neuron
   --kernels KIND                 cpu: torch, or interpreter, which runs the NKI kernels: slow, for proof; neuron: torch
                                  or nki (default: torch on cpu, on neuron what the artifact was compiled with)
-
   --sampling-candidates N        most likely tokens that the device draws from, 0 to sample on the host
                                  (default: the artifact's on neuron, 0 on cpu)
   --eager-logits                 copy logits from the device after every step, wanted or not

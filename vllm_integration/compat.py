@@ -101,6 +101,7 @@ def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
         (KVCacheManager, "evict_blocks", ("block_ids",)),
         (KVCacheManager, "get_block_ids", ("request_id",)),
         (BlockPool, "get_cached_block", ("block_hash", "kv_cache_group_ids")),
+        (BlockPool, "get_num_free_blocks", ()),
         (BlockPool, "evict_blocks", ("block_ids",)),
         (BlockPool, "touch", ("blocks",)),
         (BlockPool, "free_blocks", ("ordered_blocks",)),

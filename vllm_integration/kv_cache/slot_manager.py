@@ -103,7 +103,7 @@ class SlotManager(SingleTypeKVCacheManager):
         self._keeping: dict[str, Keeping] = {}
         self._fresh: set[BlockHash] = set()
         self._ended: list[BlockHash] = []
-        """Blocks of requests that ended or were preempted since the last step."""
+        """Keys of the blocks of requests that ended or were preempted, until they are given away."""
         self._taken = False
         """Whether KV blocks were given away since the last step."""
         _MANAGERS[block_pool] = self
@@ -121,8 +121,7 @@ class SlotManager(SingleTypeKVCacheManager):
                 if self._kv.find(checkpoint.key) is None:
                     self.slots.drop(checkpoint, DropReason.ORPHANED)
             self._taken = False
-        self._kv.discard(self._ended + self.slots.take_uncovered())
-        self._ended.clear()
+        self._discard()
 
     @classmethod
     def find_longest_cache_hit(
@@ -157,13 +156,16 @@ class SlotManager(SingleTypeKVCacheManager):
     ) -> int:
         """None of vLLM's pool, unless the prefix to reuse is still being written by this step.
 
-        The request's new tokens need KV blocks, and here is where room is made for them.
+        The request's new tokens need KV blocks, and here is where room is made for them: after what a request preempted
+        in this very step left behind is given away, and not at all where vLLM has too few blocks and will refuse.
         """
         reused = self.requests[request_id].block_hashes[: len(new_computed_blocks)]
         if not self._fresh.isdisjoint(reused):
             return NOT_THIS_STEP
         count = cdiv(num_tokens, self.block_size) - cdiv(total_computed_tokens, self.block_size)
-        if count and self.slots.num_slots and not apply_admission_cap:
+        possible = not apply_admission_cap and count <= self.block_pool.get_num_free_blocks()
+        if count and self.slots.num_slots and possible:
+            self._discard()
             restored = self.slots.by_slot[new_computed_blocks[-1].block_id] if new_computed_blocks else None
             self._kv.make_room(count, restored)
             self._taken = True
@@ -220,11 +222,14 @@ class SlotManager(SingleTypeKVCacheManager):
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """The request ended or was preempted. Its checkpoints stay; none of them belongs to vLLM's pool."""
         self.req_to_blocks.pop(request_id, None)
-        self.num_cached_block.pop(request_id, None)
+        blocks = self.num_cached_block.pop(request_id, 0)
         if self.slots.num_slots:
-            path = self.requests[request_id].block_hashes
-            self.seen.add(path)
+            request = self.requests[request_id]
+            path = request.block_hashes[:blocks]
             self._ended += path
+            # One that was preempted comes again, and would be taken for another one that leaves itself.
+            if request.is_finished():
+                self.seen.add(path)
         keeping = self._keeping.pop(request_id, None)
         for checkpoint in keeping.reserved if keeping is not None else ():
             self.slots.drop(checkpoint, DropReason.UNWRITTEN)
@@ -249,6 +254,11 @@ class SlotManager(SingleTypeKVCacheManager):
         self.seen.clear()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _discard(self) -> None:
+        """Have vLLM give away first what ended requests and given up checkpoints were the last to need."""
+        self._kv.discard(self._ended + self.slots.take_uncovered())
+        self._ended.clear()
 
     def _admit(self, request: Request, row: Sequence[KVCacheBlock]) -> Keeping:
         restored = self.slots.by_slot[row[-1].block_id] if row else None

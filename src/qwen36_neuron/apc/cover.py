@@ -32,11 +32,6 @@ class Cover:
         """A checkpoint was given up and its `children` now have its parent: the keys that nothing needs any more."""
         return self._change(checkpoint, children - 1)
 
-    def alone(self, checkpoint: Checkpoint) -> int:
-        """Blocks at the end of its prefix that nothing but `checkpoint`, which has no children, needs."""
-        keys = _own(checkpoint)
-        return next((n for n, key in enumerate(reversed(keys)) if self._counts[key] > 1), len(keys))
-
     def _change(self, checkpoint: Checkpoint, by: int) -> list[Key]:
         freed = []
         if by:

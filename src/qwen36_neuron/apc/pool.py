@@ -179,6 +179,8 @@ class SlotPool:
     def give_up_kv(self, idle: Callable[[Checkpoint], bool]) -> bool:
         """Give up the checkpoint not used for longest among those that alone need KV blocks, the deepest first.
 
+        Those are all that no other one has below it: only its own prefix goes through its last block.
+
         Args:
             idle: whether giving a checkpoint up would set KV free, and may be done.
 
@@ -189,7 +191,7 @@ class SlotPool:
         oldest = (
             (c.used_at, -c.boundary, c.slot, c)
             for c in self.by_key.values()
-            if c not in parents and c.slot not in self._busy and idle(c) and self.cover.alone(c)
+            if c not in parents and c.slot not in self._busy and idle(c)
         )
         *_, victim = min(oldest, default=(None,))
         if victim is None:

@@ -28,7 +28,7 @@ class Graph:
         states: outputs that are the memory of the next call, beside the tokens and the logits.
         arguments: command line of the compiler.
         scratch_bytes: attention scores (fp32) and probabilities of one layer, and its gathered keys and values, on one
-            rank; what plain operations hold at once. None with the NKI kernels, which walk over the prefix.
+            rank; what plain operations hold at once. 0 with the NKI kernels, which walk over the prefix.
     """
 
     tag: str

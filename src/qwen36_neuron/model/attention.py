@@ -42,7 +42,7 @@ class Attention(nn.Module):
         Args:
             x: [batch, tokens, hidden].
             rotary: (cos, sin) of the tokens' positions.
-            last: int64 [batch], places of the only tokens whose result is asked for. All keys and values are stored.
+            last: int [batch], places of the only tokens whose result is asked for. All keys and values are stored.
         Returns:
             [batch, tokens, hidden], or [batch, 1, hidden] with `last`.
         """

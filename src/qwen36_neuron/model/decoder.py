@@ -84,7 +84,7 @@ class Qwen36Model(nn.Module):
             tokens: int64 [batch, tokens].
             positions: int [batch, tokens], or [3, batch, tokens] for (time, height, width).
             state: the memory of the rows.
-            last: int64 [batch], place of each row's last token, where nothing is asked of the others. Of the last layer
+            last: int [batch], place of each row's last token, where nothing is asked of the others. Of the last layer
                 they then take their keys and values alone: no attention, which is most of a long prompt's last layer,
                 no feed-forward block.
         Returns:

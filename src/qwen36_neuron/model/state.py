@@ -12,7 +12,7 @@ import torch
 
 
 def select_tokens(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """One token of each row: x [batch, tokens, ...] and int64 places [batch] -> [batch, 1, ...]."""
+    """One token of each row: x [batch, tokens, ...] and int places [batch] -> [batch, 1, ...]."""
     batch, tokens = x.shape[:2]
     if batch > 1:
         places = places + tokens * torch.arange(batch, device=x.device)

@@ -39,8 +39,10 @@ class Buckets:
             ("decode_buckets", list(self.decode)),
         ):
             wrong = [size for size in sizes if size % BLOCK_SIZE or size < 0]
-            if wrong or not sizes:
-                raise ConfigError(field, wrong or sizes, f"must be multiples of {BLOCK_SIZE}", "Round them up")
+            if not sizes:
+                raise ConfigError(field, list(sizes), "is empty", "List at least one bucket")
+            if wrong:
+                raise ConfigError(field, wrong, f"must be multiples of {BLOCK_SIZE}", "Round them up")
         if min(pair.active for pair in self.prefill) < BLOCK_SIZE or min(self.decode) < BLOCK_SIZE:
             raise ConfigError("buckets", 0, "a bucket must hold at least one block", f"Use {BLOCK_SIZE} or more")
         if len(set(self.prefill)) < len(self.prefill) or list(self.decode) != sorted(set(self.decode)):

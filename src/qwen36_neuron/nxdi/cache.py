@@ -14,7 +14,9 @@ from ..config import BLOCK_SIZE
 
 @dataclass(slots=True)
 class StepMemory:
-    """The memory during one call, by layer. A block replaces an entry; the tensors themselves are never changed.
+    """The memory during one call, by layer. A block replaces an entry by what its operation gives back.
+
+    That is a new tensor with plain operations, and the same one, written in place, with NKI kernels.
 
     Attributes:
         kv: (keys, values) of attention layers, each [blocks, BLOCK_SIZE, kv_heads, head_dim].

@@ -47,7 +47,7 @@ UNSUPPORTED: dict[str, tuple[object, str]] = {
         None,
         "its draws have a random state; here the host gives the number",
     ),
-    "token_generation_batches": (None, "a decode graph has one batch size"),
+    "token_generation_batches": (None, "decode graphs of fewer rows are those of decode_rows"),
     "windowed_context_encoding_size": (None, "long prompts are run in chunks"),
     "tensor_capture_config": (None, "it would shift the outputs that state is returned in"),
     "tensor_replacement_config": (None, "the graphs have inputs of their own"),

@@ -154,12 +154,19 @@ def open_kernels(choice: KernelChoice, cores: int = 1) -> Kernels:
 
     Args:
         cores: physical cores that one logical core joins; the NKI kernels run on all of them.
+    Raises:
+        ConfigError: the interpreter is asked for where AWS's own nki is installed, whose place it cannot take.
     """
     if choice == "torch":
         from .torch_kernels import TorchKernels
 
         return TorchKernels()
-    from .nki import NkiKernels  # imported on use: it needs the kernels' package
+    from nki_kernels.interpreter.install import real_nki_present  # imported on use, as the kernels are
+
+    if choice == "interpreter" and real_nki_present():
+        problem = "AWS's own nki is installed, whose place the interpreter does not take"
+        raise ConfigError("kernels", choice, problem, "Use kernels=torch")
+    from .nki import NkiKernels
 
     return NkiKernels(cores)
 
@@ -169,7 +176,7 @@ def check_choice(choice: str, device: str) -> None:
     allowed = CHOICES[device]
     if choice in allowed:
         return
-    known = choice in {name for names in CHOICES.values() for name in names}
+    known = any(choice in names for names in CHOICES.values())
     problem = f"does not run on device={device}" if known else "is not known"
     raise ConfigError("kernels", choice, problem, f"Use one of: {', '.join(allowed)}")
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 @lru_cache(maxsize=16)
 def _constant(value: float) -> torch.Tensor:
     with torch.inference_mode(False):
-        return torch.tensor(value)
+        return torch.tensor(value, dtype=torch.float32)  # whatever the default type is when it is first asked for
 
 
 def inverse_root(x: torch.Tensor, eps: float, scale: float = 1.0) -> torch.Tensor:
@@ -24,7 +24,7 @@ def inverse_root(x: torch.Tensor, eps: float, scale: float = 1.0) -> torch.Tenso
         x: [..., n] fp32.
     """
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    constant = _constant(eps) if x.device.type == "cpu" else torch.tensor(eps, device=x.device)
+    constant = _constant(eps) if x.device.type == "cpu" else torch.tensor(eps, dtype=x.dtype, device=x.device)
     return torch.addcmul(constant, size, size, value=scale).rsqrt_()
 
 

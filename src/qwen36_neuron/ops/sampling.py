@@ -2,8 +2,10 @@
 
 Tokens are ordered from the most likely down, cut by top-k, min-p and top-p, and the token is the one at whose
 cumulative mass the uniform number falls (inversion of the distribution function). A graph holds the `candidates` most
-likely tokens only. It says so where they are not enough to tell, and never gives another token than the whole
-vocabulary would: `draw` is then repeated on the host with all of them.
+likely tokens only. It says so where they are not enough to tell, and `draw` is then repeated on the host with all of
+them; else it gives the token that the whole vocabulary would, but for two things that change no probability: rounding
+at the edge between two tokens, and the order of tokens with equal logits, which no ranking promises. Logits computed in
+bfloat16 have many equal ones.
 
 Order and meaning of the cuts are vLLM's: temperature; min-p as a part of the most likely token's probability; top-k;
 top-p over what top-k left. Of tokens tied at the last place of top-k exactly k stay; vLLM keeps all that are tied.

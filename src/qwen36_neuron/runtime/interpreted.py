@@ -31,13 +31,13 @@ class InterpretedRuntime(CpuRuntime):
     Rows of one token are one call, each longer row is its own. A checkpoint is restored by reading it from its entry.
 
     Raises:
-        ConfigError: the kernels do not take the model's sizes.
+        ConfigError: the kernels do not take the model's sizes, or there is no interpreter beside AWS's own nki.
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
         check_shapes("interpreter", ModelConfig.from_pretrained(config.model))
-        super().__init__(config)
         self.kernels = open_kernels("interpreter")
+        super().__init__(config)
         set_gated_norm(self.model, self.kernels.gated_norm)
         self.memory = HybridCacheManager(self.cache.spec).open()
         del self.cache

@@ -8,7 +8,7 @@ import pytest
 from engine import Engine, greedy
 from fake_runtime import expected_tokens
 
-from qwen36_neuron.apc import Kind
+from qwen36_neuron.apc import DropReason, Kind
 
 
 def text(length: int, seed: int) -> list[int]:
@@ -133,3 +133,59 @@ def test_where_a_request_left_another_is_known_after_the_kv_is_gone(fake_engine)
     assert run(engine, shared + text(100, 93)) == 0
     assert run(engine, shared + text(100, 94)) == 960
     assert engine.scheduler.slot_manager.tally.hits == {Kind.BRANCH: 1}
+
+
+def test_what_a_preempted_request_held_goes_before_any_prefix(fake_engine):
+    """39 blocks: 4 of a finished prompt, 16 of each of two that run in chunks of 8; then the first has room for 7."""
+    engine = fake_engine(
+        enable_prefix_caching=True,
+        max_num_batched_tokens=1024,
+        long_prefill_token_threshold=512,
+        num_gpu_blocks_override=40,
+        max_model_len=2048,
+        additional_config={"num_slots": 32, "slots_per_prompt": 1},
+    )
+    run(engine, text(260, 110))
+    prompts = {"first": text(1920, 111), "second": text(1280, 112)}
+    for name, prompt in prompts.items():
+        engine.add(name, prompt, greedy(4))
+    while not any(request.num_preemptions for request in engine.scheduler.requests.values()):
+        assert engine.engine.has_unfinished_requests(), "nothing was preempted"
+        engine.step()
+    assert not engine.scheduler.slot_manager.tally.drops[DropReason.KV]
+    engine.drain()
+    assert [list(engine.finished[name].outputs[0].token_ids) for name in prompts] == [
+        expected_tokens(prompt, 4) for prompt in prompts.values()
+    ]
+
+
+def test_a_request_that_never_ran_is_no_sighting(fake_engine):
+    engine = fake_engine(
+        enable_prefix_caching=True, num_gpu_blocks_override=61, max_model_len=2048, additional_config={"num_slots": 1}
+    )
+    shared = text(1000, 120)
+    engine.add("aborted", shared + text(100, 121), greedy(4))
+    engine.abort("aborted")
+    engine.drain()
+    run(engine, shared + text(100, 122))
+    assert run(engine, shared + text(100, 123)) == 0
+
+
+def test_a_preempted_request_does_not_leave_itself(fake_engine):
+    """What it runs again is no branch: nobody else went that way."""
+    engine = fake_engine(
+        enable_prefix_caching=True,
+        max_num_batched_tokens=1024,
+        long_prefill_token_threshold=512,
+        num_gpu_blocks_override=40,
+        max_model_len=2048,
+        additional_config={"num_slots": 32, "slots_per_prompt": 2},
+    )
+    for name, length, seed in (("first", 1920, 130), ("second", 1300, 131)):
+        engine.add(name, text(length, seed), greedy(4))
+    while not any(request.num_preemptions for request in engine.scheduler.requests.values()):
+        assert engine.engine.has_unfinished_requests(), "nothing was preempted"
+        engine.step()
+    engine.drain()
+    slots = engine.scheduler.slot_manager.slots
+    assert {checkpoint.kind for checkpoint in slots.by_key.values()} <= {Kind.PROMPT_END, Kind.SPACED, Kind.TURN_END}

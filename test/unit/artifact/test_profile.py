@@ -81,7 +81,7 @@ def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(ch
         ({"prefill_buckets": [[500, 0]]}, "prefill_buckets", "multiples of 64"),
         ({"prefill_buckets": [[512, 0], [512, 65536]]}, "prefill_buckets", "longer prefix"),
         ({"decode_buckets": [32768]}, "decode_buckets", "do not reach"),
-        ({"decode_buckets": []}, "decode_buckets", "multiples of 64"),
+        ({"decode_buckets": []}, "decode_buckets", "is empty"),
         ({"decode_buckets": 2048}, "decode_buckets", "list of whole numbers"),
         ({"decode_rows": [8]}, "decode_rows", "stay below the 8 rows"),
         ({"decode_rows": [4, 2]}, "decode_rows", "ascend from 1"),
@@ -89,6 +89,7 @@ def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(ch
         ({"logical_cores": 4}, "logical_cores", "1 or 2"),
         ({"kernels": "interpreter"}, "kernels", "Use one of: torch, nki"),
         ({"kernels": None}, "kernels", "is not known"),
+        ({"kernels": ["nki"]}, "kernels", "is not known"),
         ({"kernels": "nki", "prefill_buckets": [[192, 131072]]}, "prefill_buckets", "multiple of 128"),
     ],
 )

@@ -6,6 +6,9 @@ forms order differently on tiles of 128 and 64 tokens, and 5e-6 for the rest, wh
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 import pytest
 import torch
 from shapes import CONFIG
@@ -14,6 +17,7 @@ from nki_kernels.fp8_mlp_torch import fp8_mlp_torch
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.ops.kernels import Batch, Span, check_choice, check_shapes, check_tokens, open_kernels
+from qwen36_neuron.ops.nki import NkiKernels
 
 KEY_HEADS, HEADS, CHANNELS, ENTRIES = 2, 6, 1280, 7
 TORCH = open_kernels("torch")
@@ -196,6 +200,13 @@ def test_a_choice_that_does_not_run_there_is_refused(choice: str, device: str, p
     with pytest.raises(ConfigError) as caught:
         check_choice(choice, device)
     assert str(caught.value) == f"kernels={choice!r}: {problem}."
+
+
+def test_the_interpreter_is_refused_where_the_real_nki_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nki", ModuleType("nki"))
+    with pytest.raises(ConfigError, match=r"kernels='interpreter'.*Use kernels=torch"):
+        open_kernels("interpreter")
+    assert isinstance(open_kernels("nki"), NkiKernels)
 
 
 def test_sizes_that_the_kernels_do_not_take_are_all_named() -> None:

@@ -59,3 +59,13 @@ def test_norms_equal_transformers(dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours, plain(x), **tolerance)
         ours = gated_rms_norm(x.float(), gate, gated.weight, 1e-6)
         torch.testing.assert_close(ours, gated(x, gate), **tolerance)
+
+
+def test_epsilon_does_not_depend_on_the_default_type() -> None:
+    x, eps, default = torch.full((1, 4), 1e-3), 1.0234e-6, torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found = rms_norm(x, torch.ones(4, dtype=torch.float32), eps)
+    finally:
+        torch.set_default_dtype(default)
+    torch.testing.assert_close(found.double(), x.double() / (1e-6 + eps) ** 0.5, rtol=1e-6, atol=0)

@@ -123,6 +123,18 @@ def test_candidates_never_give_another_token(
     assert place <= int((allowed > 0).sum())
 
 
+@pytest.mark.parametrize("cuts", [{}, {"top_p": 0.9}, {"top_k": 20}], ids=str)
+def test_of_equal_logits_another_token_may_be_drawn_and_of_others_none(cuts: dict[str, float]) -> None:
+    """As bfloat16 makes them: rankings of few and of all tokens order equal ones as they like."""
+    logits = logits_of(5, rows=400).bfloat16().float()
+    asked = params(torch.rand(400, generator=torch.Generator().manual_seed(6)), **cuts)
+    few, whole = sample(logits, asked, 64), sample(logits, asked, VOCAB)
+    decided = few != UNDECIDED
+    assert decided.sum() >= 40
+    drawn = [logits.gather(1, tokens.clamp(min=0).long()[:, None])[decided] for tokens in (few, whole)]
+    assert torch.equal(*drawn)
+
+
 def test_what_the_candidates_cannot_tell_is_undecided() -> None:
     flat = torch.zeros(4, VOCAB)
     asked = torch.tensor([GREEDY, (1.0, 0, 1.0, 0, 0.9), (1.0, 0, 0.9, 0, 0.0), (1.0, 0, 1.0, 0, 0.01)])

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.config import ModelConfig
 from vllm_integration import worker
 from vllm_integration.settings import Settings
 
@@ -36,4 +36,3 @@ def test_what_is_set_is_taken_and_too_few_are_warned_of(monkeypatch, published_2
     number, (warning,) = choose(monkeypatch, published_27b, None, cache_gib=20.5, num_slots=8)
     assert number == 8
     assert "8 checkpoint slots of 146.8 MiB are few beside 20992.0 MiB of KV" in warning
-    assert BLOCK_SIZE == 64
