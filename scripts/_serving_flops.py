@@ -14,8 +14,9 @@ FORMULA = (
     "+ 2 * conv channels * kernel)] + attention layers * 2 * query heads * head_dim * n * (n + 1) "
     "+ 2 * vocab * hidden. A multiplication and an addition are two. GDN is counted as its recurrence "
     "(k^T S, k v^T, q^T S), not as the chunked form that runs; attention as its causal half (q k^T and p v); "
-    "the head for the last token alone; embedding, norms and activations not at all. "
-    "So the fraction of the peak is that of useful work, and less than what the processor really does."
+    "the head for the last token alone; embedding, norms and activations not at all; the last layer whole, though our "
+    "runtime runs most of it for the last token alone. "
+    "So the fraction of the peak is that of the work asked for, not of what the processor really does."
 )
 
 
