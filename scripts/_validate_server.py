@@ -37,7 +37,7 @@ class Sizes:
     answer_tokens: int = 256
     decode_tokens: int = 128
     batches: tuple[int, ...] = (1, 8)
-    prompt_tokens: int = 8192
+    prompt_tokens: int = 4096
     repeats: int = 3
 
 

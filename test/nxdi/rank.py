@@ -35,7 +35,7 @@ def main() -> None:
     app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
     CpuContainer(app, mine)
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
-    answers = [app.prefill(row) if len(row.tokens) > 1 else app.decode([row])[0] for row in rows(tokens)]
+    answers = [app.prefill(row) if len(row.tokens) > 1 else next(app.decode([row])) for row in rows(tokens)]
     logits = torch.cat([answer.logits.fetch() for answer in answers])
     torch.save({"tokens": torch.tensor([answer.token for answer in answers]), "logits": logits}, result)
 

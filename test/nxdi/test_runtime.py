@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.runtime import DeviceError, Output, Row, RuntimeConfig, Step, StepError, open_runtime
+from qwen36_neuron.runtime import Commit, DeviceError, Output, Row, RuntimeConfig, Step, StepError, open_runtime
 from qwen36_neuron.runtime.neuron import NeuronRuntime
 
 from .support import BLOCKS, TOLERANCE, last, logits, neuron, runtime_config, snapshot
@@ -38,6 +38,31 @@ def test_results_are_what_was_asked_in_the_order_of_the_rows(
             assert got.logits.dtype is torch.float32
             late = slice(1, None) if len(want.logits) > 1 else slice(None)
             assert (got.logits[late] - want.logits[late]).abs().max() <= TOLERANCE
+
+
+def test_logits_are_fetched_before_the_next_call(
+    load: Callable[..., Any], tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device may use the memory of a graph's outputs again. Two rows with a checkpoint each take two calls."""
+    from qwen36_neuron.nxdi.logits import Logits
+
+    container = load(decode_commits=1)
+    runtime = neuron(container)
+    lanes = ((1, (1,)), (2, (2,)))
+    runtime.run(Step(tuple(Row(str(lane), lane, tokens[:63], 0, blocks) for lane, blocks in lanes)))
+    before, seen, fetch = len(container.calls), [], Logits.fetch
+
+    def noted(self: Logits) -> torch.Tensor:
+        seen.append(len(container.calls) - before)
+        return fetch(self)
+
+    monkeypatch.setattr(Logits, "fetch", noted)
+    rows = (
+        Row(str(lane), lane, [5], 63, blocks, commits=(Commit(64, lane),), output=Output.LOGITS)
+        for lane, blocks in lanes
+    )
+    runtime.run(Step(tuple(rows)))
+    assert seen == [1, 2]
 
 
 def test_a_prompt_longer_than_any_bucket(load: Callable[..., Any], cpu: Any, tokens: list[int]) -> None:

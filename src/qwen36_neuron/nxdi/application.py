@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -183,11 +183,15 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         (answer,) = answers(self.context_encoding_model([last]))
         return answer
 
-    def decode(self, rows: Sequence[Row]) -> list[Answer]:
-        """Run rows of one token."""
+    def decode(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """Run rows of one token, in as many calls as it takes.
+
+        The next call is made once the answers of the one before were taken: a device may use the memory of a graph's
+        outputs again, so logits must be fetched before then.
+        """
         options = self.options
-        groups = decode_groups(rows, options.num_lanes, options.decode_commits)
-        return [answer for group in groups for answer in answers(self.token_generation_model(group))]
+        for group in decode_groups(rows, options.num_lanes, options.decode_commits):
+            yield from answers(self.token_generation_model(group))
 
     def forward(
         self,
@@ -209,10 +213,11 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             position_ids = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         rows = batch_rows(self.options, input_ids, attention_mask, position_ids, seq_ids)
         single = all(len(row.tokens) == 1 for row in rows)
-        found = self.decode(rows) if single else [self.prefill(row) for row in rows]
+        found = self.decode(rows) if single else (self.prefill(row) for row in rows)
+        tokens, logits = zip(*((answer.token, answer.logits.fetch()) for answer in found), strict=True)
         self.kv_cache_populated = True
-        output = CausalLMOutputWithPast(logits=torch.stack([answer.logits.fetch() for answer in found]))
-        output.tokens = torch.tensor([[answer.token] for answer in found], dtype=torch.int32)
+        output = CausalLMOutputWithPast(logits=torch.stack(logits))
+        output.tokens = torch.tensor(tokens, dtype=torch.int32).view(-1, 1)
         return output
 
 

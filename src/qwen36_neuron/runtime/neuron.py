@@ -123,11 +123,11 @@ class NeuronRuntime:
 
         A context-encoding graph gives the logits of one token: those of a whole chunk would take half a gigabyte.
         """
-        parts = []
+        parts: list[torch.Tensor] = []
         while len(row.tokens) > 1:
             head, row = split(row, row.start + 1)
-            parts.append(self.app.decode([head])[0].logits.fetch())
-        return torch.cat([*parts, self.app.decode([row])[0].logits.fetch()])
+            parts += (answer.logits.fetch() for answer in self.app.decode([head]))
+        return torch.cat([*parts, *(answer.logits.fetch() for answer in self.app.decode([row]))])
 
 
 def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
