@@ -27,8 +27,11 @@ def _level_masks(n: int, device: torch.device, dtype: torch.dtype) -> tuple[torc
     return tuple(masks)
 
 
-_kept_level_masks = lru_cache(maxsize=32)(_level_masks)
-"""For CPU alone: a tensor kept while one graph is traced would be no part of the next graph, but an input of it."""
+@lru_cache(maxsize=32)
+def _cpu_level_masks(n: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    """`_level_masks`, made once. For CPU alone: kept while one graph is traced, they would be inputs of the next."""
+    with torch.inference_mode(False):  # else whoever asks first decides whether autograd may save them
+        return _level_masks(n, torch.device("cpu"), dtype)
 
 
 def unit_lower_inverse(a: torch.Tensor) -> torch.Tensor:
@@ -62,7 +65,8 @@ def unit_lower_inverse(a: torch.Tensor) -> torch.Tensor:
 
 def _leaf_inverse(a: torch.Tensor) -> torch.Tensor:
     """The recursion on whole tiles: [tiles, LEAF, LEAF] in and out. The first level needs no product: T is I there."""
-    masks = (_kept_level_masks if a.device.type == "cpu" else _level_masks)(LEAF, a.device, a.dtype)
+    on_cpu = a.device.type == "cpu"
+    masks = _cpu_level_masks(LEAF, a.dtype) if on_cpu else _level_masks(LEAF, a.device, a.dtype)
     inverse = torch.eye(LEAF, device=a.device, dtype=a.dtype) - masks[0] * a
     for mask in masks[1:]:
         inverse = inverse - torch.bmm(inverse, torch.bmm(mask * a, inverse))

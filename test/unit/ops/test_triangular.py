@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen36_neuron.ops.triangular import unit_lower_inverse
+from qwen36_neuron.ops.triangular import _cpu_level_masks, unit_lower_inverse
 
 
 def system(n: int, correlation: float, beta: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -58,3 +58,15 @@ def test_leading_dimensions_are_kept_and_the_upper_part_is_ignored() -> None:
     a = system(64, 0.9, 0.9, torch.float32).expand(2, 3, 64, 64)
     noisy = a + torch.randn(2, 3, 64, 64).triu(0)
     torch.testing.assert_close(unit_lower_inverse(noisy), unit_lower_inverse(a.contiguous()), rtol=0, atol=0)
+
+
+def test_a_first_call_in_inference_mode_leaves_gradients_possible() -> None:
+    _cpu_level_masks.cache_clear()
+    a = system(16, 0.9, 0.9)
+    with torch.inference_mode():
+        unit_lower_inverse(a)
+    asked = a.clone().requires_grad_()
+    unit_lower_inverse(asked).sum().backward()
+    inverse = torch.linalg.inv(torch.eye(16, dtype=torch.float64) + a)
+    expected = -(inverse.sum(0)[:, None] * inverse.sum(1)[None, :]).tril(-1)  # d sum(T) = -sum(T dA T)
+    torch.testing.assert_close(asked.grad.tril(-1), expected)
