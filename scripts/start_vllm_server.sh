@@ -202,7 +202,8 @@ PY
 audit_artifact() {
     [[ $device == neuron ]] || return 0
     local blocks flag chosen=()
-    [[ -z $kernels ]] || chosen=(--kernels "$kernels")
+    [[ -z $kernels ]] || chosen+=(--kernels "$kernels")
+    [[ -z $sampling_candidates ]] || chosen+=(--sampling-candidates "$sampling_candidates")
     for flag in "${extra[@]}"; do
         [[ ${flag%%=*} != --num-gpu-blocks-override ]] || refuse "$flag: the artifact decides how many KV blocks there are"
     done

@@ -29,7 +29,7 @@ from .manifest import (
 
 @dataclass(frozen=True, slots=True)
 class LaunchArguments:
-    """What a server is started with. `num_blocks` and `kernels` are None where the artifact decides."""
+    """What a server is started with. None where the artifact decides; 0 `sampling_candidates` suit every artifact."""
 
     model: Path
     max_model_len: int
@@ -39,6 +39,7 @@ class LaunchArguments:
     dtype: str
     num_blocks: int | None = None
     kernels: NeuronKernels | None = None
+    sampling_candidates: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +88,10 @@ def _sizes(options: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch
     ):
         if asked is not None and compiled != asked:
             found.append(Mismatch(flag, compiled, asked, f"Start with {flag} {compiled}, or compile again"))
+    drawn, asked = options["sampling_candidates"], arguments.sampling_candidates
+    if asked and asked != drawn:
+        flag, on_host = "--sampling-candidates", ", or with 0 to sample on the host" if drawn else ""
+        found.append(Mismatch(flag, drawn, asked, f"Start with {flag} {drawn}{on_host}, or compile again"))
     longest = options["max_model_len"]
     if arguments.max_model_len > longest:
         remedy = f"Start with --max-model-len {longest} or less, or compile again"
@@ -133,10 +138,12 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")],
     num_blocks: Annotated[int | None, typer.Option(help="KV blocks, if they are chosen already.")] = None,
     kernels: Annotated[NeuronKernels | None, typer.Option(help="What must have been compiled.")] = None,
+    sampling_candidates: Annotated[int | None, typer.Option(help="Most likely tokens that a graph draws from.")] = None,
     checksums: Annotated[bool, typer.Option(help="Read the artifact's files, and not only their sizes.")] = False,
 ) -> None:
     """Name every difference between an artifact and a start; print its number of KV blocks if there is none."""
-    arguments = LaunchArguments(model, max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks, kernels)
+    sizes = max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks
+    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates)
     try:
         manifest = read_manifest(artifact)
         mismatches = audit(manifest, arguments, artifact, checksums)

@@ -59,6 +59,8 @@ def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]
     assert fields() == []
     assert fields(num_blocks=17) == []
     assert fields(kernels="torch") == []
+    assert fields(sampling_candidates=256) == []
+    assert fields(sampling_candidates=0) == []  # sampling on the host needs nothing of a graph
     assert fields(max_model_len=100) == []  # shorter sequences need nothing else
     assert fields(checksums=True) == []
 
@@ -73,10 +75,23 @@ def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]
         ({"dtype": "float32"}, "--dtype"),
         ({"num_blocks": 18}, "--num-gpu-blocks-override"),
         ({"kernels": "nki"}, "--kernels"),
+        ({"sampling_candidates": 64}, "--sampling-candidates"),
     ],
 )
 def test_every_size_is_compared(fields: Callable[..., list[str]], changes: dict[str, Any], field: str) -> None:
     assert fields(**changes) == [field]
+
+
+def test_the_remedy_for_candidates_is_what_was_compiled_or_the_host(artifact: Path, arguments: LaunchArguments) -> None:
+    manifest, start = read_manifest(artifact), replace(arguments, sampling_candidates=64)
+    assert str(*audit(manifest, start, artifact)) == (
+        "--sampling-candidates: compiled for 256, started with 64. Start with --sampling-candidates 256, or with 0 to "
+        "sample on the host, or compile again."
+    )
+    manifest["options"]["sampling_candidates"] = 0
+    assert str(*audit(manifest, start, artifact)).endswith(
+        "compiled for 0, started with 64. Start with --sampling-candidates 0, or compile again."
+    )
 
 
 def test_all_mismatches_are_named_at_once(fields: Callable[..., list[str]]) -> None:

@@ -78,3 +78,15 @@ def test_kernels_must_be_those_that_were_compiled(tiny_checkpoint: Path, artifac
     assert start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "torch").returncode == 0
     result = start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "interpreter")
     assert "--kernels must be torch or nki on neuron, not 'interpreter'" in result.stderr
+
+
+def test_candidates_must_be_those_that_were_compiled_or_none(tiny_checkpoint: Path, artifact: Path) -> None:
+    result = start(tiny_checkpoint, artifact, "--slots", "4", "--sampling-candidates", "64")
+    assert result.returncode == 2
+    assert (
+        "--sampling-candidates: compiled for 256, started with 64. Start with --sampling-candidates 256"
+        in result.stderr
+    )
+    assert start(tiny_checkpoint, artifact, "--slots", "4", "--sampling-candidates", "0").returncode == 0
+    result = start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "torch", "--sampling-candidates", "256")
+    assert result.returncode == 0
