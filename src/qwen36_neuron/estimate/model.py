@@ -1,6 +1,8 @@
 """The phases of a prefill chunk and of a decode step of one rank, and the times that follow. Everything is modelled.
 
-Phases follow one another; nothing overlaps between them. The host, the sampler and the server are not counted.
+Phases follow one another; nothing overlaps between them. The host, the sampler and the server are not counted. A
+prefill chunk is asked for the result of its last token: of the last layer, all its tokens pass the first norm, the
+input projection and what leaves keys, values or a state, and one token the rest, as in `model.decoder`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from ..artifact.profile import Profile
 from ..cache.plan import QUANTISED
 from ..checkpoint.names import text_shapes
 from ..checkpoint.sharding import Part, rank_weights
-from ..config import BLOCK_SIZE, ModelConfig
+from ..config import BLOCK_SIZE, LayerType, ModelConfig
 from ..nxdi.buckets import PrefillBucket
 from .delta_rule import DeltaRuleCost
 from .rates import Phase, Rates
@@ -21,6 +23,9 @@ SCORE_BYTES = 40
 
 SCORE_OPERATIONS = 6
 """VectorE passes over it: scale and mask, maximum, difference, sum, division, cast."""
+
+GATHERED = 3
+"""How often a gathered key or value passes HBM: read, written, read."""
 
 STATE_OPERATIONS = 5
 """VectorE passes over the recurrent state for one token: decay (1), prediction (2, a product and a sum), update (2)."""
@@ -69,14 +74,15 @@ class Estimate:
         model, options, new = self.model, self.profile.options, bucket.active
         rank, held = model.rank(options.tp_degree), bucket.prefix + new
         layers, attention = len(model.deltanet_layers), len(model.attention_layers)
-        scores = attention * rank.num_query_heads * new * held
+        alone = int(self._attention_is_last)  # layers in which one token asks, like a decoded one: of a gathered cache
+        scores = ((attention - alone) * new + alone) * rank.num_query_heads * held
         states = 1 + 1 + options.prefill_commits if options.num_slots else 2
         return [
-            self._matrices(new),
+            self._matrices(new, 1),
             Phase(
                 "attention",
                 flops=4 * scores * model.head_dim,
-                hbm_bytes=scores * SCORE_BYTES + 2 * held * self._kv_bytes,
+                hbm_bytes=scores * SCORE_BYTES + (2 * (attention - alone) + GATHERED * alone) * held * self._kv_bytes,
                 vector_elements=scores * SCORE_OPERATIONS,
             ),
             Phase(
@@ -85,8 +91,8 @@ class Estimate:
                 fixed_bound=self.delta_rule.bound(model, rank),
             ),
             Phase("states", hbm_bytes=2 * states * self._state_bytes),
-            self._activations(new),
-            self._collectives(new),
+            self._activations(new, 1),
+            self._collectives(new, 1),
         ]
 
     def decode_phases(self, batch: int, context: int) -> list[Phase]:
@@ -99,11 +105,11 @@ class Estimate:
         state = layers * rows * rank.num_value_heads * model.key_head_dim * model.value_head_dim
         commits = options.decode_commits if options.num_slots else 0
         return [
-            self._matrices(rows),
+            self._matrices(rows, rows),
             Phase(
                 "attention",
                 flops=4 * scores * model.head_dim,
-                hbm_bytes=scores * SCORE_BYTES + 3 * rows * held * self._kv_bytes,  # gathered: read, written, read
+                hbm_bytes=scores * SCORE_BYTES + GATHERED * attention * rows * held * self._kv_bytes,
                 vector_elements=scores * SCORE_OPERATIONS,
             ),
             Phase(
@@ -111,14 +117,16 @@ class Estimate:
                 hbm_bytes=2 * (rows + commits) * self._state_bytes,
                 vector_elements=state * STATE_OPERATIONS,
             ),
-            self._activations(rows),
-            self._collectives(rows),
+            self._activations(rows, rows),
+            self._collectives(rows, rows),
         ]
 
-    def _matrices(self, tokens: int) -> Phase:
-        """All projections of `tokens` tokens, weights read once; the head, of at most a token a sequence."""
+    def _matrices(self, tokens: int, asked: int) -> Phase:
+        """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once."""
         options, shapes = self.profile.options, text_shapes(self.model)
         endings = QUANTISED[self.profile.weights]
+        last = f"layers.{self.model.num_layers - 1}."
+        of_asked = ["lm_head.", f"{last}mlp."] + [f"{last}mixer.o_proj."] * self._attention_is_last
         read = flops = 0.0
         for name, weight in rank_weights(self.model, options.tp_degree).items():
             shape = weight.shape(shapes)
@@ -126,34 +134,52 @@ class Estimate:
                 continue
             size = shape[0] * shape[1]
             read += size * (1 if endings and name.endswith(endings) else 2)
-            flops += 2 * size * (min(tokens, options.num_lanes) if name == "lm_head.weight" else tokens)
+            flops += 2 * size * (asked if name.startswith(tuple(of_asked)) else tokens)
         return Phase("weights", flops=flops, hbm_bytes=read)
 
-    def _activations(self, tokens: int) -> Phase:
-        """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU."""
-        model, rank = self.model, self.model.rank(self.profile.options.tp_degree)
-        hidden = 2 * (2 + 3) * model.hidden_size  # two norms of one in, one out; two additions of two in, one out
-        mlp = 3 * rank.intermediate_size + 2 * (2 * rank.intermediate_size)  # SwiGLU, and the products' outputs
-        value = rank.num_value_heads * model.value_head_dim
-        deltanet = 4 * rank.conv_channels + 6 * value
-        attention = 6 * (2 * rank.num_query_heads + 2 * rank.num_kv_heads) * model.head_dim
-        layers = len(model.deltanet_layers) * deltanet + len(model.attention_layers) * attention
-        return Phase("activations", hbm_bytes=2 * tokens * (model.num_layers * (hidden + mlp) + layers))
+    def _activations(self, tokens: int, asked: int) -> Phase:
+        """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU.
 
-    def _collectives(self, tokens: int) -> Phase:
-        """Two sums over the ranks a layer, through device memory: a rank reads and writes its parts."""
+        Numbers of two bytes: those of `tokens` tokens, and in the last layer those of the `asked` ones.
+        """
+        model, rank = self.model, self.model.rank(self.profile.options.tp_degree)
+        entry = 2 * model.hidden_size  # the first norm, of one in, one out
+        rest = (2 + 2 * 3) * model.hidden_size  # the second norm; two additions of two in, one out
+        rest += 3 * rank.intermediate_size + 2 * (2 * rank.intermediate_size)  # SwiGLU, and the products' outputs
+        deltanet = 4 * rank.conv_channels + 6 * rank.num_value_heads * model.value_head_dim
+        queries, keys = (2 * heads * model.head_dim for heads in (rank.num_query_heads, rank.num_kv_heads))
+        attention = 6 * (queries + keys)  # queries and gates, keys and values
+        passed = model.num_layers * entry + (model.num_layers - 1) * rest
+        passed += len(model.deltanet_layers) * deltanet + len(model.attention_layers) * attention
+        of_asked = rest
+        if self._attention_is_last:  # of 6 passes, the input projection's output is the one of all tokens
+            passed -= 5 * queries
+            of_asked += 5 * queries
+        return Phase("activations", hbm_bytes=2 * (tokens * passed + asked * of_asked))
+
+    def _collectives(self, tokens: int, asked: int) -> Phase:
+        """Two sums over the ranks a layer, through device memory: a rank reads and writes its parts.
+
+        Those after the last layer's MLP and, if it is attention, after its output projection are of `asked` tokens.
+        """
         tp = self.profile.options.tp_degree
         if tp == 1:
             return Phase("collectives")
-        moved = 2 * 2 * (tp - 1) / tp * tokens * self.model.hidden_size * 2
         count = 2 * self.model.num_layers
-        return Phase("collectives", hbm_bytes=count * moved, fixed=count * self.rates.collective)
+        of_asked = 1 + self._attention_is_last
+        summed = (count - of_asked) * tokens + of_asked * asked
+        moved = 2 * 2 * (tp - 1) / tp * self.model.hidden_size * 2
+        return Phase("collectives", hbm_bytes=summed * moved, fixed=count * self.rates.collective)
+
+    @property
+    def _attention_is_last(self) -> bool:
+        return self.model.layer_types[-1] is LayerType.ATTENTION
 
     @property
     def _kv_bytes(self) -> float:
-        """Of one token, on one rank."""
+        """Of one token and layer, on one rank."""
         spec = self.profile.options.cache_spec(self.model)
-        return spec.block_bytes / BLOCK_SIZE
+        return spec.block_bytes / BLOCK_SIZE / max(1, len(self.model.attention_layers))
 
     @property
     def _state_bytes(self) -> int:
