@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -155,13 +156,19 @@ def test_of_64_clients_half_leave_and_the_others_get_what_they_asked_for(server)
 
 
 def test_a_client_that_leaves_frees_its_lane_long_before_its_last_token(server):
+    asked, before = 2000, server.metrics()["vllm:generation_tokens_total"]
     with server.http.stream(
-        "POST", "/v1/completions", json={**GOOD, "max_tokens": 2000, "stream": True, "ignore_eos": True}
+        "POST", "/v1/completions", json={**GOOD, "max_tokens": asked, "stream": True, "ignore_eos": True}
     ) as response:
-        next(response.iter_lines())
-        assert server.metrics()["qwen36:lanes_in_use"] == 1
+        lines = response.iter_lines()  # Held: a reader that is dropped closes the connection, and the client has left.
+        next(lines)
+        deadline = time.monotonic() + 10
+        while server.metrics()["qwen36:lanes_in_use"] != 1:  # Written once a step, after the step's output.
+            assert time.monotonic() < deadline, "the stream runs and no lane is in use"
+            time.sleep(0.02)
     now = server.wait_idle()
     generated = now["vllm:generation_tokens_total"]
+    assert generated - before < asked
     assert server.wait_idle()["vllm:generation_tokens_total"] == generated  # Nobody goes on generating.
 
 
