@@ -120,7 +120,8 @@ async def test_an_idle_proxy_stops_at_once(launch):
 async def test_a_second_signal_does_not_wait(engine, launch):
     engine.answer = streaming(engine, asyncio.Event())
     async with launch("--drain-timeout", "600") as proxy, proxy.stream() as response:
-        assert await anext(response.aiter_raw()) == b"data: 1\n\n"
+        pieces = response.aiter_raw()  # Held: dropped, it would close the connection, and nothing would be waited for.
+        assert await anext(pieces) == b"data: 1\n\n"
         proxy.stop()
         await proxy.health("draining")
         proxy.stop()
