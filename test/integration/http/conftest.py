@@ -165,8 +165,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def own_server(tiny_checkpoint: Path, tmp_path: Path) -> Iterator[Server]:
-    """A server that the test may break."""
-    with running(tiny_checkpoint, tmp_path / "log") as made:
+    """A server that the test may break. On a busy machine, too, its drain outlasts a stream of some hundred tokens."""
+    with running(tiny_checkpoint, tmp_path / "log", "--drain-timeout", "150") as made:
         yield made
 
 

@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = [pytest.mark.http, pytest.mark.slow]
 
+SHORT = {"model": "tiny", "prompt": "Once", "max_tokens": 1}
 LONG = {"model": "tiny", "prompt": "Once", "max_tokens": 1500, "stream": True, "ignore_eos": True}
 
 
@@ -50,7 +51,12 @@ def test_sigterm_lets_the_running_stream_end_and_leaves_no_process(own_server):
     assert len(family) >= 3  # The proxy, vLLM's server and its engine.
     reader = started(own_server, max_tokens=200)
     own_server.terminate()
-    reader.join(60)
+    while (refused := own_server.http.post("/v1/completions", json=SHORT)).status_code == 200:
+        pass  # The signal has not reached the proxy yet.
+    assert refused.status_code == 503
+    assert "shutting down" in refused.json()["error"]["message"]
+    assert reader.is_alive()  # The drain waits for it.
+    reader.join(160)
     assert reader.failure is None
     assert reader.lines[-1] == "data: [DONE]"
     assert json.loads(reader.lines[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
