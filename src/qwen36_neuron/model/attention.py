@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..ops.rope import apply_rotary
 from .layers import LayerFactory
 from .norm import RMSNorm
-from .state import StepState, select_tokens
+from .state import StateOperations, StepState, select_tokens
 
 
 class Attention(nn.Module):
@@ -46,13 +46,27 @@ class Attention(nn.Module):
         Returns:
             [batch, tokens, hidden], or [batch, 1, hidden] with `last`.
         """
-        batch, tokens = x.shape[:2]
-        heads = self.in_proj_qgkv(x).view(batch, tokens, -1, self.head_dim)
-        q, gate, k, v = heads.split((self.query_heads, self.query_heads, self.kv_heads, self.kv_heads), dim=2)
+        return self.o_proj(state.attention(self, x, rotary, last))
+
+    def mix(
+        self,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        state: StateOperations,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """All before the output projection, operation by operation.
+
+        Args:
+            x, rotary, last: as in `forward`.
+        Returns:
+            [batch, tokens or 1, query_heads * head_dim].
+        """
+        counts = (self.query_heads, self.query_heads, self.kv_heads, self.kv_heads)
+        q, gate, k, v = self.in_proj_qgkv(x).unflatten(2, (-1, self.head_dim)).split(counts, dim=2)
         k = apply_rotary(self.k_norm(k), *rotary)
         if last is not None:
             q, gate = select_tokens(q, last), select_tokens(gate, last)
             rotary = select_tokens(rotary[0], last), select_tokens(rotary[1], last)
         q = apply_rotary(self.q_norm(q), *rotary)
-        out = state.attend(self.index, q, k, v) * torch.sigmoid(gate)
-        return self.o_proj(out.flatten(2))
+        return (state.attend(self.index, q, k, v) * torch.sigmoid(gate)).flatten(2)

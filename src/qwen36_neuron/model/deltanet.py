@@ -9,7 +9,7 @@ from torch import nn
 from ..config import ModelConfig
 from .layers import LayerFactory
 from .norm import GatedRMSNorm
-from .state import StepState
+from .state import StateOperations, StepState
 
 
 class GatedDeltaNet(nn.Module):
@@ -38,10 +38,19 @@ class GatedDeltaNet(nn.Module):
 
     def forward(self, x: torch.Tensor, state: StepState) -> torch.Tensor:
         """[batch, tokens, hidden] in and out."""
+        return self.out_proj(state.delta_net(self, x))
+
+    def mix(self, x: torch.Tensor, state: StateOperations) -> torch.Tensor:
+        """All before the output projection, operation by operation.
+
+        Args:
+            x: [batch, tokens, hidden].
+        Returns:
+            [batch, tokens, value_heads * value_head_dim].
+        """
         batch, tokens = x.shape[:2]
-        qkvz = self.in_proj_qkvz(x)
+        qkvz, ba = self.in_proj_qkvz(x), self.in_proj_ba(x)
         z = qkvz[..., self.conv_channels :].view(batch, tokens, self.value_heads, self.value_head_dim)
-        ba = self.in_proj_ba(x)
         beta = torch.sigmoid(ba[..., : self.value_heads]).float()
         g = self.A * F.softplus(ba[..., self.value_heads :].float() + self.dt_bias)
         qkv = state.convolve(self.index, qkvz[..., : self.conv_channels], self.conv_weight)
@@ -55,4 +64,4 @@ class GatedDeltaNet(nn.Module):
             g,
             beta,
         )
-        return self.out_proj(self.norm(out, z).reshape(batch, tokens, -1))
+        return self.norm(out, z).reshape(batch, tokens, -1)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..config import ModelConfig
+from ..ops.activation import swiglu
 from .layers import LayerFactory
+
+Activation = Callable[[torch.Tensor], torch.Tensor]
+"""[..., 2 n], gates before ups -> [..., n]."""
 
 
 class MLP(nn.Module):
@@ -17,8 +22,14 @@ class MLP(nn.Module):
         super().__init__()
         self.gate_up_proj = layers.column(config.hidden_size, 2 * config.intermediate_size)
         self.down_proj = layers.row(config.intermediate_size, config.hidden_size)
+        self.activation: Activation = swiglu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        both = self.gate_up_proj(x)
-        half = both.shape[-1] // 2
-        return self.down_proj(F.silu(both[..., :half]).mul_(both[..., half:]))
+        return self.down_proj(self.activation(self.gate_up_proj(x)))
+
+
+def set_activation(network: nn.Module, activation: Activation) -> None:
+    """Have every feed-forward block of a network activated by `activation`."""
+    for module in network.modules():
+        if isinstance(module, MLP):
+            module.activation = activation

@@ -9,7 +9,10 @@ from torch import nn
 
 from ..ops.norm import gated_rms_norm, rms_norm
 
-NormOperation = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
+Norm = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+"""(x, weight, eps) -> the norm."""
+
+GatedNorm = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 """(x, gate, weight, eps) -> the gated norm."""
 
 
@@ -20,9 +23,10 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size, dtype=torch.float32), requires_grad=False)
         self.eps = eps
+        self.operation: Norm = rms_norm
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return self.operation(x, self.weight, self.eps)
 
 
 class GatedRMSNorm(nn.Module):
@@ -32,13 +36,20 @@ class GatedRMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(size), requires_grad=False)
         self.eps = eps
-        self.operation: NormOperation = gated_rms_norm
+        self.operation: GatedNorm = gated_rms_norm
 
     def forward(self, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
         return self.operation(x, gate, self.weight, self.eps)
 
 
-def set_gated_norm(network: nn.Module, operation: NormOperation) -> None:
+def set_norm(network: nn.Module, operation: Norm) -> None:
+    """Have every plain norm of a network computed by `operation`."""
+    for module in network.modules():
+        if isinstance(module, RMSNorm):
+            module.operation = operation
+
+
+def set_gated_norm(network: nn.Module, operation: GatedNorm) -> None:
     """Have every gated norm of a network computed by `operation`."""
     for module in network.modules():
         if isinstance(module, GatedRMSNorm):

@@ -6,9 +6,13 @@ the rows of the step: lanes updated in place on CPU, gathered and returned as al
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from .attention import Attention
+    from .deltanet import GatedDeltaNet
 
 
 def select_tokens(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -20,7 +24,25 @@ def select_tokens(x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
 
 
 class StepState(Protocol):
-    """The memory of the rows of one call: all tensors are [batch, tokens, ...], padded on the right."""
+    """The memory of the rows of one call, as the blocks use it: all of a block before its output projection."""
+
+    def delta_net(self, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
+        """Of a DeltaNet block: `block.mix`, whose arguments and result it has, or a faster way to the same."""
+        ...
+
+    def attention(
+        self,
+        block: Attention,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        last: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Of an attention block: `block.mix`, whose arguments and result it has, or a faster way to the same."""
+        ...
+
+
+class StateOperations(Protocol):
+    """The operations on memory that the blocks' `mix` is made of: tensors are [batch, tokens, ...], padded on the right."""
 
     def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Causal convolution with SiLU that continues each row's window.
@@ -56,3 +78,21 @@ class StepState(Protocol):
             Of q's shape.
         """
         ...
+
+
+class Mixing:
+    """The `StepState` that runs blocks operation by operation, of whoever has the operations."""
+
+    __slots__ = ()
+
+    def delta_net(self: StateOperations, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
+        return block.mix(x, self)
+
+    def attention(
+        self: StateOperations,
+        block: Attention,
+        x: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        last: torch.Tensor | None,
+    ) -> torch.Tensor:
+        return block.mix(x, rotary, self, last)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from ..config import BLOCK_SIZE
-from ..model.state import select_tokens
+from ..model.state import Mixing, select_tokens
 from ..ops.block_attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
 from ..ops.kernels import Batch, Kernels, Span
 from .cache import StepMemory
@@ -18,7 +18,7 @@ from .inputs import DecodeInputs, PrefillInputs
 
 
 @dataclass(slots=True)
-class GraphPrefill:
+class GraphPrefill(Mixing):
     """One row of many tokens, laid out by whole blocks: `lead` padded tokens, the row's own, padding."""
 
     memory: StepMemory
@@ -78,7 +78,7 @@ class GraphPrefill:
 
 
 @dataclass(slots=True)
-class GraphDecode:
+class GraphDecode(Mixing):
     """Rows of one token: tensors are [batch, 1, ...]. A padded row starts at 0 and belongs to nobody."""
 
     memory: StepMemory

@@ -18,13 +18,13 @@ import torch
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 
-CpuKernels = Literal["torch", "interpreter"]
-"""On a CPU: plain torch, or the NKI kernels in their interpreter."""
+CpuKernels = Literal["torch", "fused", "interpreter"]
+"""On a CPU: plain torch, the fused operations of `fused_cpu`, or the NKI kernels in their interpreter."""
 
 NeuronKernels = Literal["torch", "nki"]
 """On a Neuron device: plain torch, or the NKI kernels compiled into the graphs."""
 
-KernelChoice = Literal["torch", "interpreter", "nki"]
+KernelChoice = Literal["torch", "fused", "interpreter", "nki"]
 
 CHOICES: dict[str, tuple[str, ...]] = {"cpu": get_args(CpuKernels), "neuron": get_args(NeuronKernels)}
 """What runs on which device."""

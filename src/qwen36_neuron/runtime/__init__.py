@@ -1,5 +1,7 @@
 """One step on a device: the step contract and the runtimes that keep it."""
 
+from importlib.util import find_spec
+
 from ..errors import ConfigError
 from .config import RuntimeConfig
 from .step import (
@@ -39,6 +41,20 @@ NEURON_PACKAGES = ("neuronx_distributed", "neuronx_distributed_inference", "torc
 """What device=neuron needs, and what a machine without a Neuron image lacks."""
 
 
+def uses_fused(config: RuntimeConfig) -> bool:
+    """Whether a CPU's operations are the fused ones: if asked for, or if nothing is asked for and they can be had.
+
+    Raises:
+        ConfigError: they are asked for where Numba, which compiles them, is not installed.
+    """
+    if config.kernels not in (None, "fused"):
+        return False
+    installed = find_spec("numba") is not None
+    if config.kernels == "fused" and not installed:
+        raise ConfigError("kernels", "fused", "needs Numba", "Run pip install 'qwen36-neuron[cpu]', or use kernels=torch")
+    return installed and config.dtype == "float32"
+
+
 def open_runtime(config: RuntimeConfig) -> Runtime:
     """Load a checkpoint onto its device.
 
@@ -52,7 +68,12 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
 
         return InterpretedRuntime(config)
     if config.device == "cpu":
-        from .cpu import CpuRuntime  # imported on use: reading a configuration must not load a model's code
+        # Imported on use: reading a configuration must not load a model's code.
+        if uses_fused(config):
+            from .fused import FusedRuntime
+
+            return FusedRuntime(config)
+        from .cpu import CpuRuntime
 
         return CpuRuntime(config)
     try:

@@ -30,8 +30,9 @@ class RuntimeConfig:
         num_slots: checkpoint slots, 0 for none.
         tp_degree: tensor-parallel ranks; 1 on CPU.
         artifact: on a Neuron device, the folder of compiled graphs.
-        kernels: what runs the operations of `ops.kernels`: "torch", on a CPU also "interpreter", on a Neuron device
-            also "nki". None for plain torch on a CPU and for what the artifact was compiled with on a device.
+        kernels: what runs the operations between the projections: "torch", on a CPU also "fused", for float32, and
+            "interpreter", on a Neuron device also "nki". None for "fused" on a CPU where it can be had, else "torch",
+            and for what the artifact was compiled with on a device.
         sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
             what the artifact was compiled with, and 0 on CPU.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
@@ -77,6 +78,8 @@ class RuntimeConfig:
             )
         if self.kernels is not None:
             check_choice(self.kernels, self.device)
+        if self.kernels == "fused" and self.dtype != "float32":
+            raise ConfigError("kernels", "fused", f"computes in float32, not {self.dtype}", "Use kernels=torch")
         if self.sampling_candidates is not None and not 0 <= self.sampling_candidates <= MOST_CANDIDATES:
             raise ConfigError(
                 "sampling_candidates", self.sampling_candidates, f"must be 0 to {MOST_CANDIDATES}", "Use 256, or 0"

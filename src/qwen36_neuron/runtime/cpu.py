@@ -9,14 +9,15 @@ import torch
 from ..cache import CacheSpec, HybridCache
 from ..checkpoint.load import load_weights
 from ..config import BLOCK_SIZE, ModelConfig
-from ..model import Qwen36Model
+from ..model import Qwen36Model, StepState
+from ..model.layers import Linear
 from ..ops.paged_attention import PagedRow
 from .choose import choose
 from .config import RuntimeConfig
-from .cpu_layers import CpuLayers, arrange_layers
+from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, lane_index
-from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
+from .step import Capacity, Commit, Output, Row, RowResult, Step, StepChecker, StepResult
 
 PADDING_LIMIT = 0.25
 """Prefill rows are run together while padding stays below this part of the call."""
@@ -25,13 +26,16 @@ PADDING_LIMIT = 0.25
 class CpuRuntime:
     """One rank on torch CPU. Decode rows run as one call, prefill rows in groups of like length."""
 
+    linear: type[Linear] = CpuLinear
+    """The kind of its projections."""
+
     def __init__(self, config: RuntimeConfig) -> None:
         keep_freed_memory()
         model_config = ModelConfig.from_pretrained(config.model)
         dtype = getattr(torch, config.dtype)
         self.config = config
         weights = load_weights(config.model, model_config, dtype=dtype)
-        self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers())
+        self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers(self.linear))
         arrange_layers(self.model)
         self.cache = HybridCache(CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype))
         self._capacity = Capacity(
@@ -94,9 +98,11 @@ class CpuRuntime:
         """Hidden states [rows, 1, hidden]."""
         tokens = torch.tensor([[row.tokens[0]] for row in rows])
         positions = torch.tensor([[row.start] for row in rows])
+        return self.model(tokens, positions, self._decode_state(rows))
+
+    def _decode_state(self, rows: Sequence[Row]) -> StepState:
         new = torch.tensor([row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE for row in rows])
-        state = CpuDecode(self.cache, lane_index([row.lane for row in rows]), _paged(rows), new)
-        return self.model(tokens, positions, state)
+        return CpuDecode(self.cache, lane_index([row.lane for row in rows]), paged(rows), new)
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
         """Hidden states [rows, tokens, hidden], or [rows, 1, hidden] of the last tokens where no more is asked for."""
@@ -105,17 +111,19 @@ class CpuRuntime:
         for index, row in enumerate(rows):
             tokens[index, : lengths[index]] = torch.tensor(row.tokens)
         starts = torch.tensor([[row.start] for row in rows])
-        state = CpuPrefill(
-            cache=self.cache,
-            lanes=lane_index([row.lane for row in rows]),
-            rows=_paged(rows),
-            lengths=lengths,
-            lead=rows[0].start % BLOCK_SIZE,
-            commits=[[c for c in row.commits if c.boundary < row.end] for row in rows],
-        )
         whole = any(row.output is Output.ALL_LOGITS for row in rows)
         last = None if whole else torch.tensor(lengths) - 1
-        return self.model(tokens, starts + torch.arange(max(lengths)), state, last)
+        return self.model(tokens, starts + torch.arange(max(lengths)), self._prefill_state(rows, lengths), last)
+
+    def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
+        return CpuPrefill(
+            cache=self.cache,
+            lanes=lane_index([row.lane for row in rows]),
+            rows=paged(rows),
+            lengths=lengths,
+            lead=rows[0].start % BLOCK_SIZE,
+            commits=inner_commits(rows),
+        )
 
     def _outputs(self, rows: Sequence[Row], hidden: torch.Tensor) -> list[RowResult]:
         """Project only the positions that something is asked of."""
@@ -162,5 +170,11 @@ def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
     return [*groups, group] if group else groups
 
 
-def _paged(rows: Sequence[Row]) -> list[PagedRow]:
+def inner_commits(rows: Sequence[Row]) -> list[list[Commit]]:
+    """The rows' checkpoints that lie before their ends."""
+    return [[commit for commit in row.commits if commit.boundary < row.end] for row in rows]
+
+
+def paged(rows: Sequence[Row]) -> list[PagedRow]:
+    """Where the rows' keys and values are."""
     return [PagedRow.of(row.blocks, row.start, row.end) for row in rows]

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ..model.layers import Linear, SingleRank
@@ -47,17 +48,34 @@ class CpuLinear(Linear):
         return torch.ops.mkldnn._linear_pointwise(x, self.packed, None, "none", [], "")
 
 
+class PlainLinear(Linear):
+    """y = x W^T with W as it was loaded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, self.weight)
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """x W^T of fp32 x [..., n] and W [m, n] as it was loaded, by the library that suits this processor."""
+    if prefers_mkl() or not torch.backends.mkldnn.is_available():
+        return F.linear(x, weight)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
+
+
 class CpuLayers(SingleRank):
-    """The unsplit model with projections that can be arranged."""
+    """The unsplit model with projections of one kind: `CpuLinear` can be arranged, `PlainLinear` stays as it is."""
+
+    def __init__(self, kind: type[Linear] = CpuLinear) -> None:
+        self.kind = kind
 
     def column(self, in_features: int, out_features: int) -> nn.Module:
-        return CpuLinear(in_features, out_features)
+        return self.kind(in_features, out_features)
 
     def row(self, in_features: int, out_features: int) -> nn.Module:
-        return CpuLinear(in_features, out_features)
+        return self.kind(in_features, out_features)
 
     def head(self, hidden_size: int, vocab_size: int) -> nn.Module:
-        return CpuLinear(hidden_size, vocab_size)
+        return self.kind(hidden_size, vocab_size)
 
 
 def arrange_layers(model: nn.Module) -> None:

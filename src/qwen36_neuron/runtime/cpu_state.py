@@ -9,6 +9,7 @@ import torch
 
 from ..cache import HybridCache
 from ..config import BLOCK_SIZE
+from ..model.state import Mixing
 from ..ops.causal_conv1d import causal_conv1d_cpu, causal_conv1d_step
 from ..ops.gated_delta_rule import gated_delta_rule_step
 from ..ops.gated_delta_rule_cpu import StateCopy, gated_delta_rule_prefill_cpu
@@ -25,7 +26,7 @@ def lane_index(lanes: Sequence[int]) -> slice | torch.Tensor:
 
 
 @dataclass(slots=True)
-class CpuPrefill:
+class CpuPrefill(Mixing):
     """Rows of many tokens, padded on the right.
 
     Attributes:
@@ -61,15 +62,20 @@ class CpuPrefill:
         for index, length in enumerate(self.lengths):
             g[index, length:] = 0.0
             beta[index, length:] = 0.0
-        slots, states = self.cache.slots[layer].recurrent, self.cache.lanes[layer].recurrent
-        copies = [
+        states = self.cache.lanes[layer].recurrent
+        copies = self._state_copies(layer)
+        out, final = gated_delta_rule_prefill_cpu(q, k, v, g, beta, states[self.lanes], self.lead, copies)
+        states[self.lanes] = final
+        return out
+
+    def _state_copies(self, layer: int) -> list[StateCopy]:
+        """The checkpoints to take of a layer's states."""
+        slots = self.cache.slots[layer].recurrent
+        return [
             StateCopy(index, (commit.boundary - row.start + self.lead) // BLOCK_SIZE - 1, slots[commit.slot])
             for index, (row, commits) in enumerate(zip(self.rows, self.commits, strict=True))
             for commit in commits
         ]
-        out, final = gated_delta_rule_prefill_cpu(q, k, v, g, beta, states[self.lanes], self.lead, copies)
-        states[self.lanes] = final
-        return out
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         cache = self.cache.kv[layer]
@@ -86,7 +92,7 @@ class CpuPrefill:
 
 
 @dataclass(slots=True)
-class CpuDecode:
+class CpuDecode(Mixing):
     """Rows of one token: tensors are [batch, 1, ...].
 
     Attributes:

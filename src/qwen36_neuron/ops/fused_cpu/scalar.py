@@ -1,0 +1,96 @@
+"""What the fused operations share: how they are compiled, and arithmetic that the compiler can do on whole vectors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import config, njit, set_num_threads, types
+from numba.extending import intrinsic
+
+Array = np.ndarray[Any, Any]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+f32 = np.float32
+one = f32(1.0)
+zero = f32(0.0)
+
+
+def compiled(parallel: bool = False) -> Callable[[Function], Function]:
+    """Compile a function on its first call, and keep the result beside the source for the next process.
+
+    Sums may be reordered and products fused into sums (both are needed to use vectors); a division by zero gives what
+    IEEE says. Where nothing can be written, the result is kept for this process alone.
+    """
+
+    def decorate(function: Function) -> Function:
+        options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+        try:
+            return njit(function, parallel=parallel, nogil=True, cache=True, **options)
+        except RuntimeError:
+            return njit(function, parallel=parallel, nogil=True, **options)
+
+    return decorate
+
+
+def use_threads(count: int) -> None:
+    """Run parallel operations on as many threads as torch has, up to the number of cores."""
+    set_num_threads(max(1, min(count, config.NUMBA_NUM_THREADS)))
+
+
+def array(x: torch.Tensor) -> Array:
+    """A tensor's own memory as an array."""
+    return x.detach().numpy()
+
+
+@intrinsic
+def _float_of_bits(_context: Any, bits: Any) -> Any:
+    """The fp32 number with the bits of an int32."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.FloatType())
+
+    return types.float32(types.int32), generate
+
+
+@compiled()
+def exp(x: float) -> float:
+    """e^x in fp32, to 1e-7 of itself for x in -87 .. 88, which x is clamped to.
+
+    The library's is a call a number; this is arithmetic, so a loop over it becomes vectors. With n = round(x / ln 2) and
+    r = x - n ln 2, ln 2 in two parts so that r is exact, e^r is a polynomial (Cephes, `expf`) and 2^n is an exponent.
+    """
+    x = min(max(x, f32(-87.0)), f32(88.0))
+    n = np.floor(x * f32(1.4426950408889634) + f32(0.5))
+    r = x - n * f32(0.693359375)
+    r = r - n * f32(-2.12194440e-4)
+    p = f32(1.9875691500e-4)
+    p = p * r + f32(1.3981999507e-3)
+    p = p * r + f32(8.3334519073e-3)
+    p = p * r + f32(4.1665795894e-2)
+    p = p * r + f32(1.6666665459e-1)
+    p = p * r + f32(5.0000001201e-1)
+    p = p * r * r + r + one
+    return p * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+
+
+@compiled()
+def sigmoid(x: float) -> float:
+    """1 / (1 + e^-x)."""
+    return one / (one + exp(-x))
+
+
+@compiled()
+def silu(x: float) -> float:
+    """x sigmoid(x)."""
+    return x / (one + exp(-x))
+
+
+@compiled()
+def log_decay(a: float, rate: float) -> float:
+    """g = A softplus(a), A being `rate`; torch's softplus is the identity above 20."""
+    return rate * (a if a > f32(20.0) else f32(math.log1p(math.exp(a))))

@@ -1,0 +1,178 @@
+"""A decode step on CPU as a program of fused calls: five a layer, on buffers that are made once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..cache import HybridCache
+from ..config import BLOCK_SIZE
+from ..model import Qwen36Model
+from ..model.attention import Attention
+from ..model.decoder import DecoderLayer
+from ..model.deltanet import GatedDeltaNet
+from ..model.norm import RMSNorm
+from ..ops.fused_cpu.attention import attention_step
+from ..ops.fused_cpu.delta_net import delta_net_step
+from ..ops.fused_cpu.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
+from ..ops.fused_cpu.rows import normalise
+from ..ops.fused_cpu.scalar import Array, array, f32
+from ..ops.fused_cpu.weights import DeltaNetWeights
+from ..ops.rope import rotary_tables
+from .step import Row
+
+
+class StepRows(NamedTuple):
+    """The rows of one step.
+
+    Attributes:
+        lanes, ends: int64 [batch]; a row's end counts its new token.
+        tables: int32 [batch, n], the rows' blocks, 0 after a row's last.
+        cos, sin: fp32 [batch, dim / 2], the rotation of the new tokens' positions.
+    """
+
+    lanes: Array
+    ends: Array
+    tables: Array
+    cos: Array
+    sin: Array
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaNetStep:
+    """The mixer of a DeltaNet layer, its lanes' windows [lanes, K - 1, channels] and states [lanes, heads, dk, dv]."""
+
+    weights: DeltaNetWeights
+    windows: Array
+    states: Array
+
+    def run(self, projected: Array, rows: StepRows, out: Array) -> None:
+        w = self.weights
+        small = w.taps, w.rate, w.dt_bias, w.norm_weight, w.eps
+        delta_net_step(projected, *small, self.windows, self.states, rows.lanes, w.key_heads, out)
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionStep:
+    """The mixer of an attention layer, its heads' norms and its cache [slots, kv_heads, head_dim]."""
+
+    query: Norm
+    key: Norm
+    keys: Array
+    values: Array
+
+    def run(self, projected: Array, rows: StepRows, out: Array) -> None:
+        norms = self.query.weight, self.key.weight, self.query.eps
+        attention_step(
+            projected, *norms, rows.cos, rows.sin, self.keys, self.values, rows.tables, rows.ends, out
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LayerProgram:
+    """A decoder layer. Weights are [out, in]; `in_proj` is all that the mixer projects its input to."""
+
+    input_norm: Norm
+    in_proj: Matrix
+    mixer: DeltaNetStep | AttentionStep
+    out_proj: Matrix
+    post_norm: Norm
+    gate_up: Matrix
+    down: Matrix
+
+    @classmethod
+    def of(cls, layer: DecoderLayer, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> LayerProgram:
+        """Joins a DeltaNet block's two input projections in memory: the block's weights become views of the whole."""
+        block = layer.mixer
+        mixer: DeltaNetStep | AttentionStep
+        if isinstance(block, GatedDeltaNet):
+            parts = block.in_proj_qkvz, block.in_proj_ba
+            whole = torch.cat([part.weight for part in parts])
+            sizes = [part.weight.shape[0] for part in parts]
+            for part, piece in zip(parts, whole.split(sizes), strict=True):
+                part.weight.data = piece
+            lanes = cache.lanes[block.index]
+            mixer = DeltaNetStep(weights[block.index], array(lanes.window), array(lanes.recurrent))
+            out_proj = block.out_proj
+        else:
+            whole, out_proj = block.in_proj_qgkv.weight, block.o_proj
+            keys, values = (array(half) for half in cache.kv[block.index])
+            mixer = AttentionStep(_norm(block.q_norm), _norm(block.k_norm), keys, values)
+        return cls(
+            _norm(layer.input_norm),
+            Matrix.of(whole),
+            mixer,
+            Matrix.of(out_proj.weight),
+            _norm(layer.post_norm),
+            Matrix.of(layer.mlp.gate_up_proj.weight),
+            Matrix.of(layer.mlp.down_proj.weight),
+        )
+
+
+class Buffers(NamedTuple):
+    """What the layers of a step of so many rows work in. `projected` and `mixed` are as wide as the widest layer's."""
+
+    residual: Matrix
+    normed: Matrix
+    inner: Matrix
+    projected: dict[int, Matrix]
+    mixed: dict[int, Matrix]
+
+
+class DecodeProgram:
+    """The network for one token a row, fp32. What it computes is `Qwen36Model.forward`, in fewer and larger steps."""
+
+    def __init__(self, model: Qwen36Model, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> None:
+        self.config = model.config
+        self.embedding = array(model.embed_tokens.weight)
+        self.layers = [LayerProgram.of(layer, cache, weights) for layer in model.layers]
+        self.norm = _norm(model.norm)
+        self._buffers: dict[int, Buffers] = {}
+
+    def run(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Run one token of each row: hidden states after the final norm, [rows, 1, hidden].
+
+        Memory of lanes and blocks is updated in place.
+        """
+        step = self._rows(rows)
+        buffers = self._buffers.get(len(rows)) or self._make_buffers(len(rows))
+        residual, normed, inner = buffers.residual, buffers.normed, buffers.inner
+        np.take(self.embedding, [row.tokens[0] for row in rows], axis=0, out=residual.array)
+        for layer in self.layers:
+            projected, mixed = buffers.projected[len(layer.in_proj.array)], buffers.mixed[layer.out_proj.array.shape[1]]
+            norm_project(residual, layer.input_norm, layer.in_proj, normed, projected)
+            layer.mixer.run(projected.array, step, mixed.array)
+            project_add(mixed, layer.out_proj, residual)
+            norm_swiglu(residual, layer.post_norm, layer.gate_up, normed, inner)
+            project_add(inner, layer.down, residual)
+        hidden = torch.empty(len(rows), 1, self.config.hidden_size)
+        normalise(residual.array, *self.norm, array(hidden[:, 0]))
+        return hidden
+
+    def _rows(self, rows: Sequence[Row]) -> StepRows:
+        positions = torch.tensor([[row.start] for row in rows])
+        cos, sin = (array(table[:, 0, 0]) for table in rotary_tables(positions, self.config.rope, torch.float32))
+        lanes, ends = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("lane", "end"))
+        used = [-(-row.end // BLOCK_SIZE) for row in rows]
+        tables = np.zeros((len(rows), max(used)), np.int32)
+        for index, (row, count) in enumerate(zip(rows, used, strict=True)):
+            tables[index, :count] = row.blocks[:count]
+        return StepRows(lanes, ends, tables, cos, sin)
+
+    def _make_buffers(self, rows: int) -> Buffers:
+        hidden = self.config.hidden_size
+        made = Buffers(
+            *(Matrix.empty(rows, size) for size in (hidden, hidden, self.config.intermediate_size)),
+            {size: Matrix.empty(rows, size) for size in {len(layer.in_proj.array) for layer in self.layers}},
+            {size: Matrix.empty(rows, size) for size in {layer.out_proj.array.shape[1] for layer in self.layers}},
+        )
+        self._buffers[rows] = made
+        return made
+
+
+def _norm(module: RMSNorm) -> Norm:
+    return Norm(array(module.weight), f32(module.eps))
