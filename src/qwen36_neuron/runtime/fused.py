@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ..model.deltanet import GatedDeltaNet
 from ..model.mlp import set_activation
 from ..model.norm import set_norm
 from ..model.state import select_tokens
-from ..ops.fused_cpu.delta_net_prefill import delta_net_prefill
+from ..ops.fused_cpu.delta_net_prefill import Workspace, delta_net_prefill
 from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.fused_cpu.scalar import array, f32, use_threads
 from ..ops.fused_cpu.weights import DeltaNetWeights
@@ -77,21 +77,18 @@ class FusedPrefill(CpuPrefill):
 
     weights: dict[int, DeltaNetWeights]
     projections: Sequence[torch.Tensor]
+    workspace: Workspace = field(default_factory=Workspace)
 
     def delta_net(self, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
         projected = linear(x, self.projections[block.index])
         lanes = self.cache.lanes[block.index]
-        window = lanes.window[self.lanes]
-        out, final = delta_net_prefill(
-            projected,
-            self.weights[block.index],
-            window,
-            lanes.recurrent[self.lanes],
-            self.lengths,
-            self.lead,
-            self._state_copies(block.index),
+        window, state = lanes.window[self.lanes], lanes.recurrent[self.lanes]
+        copies = self._state_copies(block.index)
+        out = delta_net_prefill(
+            projected, self.weights[block.index], window, state, self.lengths, self.lead, self.workspace, copies
         )
-        lanes.recurrent[self.lanes] = final
+        if isinstance(self.lanes, torch.Tensor):  # the states were gathered, not used where they are
+            lanes.recurrent[self.lanes] = state
         self._keep_windows(block.index, projected[..., : block.conv_channels], window)
         return out
 

@@ -8,7 +8,7 @@ import numpy as np
 from numba import prange
 
 from .scalar import Array, compiled, f32, log_decay, one, sigmoid, zero
-from .vectors import activate_all, add_product, add_scaled, copy, dot, fill, gated_norm_row, make_unit, multiply
+from .vectors import activate_all, add_product, add_scaled, convolve_four, copy, dot, fill, gated_norm_row, make_unit, multiply
 
 
 @compiled()
@@ -19,14 +19,16 @@ def _convolve(x: Array, first: int, window: Array, taps: Array, out: Array) -> N
         x: [channels or more], the token; window: [K - 1, channels]; taps: [K, channels]; out: [n].
     """
     last, end = taps.shape[0] - 1, first + out.shape[0]
-    new = x[first:end]
-    multiply(new, taps[last, first:end], out)
-    for t in range(last):
-        add_product(window[t, first:end], taps[t, first:end], out)
+    if last == 3:
+        convolve_four(window[0], window[1], window[2], x, first, taps, out)
+    else:
+        multiply(x[first:end], taps[last, first:end], out)
+        for t in range(last):
+            add_product(window[t, first:end], taps[t, first:end], out)
+        activate_all(out)
     for t in range(last - 1):
         copy(window[t + 1, first:end], window[t, first:end])
-    copy(new, window[last - 1, first:end])
-    activate_all(out)
+    copy(x[first:end], window[last - 1, first:end])
 
 
 @compiled()
@@ -120,4 +122,4 @@ def delta_net_step(
             _step(states[lanes[row], value], q, k, v, match, decay, sigmoid(x[betas + value]), read)
             column = value * dv
             gate = x[gates + column : gates + column + dv]
-            gated_norm_row(read, gate, norm_weight, eps, out[row, column : column + dv])
+            gated_norm_row(read, dot(read, read), gate, norm_weight, eps, out[row, column : column + dv])

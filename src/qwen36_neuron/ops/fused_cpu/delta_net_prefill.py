@@ -16,10 +16,35 @@ from numba import prange
 from ...config import BLOCK_SIZE
 from ..gated_delta_rule_cpu import FAINTEST, StateCopy
 from .scalar import Array, array, compiled, exp, f32, log_decay, one, sigmoid, zero
-from .vectors import activate_all, add_product, add_scaled, fill, gated_norm_row, make_unit, multiply, scale
+from .vectors import (
+    activate_all,
+    add_four,
+    add_product,
+    add_scaled,
+    convolve_four,
+    fill,
+    gated_norm_row,
+    make_unit,
+    multiply,
+    scale,
+)
 from .weights import DeltaNetWeights
 
 LOWEST = f32(FAINTEST)
+
+
+class Workspace:
+    """Memory that one layer after the other works in, so that it stays in the processor's caches."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, torch.Tensor] = {}
+
+    def get(self, name: str, *shape: int) -> torch.Tensor:
+        """fp32 memory, whatever was in it before."""
+        part = self._parts.get(name)
+        if part is None or part.shape != shape:
+            part = self._parts[name] = torch.empty(shape)
+        return part
 
 
 def delta_net_prefill(
@@ -29,84 +54,76 @@ def delta_net_prefill(
     state: torch.Tensor,
     lengths: Sequence[int],
     lead: int,
+    workspace: Workspace,
     copies: Sequence[StateCopy] = (),
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> torch.Tensor:
     """All between the projections of a block, by chunks of BLOCK_SIZE tokens on absolute positions.
 
     Args:
         projected: [batch, tokens, channels + value_heads * dv + 2 * value_heads] fp32: queries, keys, values, gates,
             b, a.
         window: [batch, K - 1, channels], the convolution's inputs before the first token.
-        state: [batch, value_heads, dk, dv], not changed.
+        state: [batch, value_heads, dk, dv], changed in place to that after each row's last token.
         lengths: real tokens of each row; the others are padding on the right.
         lead: tokens of the first chunk that earlier calls have run.
         copies: states at chunk boundaries to copy out.
     Returns:
-        ([batch, tokens, value_heads * dv], zero on padding, and the state after each row's last token).
+        [batch, tokens, value_heads * dv], zero on padding.
     """
     batch, tokens = projected.shape[:2]
     value_heads, dk, dv = state.shape[1:]
     key_heads, size = weights.key_heads, BLOCK_SIZE
     share, keys, heads = value_heads // key_heads, batch * key_heads, batch * value_heads
     chunks = -(-(lead + tokens) // size)
-    ends = np.asarray(lengths, np.int64)
-    inputs = array(projected)
+    ends, inputs = np.asarray(lengths, np.int64), array(projected)
 
-    pairs = torch.empty(chunks, keys, 2, size, dk)  # keys, then queries, of unit length
-    v = torch.empty(chunks, heads, size, dv)
-    decay, beta = torch.empty(chunks, heads, size), torch.empty(chunks, heads, size)  # G and beta
-    _prepare(
-        inputs,
-        weights.taps,
-        weights.rate,
-        weights.dt_bias,
-        array(window),
-        ends,
-        lead,
-        array(pairs.view(chunks, batch, key_heads, 2, size, dk)),
-        array(v.view(chunks, batch, key_heads, share, size, dv)),
-        array(decay.view(chunks, batch, key_heads, share, size)),
-        array(beta.view(chunks, batch, key_heads, share, size)),
-    )
-    products = torch.bmm(pairs.view(-1, 2 * size, dk), pairs[:, :, 0].flatten(0, 1).transpose(1, 2))
-    inverse, scores = torch.empty(chunks, heads, size, size), torch.empty(chunks, heads, size, size)
-    _solve(array(products.view(chunks, keys, 2, size, size)), array(decay), array(beta), array(inverse), array(scores))
-
-    current = torch.empty(keys, dk, share, dv).copy_(state.view(keys, share, dk, dv).transpose(1, 2)).flatten(2)
-    unit_keys_t = pairs[:, :, 0].transpose(-1, -2)
-    rest, update, inner = (torch.empty(heads, size, dv) for _ in range(3))
-    seen, kept = torch.empty(keys, 2 * size, share * dv), torch.empty(keys, size, share * dv)
-    out = torch.zeros(batch, tokens, value_heads * dv)
+    pairs = workspace.get("pairs", keys, 2 * size, dk)  # keys, then queries, of unit length
+    products = workspace.get("products", keys, 2 * size, size)
+    inverse, scores = (workspace.get(name, heads, size, size) for name in ("inverse", "scores"))
+    v, rest, update, inner = (workspace.get(name, heads, size, dv) for name in ("v", "rest", "update", "inner"))
+    decay, beta = (workspace.get(name, heads, size) for name in ("decay", "beta"))  # G and beta
+    seen, kept = workspace.get("seen", keys, 2 * size, share * dv), workspace.get("kept", keys, size, share * dv)
+    current = workspace.get("current", keys, dk, share * dv)
+    by_head = current.view(batch, key_heads, dk, share, dv).transpose(2, 3)  # [batch, key_heads, share, dk, dv]
+    by_head.copy_(state.view(by_head.shape))
+    keys_t = pairs[:, :size].transpose(1, 2)
+    out = torch.empty(batch, tokens, value_heads * dv)
+    for index, length in enumerate(lengths):
+        out[index, length:] = 0.0
     wanted: dict[int, list[StateCopy]] = {}
     for copy in copies:
         wanted.setdefault(copy.chunk, []).append(copy)
-    v_, decay_, seen_, rest_, update_, inner_, kept_, current_, out_ = (
-        array(x) for x in (v, decay, seen, rest, update, inner, kept, current, out)
-    )
+    gates = weights.taps, weights.rate, weights.dt_bias, array(window)
+    norm = weights.norm_weight, weights.eps
+    prepared = array(pairs), array(v), array(decay), array(beta)
+    system = array(products), array(decay), array(beta), array(inverse), array(scores)
+    remaining = array(v), array(decay), array(seen), array(rest)
+    finish = array(decay), array(seen), array(update), array(inner), ends
+    finished = array(kept), array(current), array(out)
     for n in range(chunks):
-        torch.bmm(pairs[n].view(keys, 2 * size, dk), current, out=seen)
-        _remaining(v_[n], decay_[n], seen_, rest_)
-        torch.bmm(inverse[n], rest, out=update)  # V'
-        torch.bmm(scores[n], update, out=inner)
-        _finish(
-            inputs, weights.norm_weight, weights.eps, decay_[n], seen_, update_, inner_, ends, n * size - lead, kept_, current_, out_
-        )
-        current.baddbmm_(unit_keys_t[n], kept)
+        before = n * size - lead  # tokens of the call before this chunk, less than 0 if it starts before the call does
+        _prepare(inputs, *gates, ends, before, *prepared)
+        torch.bmm(pairs, keys_t, out=products)
+        _solve(*system)
+        torch.bmm(pairs, current, out=seen)
+        _remaining(*remaining)
+        torch.bmm(inverse, rest, out=update)  # V'
+        torch.bmm(scores, update, out=inner)
+        _finish(inputs, *norm, *finish, before, *finished)
+        current.baddbmm_(keys_t, kept)
         for copy in wanted.get(n, ()):
-            copy.target.copy_(_by_head(current, batch, share)[copy.row])
-    return out, _by_head(current, batch, share)
-
-
-def _by_head(states: torch.Tensor, batch: int, share: int) -> torch.Tensor:
-    """[batch * key_heads, dk, share * dv] -> [batch, value_heads, dk, dv]."""
-    keys, dk, width = states.shape
-    return states.view(keys, dk, share, width // share).transpose(1, 2).reshape(batch, -1, dk, width // share)
+            copy.target.copy_(by_head[copy.row].flatten(0, 1))
+    state.view(by_head.shape).copy_(by_head)
+    return out
 
 
 @compiled()
 def _convolve(x: Array, token: int, first: int, window: Array, taps: Array, out: Array) -> None:
     """Channels first .. first + n of the convolution with SiLU at `token` of x [tokens, channels or more]."""
     last, end = taps.shape[0] - 1, first + out.shape[0]
+    if last == 3 and token >= 3:
+        convolve_four(x[token - 3], x[token - 2], x[token - 1], x[token], first, taps, out)
+        return
     multiply(x[token, first:end], taps[last, first:end], out)
     for t in range(last):
         at = token - last + t
@@ -125,26 +142,24 @@ def _prepare(
     dt_bias: Array,
     windows: Array,
     ends: Array,
-    lead: int,
+    before: int,
     pairs: Array,
     v: Array,
     decay: Array,
     beta: Array,
 ) -> None:
-    """Convolution, unit keys and queries, gates; all zero on padding. A task is a key head of a row's chunk."""
-    chunks, batch, key_heads = pairs.shape[0], pairs.shape[1], pairs.shape[2]
-    share, size, dk, dv = v.shape[3], pairs.shape[4], pairs.shape[5], v.shape[5]
-    value_heads = key_heads * share
+    """Convolution, unit keys and queries, gates of a chunk; all zero on padding. A task is a key head of a row."""
+    batch, heads, size, dv = projected.shape[0], v.shape[0], v.shape[1], v.shape[2]
+    keys, dk = pairs.shape[0], pairs.shape[2]
+    key_heads, share, value_heads = keys // batch, heads // keys, heads // batch
     betas = taps.shape[1] + value_heads * dv
-    for task in prange(chunks * batch * key_heads):
-        head = task % key_heads
-        row = task // key_heads % batch
-        chunk = task // (key_heads * batch)
+    for key in prange(keys):
+        row, head = key // key_heads, key % key_heads
         x, window = projected[row], windows[row]
         for t in range(size):
-            token = chunk * size + t - lead
+            token = before + t
             real = token >= 0 and token < ends[row]
-            k, q = pairs[chunk, row, head, 0, t], pairs[chunk, row, head, 1, t]
+            k, q = pairs[key, t], pairs[key, size + t]
             if real:
                 _convolve(x, token, head * dk, window, taps, q)
                 _convolve(x, token, (key_heads + head) * dk, window, taps, k)
@@ -154,51 +169,54 @@ def _prepare(
                 fill(zero, q)
                 fill(zero, k)
             for s in range(share):
-                value = head * share + s
-                target = v[chunk, row, head, s, t]
-                before = decay[chunk, row, head, s, t - 1] if t > 0 else zero
+                value, h = head * share + s, key * share + s
+                last = decay[h, t - 1] if t > 0 else zero
                 if real:
-                    _convolve(x, token, 2 * key_heads * dk + value * dv, window, taps, target)
+                    _convolve(x, token, 2 * key_heads * dk + value * dv, window, taps, v[h, t])
                     g = log_decay(x[token, betas + value_heads + value] + dt_bias[value], rate[value])
-                    decay[chunk, row, head, s, t] = before + g
-                    beta[chunk, row, head, s, t] = sigmoid(x[token, betas + value])
+                    decay[h, t] = last + g
+                    beta[h, t] = sigmoid(x[token, betas + value])
                 else:
-                    fill(zero, target)
-                    decay[chunk, row, head, s, t] = before
-                    beta[chunk, row, head, s, t] = zero
+                    fill(zero, v[h, t])
+                    decay[h, t] = last
+                    beta[h, t] = zero
 
 
 @compiled()
-def _weigh(total: float, totals: Array, factor: float, products: Array, out: Array) -> None:
-    """out = factor e^(G_i - G_j) products, of a row's part up to or before the diagonal."""
+def _relative_row(total: float, totals: Array, out: Array) -> None:
+    """e^(G_i - G_j), of a row's part up to the diagonal."""
     for j in range(out.shape[0]):
-        out[j] = factor * exp(max(total - totals[j], LOWEST)) * products[j]
+        out[j] = exp(max(total - totals[j], LOWEST))
 
 
 @compiled(parallel=True)
 def _solve(products: Array, decay: Array, beta: Array, inverse: Array, scores: Array) -> None:
-    """T = (I + diag(beta) L)^-1 diag(beta) and tril(q k^T o e^(G_i - G_j)), of all chunks and heads.
+    """T = (I + diag(beta) L)^-1 diag(beta) and tril(q k^T o e^(G_i - G_j)), of a chunk's heads.
 
     L = tril(k k^T o e^(G_i - G_j), -1). T comes row by row: t_i = e_i - sum over j < i of beta_i L_ij t_j, and its columns
     are scaled at the end. Like the recursion of `triangular`, that forms products of T with parts of L alone.
     """
-    chunks, heads, size = decay.shape
-    share = heads // products.shape[1]
-    for task in prange(chunks * heads):
-        n, h = task // heads, task % heads
-        same, cross = products[n, h // share, 0], products[n, h // share, 1]
-        totals, found, reads = decay[n, h], inverse[n, h], scores[n, h]
+    heads, size = decay.shape
+    share = heads // products.shape[0]
+    for h in prange(heads):
+        same, cross = products[h // share, :size], products[h // share, size:]
+        totals, found, reads = decay[h], inverse[h], scores[h]
         row = np.empty(size, np.float32)
         for i in range(size):
-            _weigh(totals[i], totals[:i], -beta[n, h, i], same[i, :i], row[:i])
-            _weigh(totals[i], totals[: i + 1], one, cross[i, : i + 1], reads[i, : i + 1])
+            _relative_row(totals[i], totals[: i + 1], row[: i + 1])
+            multiply(row[: i + 1], cross[i, : i + 1], reads[i, : i + 1])
             fill(zero, reads[i, i + 1 :])
+            multiply(row[:i], same[i, :i], row[:i])
+            scale(-beta[h, i], row[:i], row[:i])
             fill(zero, found[i])
-            for j in range(i):
+            whole = i - i % 4
+            for j in range(0, whole, 4):
+                add_four(row[j : j + 4], found[j : j + 4], found[i, : j + 4])
+            for j in range(whole, i):
                 add_scaled(row[j], found[j, : j + 1], found[i, : j + 1])
             found[i, i] = one
         for i in range(size):
-            multiply(found[i, : i + 1], beta[n, h, : i + 1], found[i, : i + 1])
+            multiply(found[i, : i + 1], beta[h, : i + 1], found[i, : i + 1])
 
 
 @compiled()
@@ -218,6 +236,17 @@ def _remaining(v: Array, decay: Array, seen: Array, rest: Array) -> None:
         first = h % share * dv
         growth = exp(max(decay[h, t], LOWEST))
         _subtract_scaled(v[h, t], growth, seen[h // share, t, first : first + dv], rest[h, t])
+
+
+@compiled()
+def _output_row(fade: float, update: Array, growth: float, seen: Array, read: Array, kept: Array) -> float:
+    """kept = fade update; read += growth seen; the sum of read^2."""
+    squares = zero
+    for j in range(read.shape[0]):
+        kept[j] = fade * update[j]
+        read[j] += growth * seen[j]
+        squares += read[j] * read[j]
+    return squares
 
 
 @compiled(parallel=True)
@@ -255,13 +284,19 @@ def _finish(
         last = decay[h, size - 1]
         for t in range(size):
             fade = exp(max(last - decay[h, t], LOWEST))
-            scale(fade, update[h, t], kept[key, t, first : first + dv])
+            growth = exp(max(decay[h, t], LOWEST))
+            squares = _output_row(
+                fade,
+                update[h, t],
+                growth,
+                seen[key, size + t, first : first + dv],
+                inner[h, t],
+                kept[key, t, first : first + dv],
+            )
             token = before + t
             if token >= 0 and token < ends[row]:
-                growth = exp(max(decay[h, t], LOWEST))
-                add_scaled(growth, seen[key, size + t, first : first + dv], inner[h, t])
                 gate = projected[row, token, gates + column : gates + column + dv]
-                gated_norm_row(inner[h, t], gate, norm_weight, eps, out[row, token, column : column + dv])
+                gated_norm_row(inner[h, t], squares, gate, norm_weight, eps, out[row, token, column : column + dv])
         keep = exp(max(last, LOWEST))
         for i in range(dk):
             scale(keep, current[key, i, first : first + dv], current[key, i, first : first + dv])

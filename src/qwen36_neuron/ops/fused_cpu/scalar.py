@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,19 +23,46 @@ one = f32(1.0)
 zero = f32(0.0)
 
 
+def _cache_folder() -> Path:
+    """Where compiled code is kept: beside the source, or in the user's cache if that cannot be written.
+
+    Numba looks at the file of a function alone, not at those of the functions that are compiled into it, so the folder is
+    named by all of them.
+    """
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(here.glob("*.py")):
+        digest.update(source.read_bytes())
+    beside = here / "__pycache__"
+    folder = beside if os.access(beside if beside.exists() else here, os.W_OK) else Path.home() / ".cache/qwen36-neuron"
+    return folder / f"fused-{digest.hexdigest()[:16]}"
+
+
+CACHE_FOLDER = _cache_folder()
+
+
 def compiled(parallel: bool = False) -> Callable[[Function], Function]:
-    """Compile a function on its first call, and keep the result beside the source for the next process.
+    """Compile a function on its first call, and keep the result for the next process.
 
     Sums may be reordered and products fused into sums (both are needed to use vectors); a division by zero gives what
-    IEEE says. Where nothing can be written, the result is kept for this process alone.
+    IEEE says. A function that is not parallel is made part of whatever calls it.
     """
+    options: dict[str, Any] = {
+        "parallel": parallel,
+        "forceinline": not parallel,
+        "nogil": True,
+        "error_model": "numpy",
+        "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+    }
 
     def decorate(function: Function) -> Function:
-        options: dict[str, Any] = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+        previous, config.CACHE_DIR = config.CACHE_DIR, str(CACHE_FOLDER)
         try:
-            return njit(function, parallel=parallel, nogil=True, cache=True, **options)
-        except RuntimeError:
-            return njit(function, parallel=parallel, nogil=True, **options)
+            return njit(function, cache=True, **options)
+        except RuntimeError:  # nothing can be written anywhere: compile in every process
+            return njit(function, **options)
+        finally:
+            config.CACHE_DIR = previous
 
     return decorate
 

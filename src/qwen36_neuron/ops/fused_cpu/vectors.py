@@ -74,6 +74,39 @@ def activate_all(x: Array) -> None:
 
 
 @compiled()
+def add_four(factors: Array, rows: Array, out: Array) -> None:
+    """out += factors^T rows, of rows [4, n or more]: `out` is loaded and stored once for the four."""
+    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
+    for j in range(out.shape[0]):
+        out[j] += a * rows[0, j] + b * rows[1, j] + c * rows[2, j] + d * rows[3, j]
+
+
+@compiled()
+def convolve_four(a: Array, b: Array, c: Array, d: Array, first: int, taps: Array, out: Array) -> None:
+    """silu of channels first .. first + n of four tokens [channels], oldest first, times taps [4, channels]: one pass."""
+    end = first + out.shape[0]
+    _convolve_four(
+        a[first:end],
+        b[first:end],
+        c[first:end],
+        d[first:end],
+        taps[0, first:end],
+        taps[1, first:end],
+        taps[2, first:end],
+        taps[3, first:end],
+        out,
+    )
+
+
+@compiled()
+def _convolve_four(
+    a: Array, b: Array, c: Array, d: Array, for_a: Array, for_b: Array, for_c: Array, for_d: Array, out: Array
+) -> None:
+    for j in range(out.shape[0]):
+        out[j] = silu(a[j] * for_a[j] + b[j] * for_b[j] + c[j] * for_c[j] + d[j] * for_d[j])
+
+
+@compiled()
 def make_unit(x: Array, length: float) -> None:
     """Scale a vector to `length` in place, as `gated_delta_rule.l2norm` does."""
     scale(length / math.sqrt(dot(x, x) + L2_EPS), x, x)
@@ -88,9 +121,9 @@ def norm_row(x: Array, weight: Array, eps: float, factor: float, out: Array) -> 
 
 
 @compiled()
-def gated_norm_row(x: Array, gate: Array, weight: Array, eps: float, out: Array) -> None:
-    """`ops.norm.gated_rms_norm` of one row."""
-    factor = one / math.sqrt(dot(x, x) / f32(x.shape[0]) + eps)
+def gated_norm_row(x: Array, squares: float, gate: Array, weight: Array, eps: float, out: Array) -> None:
+    """`ops.norm.gated_rms_norm` of one row, the sum of whose squares is known."""
+    factor = one / math.sqrt(squares / f32(x.shape[0]) + eps)
     for j in range(x.shape[0]):
         out[j] = x[j] * factor * weight[j] * silu(gate[j])
 
