@@ -51,7 +51,7 @@ fi
 
 say "vLLM, this project and its tools"
 "$pip" install -q -c "$constraints" "$WHEELS/vllm-$VLLM-"*.whl
-"$pip" install -q -c "$constraints" --no-build-isolation -e '.[serve,dev]'
+"$pip" install -q -c "$constraints" --no-build-isolation -e '.[serve,cpu,dev]'
 # xgrammar asks for triton, a gigabyte that only GPUs use; it runs without.
 "$pip" uninstall -q -y triton >/dev/null 2>&1 || true
 

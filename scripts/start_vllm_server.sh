@@ -29,8 +29,9 @@ Model and device
   --dtype TYPE                   float32 or bfloat16 (default: float32 on cpu, bfloat16 on neuron)
   --tp-degree N                  tensor-parallel ranks inside the device (default: 1 on cpu, 4 on neuron)
   --artifact DIR                 compiled model, required by neuron
-  --kernels KIND                 cpu: torch, or interpreter, which runs the NKI kernels: slow, for proof; neuron: torch
-                                 or nki (default: torch on cpu, on neuron what the artifact was compiled with)
+  --kernels KIND                 cpu: fused (float32), torch, or interpreter, which runs the NKI kernels: slow, for
+                                 proof; neuron: torch or nki (default: fused on cpu where Numba is installed and for
+                                 float32, else torch; on neuron what the artifact was compiled with)
   --sampling-candidates N        most likely tokens that the device draws from, 0 to sample on the host
                                  (default: the artifact's on neuron, 0 on cpu)
   --eager-logits                 copy logits from the device after every step, wanted or not
@@ -119,8 +120,10 @@ check_arguments() {
         cpu)
             : "${dtype:=float32}" "${tp_degree:=1}"
             [[ -z $artifact ]] || refuse "--artifact is for --device neuron; cpu compiles nothing"
-            [[ -z $kernels || $kernels == torch || $kernels == interpreter ]] ||
-                refuse "--kernels must be torch or interpreter on cpu, not '$kernels'"
+            [[ -z $kernels || $kernels == fused || $kernels == torch || $kernels == interpreter ]] ||
+                refuse "--kernels must be fused, torch or interpreter on cpu, not '$kernels'"
+            [[ $kernels != fused || $dtype == float32 ]] ||
+                refuse "--kernels fused computes in float32, not $dtype; use --kernels torch"
             [[ $tp_degree == 1 ]] || refuse "--tp-degree must be 1 on cpu, not '$tp_degree'"
             ;;
         neuron)

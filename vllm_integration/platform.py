@@ -168,6 +168,9 @@ def _check_model(vllm_config: VllmConfig, settings: Settings) -> None:
     if settings.kernels == "interpreter":
         check_shapes(settings.kernels, model)
     check_dtype(vllm_config.model_config.dtype)
+    if settings.kernels == "fused" and vllm_config.model_config.dtype != torch.float32:
+        remedy = "Use --dtype float32, or kernels=torch"
+        raise ConfigError("additional_config.kernels", "fused", "computes in float32 alone", remedy)
     if vllm_config.model_config.quantization is not None:
         raise ConfigError(
             "quantization",

@@ -22,7 +22,7 @@ from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.cache import default_slots, slots_starve
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.runtime import Runtime, RuntimeConfig, open_runtime
+from qwen36_neuron.runtime import Runtime, RuntimeConfig, cpu_kernels, open_runtime
 from qwen36_neuron.runtime.config import DType
 
 from .kv_cache.spec import group_indices, kv_cache_specs
@@ -191,10 +191,11 @@ class Worker(WorkerBase):
 
     def _log_memory(self, config: RuntimeConfig, seconds: float) -> None:
         logger.info(
-            "Qwen3.6 on %s, %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, grain %d tokens; "
+            "Qwen3.6 on %s, %s, kernels %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, grain %d tokens; "
             "%s. Up to %d tokens a step. Opened in %.1f s.",
             config.device,
             config.dtype,
+            cpu_kernels(config) if config.device == "cpu" else config.kernels or "as compiled",
             config.tp_degree,
             torch.get_num_threads(),
             config.num_lanes,

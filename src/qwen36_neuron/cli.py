@@ -147,8 +147,12 @@ def generate_text(
     raw: Annotated[bool, typer.Option(help="No chat template.")] = False,
     max_model_len: Annotated[int, typer.Option(help="Tokens of prompt and answer together at most.")] = 4096,
     kernels: Annotated[
-        CpuKernels, typer.Option(help="Plain torch, or the NKI kernels in their interpreter: slow, for proof.")
-    ] = "torch",
+        CpuKernels | None,
+        typer.Option(
+            help="Fused operations, plain torch, or the NKI kernels in their interpreter: slow, for proof. "
+            "[default: fused where Numba is installed, else torch]"
+        ),
+    ] = None,
 ) -> None:
     """Generate one answer offline, without a server."""
     from transformers import AutoTokenizer  # slow to import, as is the runtime: only this command needs them

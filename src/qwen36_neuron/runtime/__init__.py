@@ -3,6 +3,7 @@
 from importlib.util import find_spec
 
 from ..errors import ConfigError
+from ..ops.kernels import CpuKernels
 from .config import RuntimeConfig
 from .step import (
     Capacity,
@@ -33,6 +34,7 @@ __all__ = [
     "StepChecker",
     "StepError",
     "StepResult",
+    "cpu_kernels",
     "open_runtime",
 ]
 
@@ -41,18 +43,22 @@ NEURON_PACKAGES = ("neuronx_distributed", "neuronx_distributed_inference", "torc
 """What device=neuron needs, and what a machine without a Neuron image lacks."""
 
 
-def uses_fused(config: RuntimeConfig) -> bool:
-    """Whether a CPU's operations are the fused ones: if asked for, or if nothing is asked for and they can be had.
+def cpu_kernels(config: RuntimeConfig) -> CpuKernels:
+    """What runs a CPU's operations: what is asked for, else the fused ones if they can be had.
 
     Raises:
-        ConfigError: they are asked for where Numba, which compiles them, is not installed.
+        ConfigError: the fused ones are asked for where Numba, which compiles them, is not installed.
     """
-    if config.kernels not in (None, "fused"):
-        return False
     installed = find_spec("numba") is not None
-    if config.kernels == "fused" and not installed:
-        raise ConfigError("kernels", "fused", "needs Numba", "Run pip install 'qwen36-neuron[cpu]', or use kernels=torch")
-    return installed and config.dtype == "float32"
+    match config.kernels:
+        case None:
+            return "fused" if installed and config.dtype == "float32" else "torch"
+        case "fused" if not installed:
+            remedy = "Run pip install 'qwen36-neuron[cpu]', or use kernels=torch"
+            raise ConfigError("kernels", "fused", "needs Numba, which is not installed", remedy)
+        case "torch" | "fused" | "interpreter":
+            return config.kernels
+    raise AssertionError(config.kernels)  # refused by RuntimeConfig
 
 
 def open_runtime(config: RuntimeConfig) -> Runtime:
@@ -63,19 +69,21 @@ def open_runtime(config: RuntimeConfig) -> Runtime:
         CheckpointError: the checkpoint does not hold what the model needs.
         DeviceError: the device could not be loaded.
     """
-    if config.kernels == "interpreter":
-        from .interpreted import InterpretedRuntime
-
-        return InterpretedRuntime(config)
+    # Imported on use: reading a configuration must not load a model's code.
     if config.device == "cpu":
-        # Imported on use: reading a configuration must not load a model's code.
-        if uses_fused(config):
-            from .fused import FusedRuntime
+        match cpu_kernels(config):
+            case "interpreter":
+                from .interpreted import InterpretedRuntime
 
-            return FusedRuntime(config)
-        from .cpu import CpuRuntime
+                return InterpretedRuntime(config)
+            case "fused":
+                from .fused import FusedRuntime
 
-        return CpuRuntime(config)
+                return FusedRuntime(config)
+            case "torch":
+                from .cpu import CpuRuntime
+
+                return CpuRuntime(config)
     try:
         from .neuron import NeuronRuntime
     except ModuleNotFoundError as error:

@@ -24,7 +24,7 @@ from .cpu import CpuRuntime, inner_commits, paged
 from .cpu_layers import PlainLinear, linear
 from .cpu_state import CpuPrefill, lane_index
 from .fused_decode import DecodeProgram
-from .step import Row
+from .step import Row, RowResult
 
 
 class FusedRuntime(CpuRuntime):
@@ -37,13 +37,16 @@ class FusedRuntime(CpuRuntime):
 
     def __init__(self, config: RuntimeConfig) -> None:
         super().__init__(config)
-        use_threads(torch.get_num_threads())
         set_norm(self.model, rms_norm)
         set_activation(self.model, swiglu)
         blocks = [block for block in self.model.modules() if isinstance(block, GatedDeltaNet)]
         self._weights = {block.index: _weights(block) for block in blocks}
         self._program = DecodeProgram(self.model, self.cache, self._weights)
         self._projections = [layer.in_proj.tensor for layer in self._program.layers]
+
+    def _run(self, rows: Sequence[Row]) -> list[RowResult]:
+        use_threads(torch.get_num_threads())  # said to each thread that calls
+        return super()._run(rows)
 
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
         return self._program.run(rows)

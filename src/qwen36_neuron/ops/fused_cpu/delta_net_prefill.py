@@ -112,7 +112,7 @@ def delta_net_prefill(
         _finish(inputs, *norm, *finish, before, *finished)
         current.baddbmm_(keys_t, kept)
         for copy in wanted.get(n, ()):
-            copy.target.copy_(by_head[copy.row].flatten(0, 1))
+            copy.target.view(by_head.shape[1:]).copy_(by_head[copy.row])
     state.view(by_head.shape).copy_(by_head)
     return out
 
@@ -121,8 +121,11 @@ def delta_net_prefill(
 def _convolve(x: Array, token: int, first: int, window: Array, taps: Array, out: Array) -> None:
     """Channels first .. first + n of the convolution with SiLU at `token` of x [tokens, channels or more]."""
     last, end = taps.shape[0] - 1, first + out.shape[0]
-    if last == 3 and token >= 3:
-        convolve_four(x[token - 3], x[token - 2], x[token - 1], x[token], first, taps, out)
+    if last == 3:
+        a = x[token - 3] if token >= 3 else window[token]
+        b = x[token - 2] if token >= 2 else window[token + 1]
+        c = x[token - 1] if token >= 1 else window[token + 2]
+        convolve_four(a, b, c, x[token], first, taps, out)
         return
     multiply(x[token, first:end], taps[last, first:end], out)
     for t in range(last):

@@ -20,22 +20,12 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     return out
 
 
-def normalise(x: Array, weight: Array, eps: float, out: Array) -> None:
-    """RMSNorm of rows x [rows, n] with weight [n]: into out [rows, n]."""
-    (_rms_norm if x.size <= FEW else _rms_norm_parallel)(x, weight, eps, out)
-
-
 def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of fp32 [..., 2 n] with gates first: [..., n]."""
+    """`ops.activation.swiglu` of fp32 [..., 2 n]."""
     out = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
     rows = array(both.reshape(-1, both.shape[-1]))
     activate(rows, array(out).reshape(rows.shape[0], -1))
     return out
-
-
-def activate(both: Array, out: Array) -> None:
-    """silu(gate) * up of rows [rows, 2 n], gates first: into out [rows, n]."""
-    (_swiglu if both.size <= FEW else _swiglu_parallel)(both, out)
 
 
 def norm_and_rotate(
@@ -62,34 +52,33 @@ def gate_heads(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     return x
 
 
-@compiled()
-def _rms_norm(x: Array, weight: Array, eps: float, out: Array) -> None:
-    for i in range(x.shape[0]):
-        norm_row(x[i], weight, eps, one, out[i])
+@compiled(parallel=True)
+def normalise(x: Array, weight: Array, eps: float, out: Array) -> None:
+    """RMSNorm of rows x [rows, n] with weight [n]: into out [rows, n]."""
+    if x.size <= FEW:
+        for i in range(x.shape[0]):
+            norm_row(x[i], weight, eps, one, out[i])
+    else:
+        for i in prange(x.shape[0]):
+            norm_row(x[i], weight, eps, one, out[i])
 
 
 @compiled(parallel=True)
-def _rms_norm_parallel(x: Array, weight: Array, eps: float, out: Array) -> None:
-    for i in prange(x.shape[0]):
-        norm_row(x[i], weight, eps, one, out[i])
+def activate(both: Array, out: Array) -> None:
+    """silu(gate) * up of rows [rows, 2 n], gates first: into out [rows, n]."""
+    size = out.shape[1]
+    if both.size <= FEW:
+        for i in range(out.shape[0]):
+            _activate_row(both[i, :size], both[i, size:], out[i])
+    else:
+        for i in prange(out.shape[0]):
+            _activate_row(both[i, :size], both[i, size:], out[i])
 
 
 @compiled()
-def _swiglu_row(gate: Array, up: Array, out: Array) -> None:
+def _activate_row(gate: Array, up: Array, out: Array) -> None:
     for j in range(out.shape[0]):
         out[j] = silu(gate[j]) * up[j]
-
-
-@compiled()
-def _swiglu(x: Array, out: Array) -> None:
-    for i in range(x.shape[0]):
-        _swiglu_row(x[i, : out.shape[1]], x[i, out.shape[1] :], out[i])
-
-
-@compiled(parallel=True)
-def _swiglu_parallel(x: Array, out: Array) -> None:
-    for i in prange(x.shape[0]):
-        _swiglu_row(x[i, : out.shape[1]], x[i, out.shape[1] :], out[i])
 
 
 @compiled(parallel=True)

@@ -41,18 +41,21 @@ def _cache_folder() -> Path:
 CACHE_FOLDER = _cache_folder()
 
 
-def compiled(parallel: bool = False) -> Callable[[Function], Function]:
+def compiled(parallel: bool = False, reorder: bool = True) -> Callable[[Function], Function]:
     """Compile a function on its first call, and keep the result for the next process.
 
-    Sums may be reordered and products fused into sums (both are needed to use vectors); a division by zero gives what
-    IEEE says. A function that is not parallel is made part of whatever calls it.
+    Products are fused into sums; a division by zero gives what IEEE says. A function that is not parallel is made part
+    of whatever calls it.
+
+    Args:
+        reorder: sums may be reordered, without which none over a vector could use vector instructions.
     """
     options: dict[str, Any] = {
         "parallel": parallel,
         "forceinline": not parallel,
         "nogil": True,
         "error_model": "numpy",
-        "fastmath": {"reassoc", "contract", "arcp", "nsz"},
+        "fastmath": {"contract", "nsz"} | ({"reassoc", "arcp"} if reorder else set()),
     }
 
     def decorate(function: Function) -> Function:
@@ -87,7 +90,7 @@ def _float_of_bits(_context: Any, bits: Any) -> Any:
     return types.float32(types.int32), generate
 
 
-@compiled()
+@compiled(reorder=False)
 def exp(x: float) -> float:
     """e^x in fp32, to 1e-7 of itself for x in -87 .. 88, which x is clamped to.
 
