@@ -97,11 +97,21 @@ class Contest:
 
 
 def run(
-    traces: Sequence[str], slot_counts: Sequence[int], kv_ratio: float, seed: int, model: Path, console: Console
+    traces: Sequence[str],
+    slot_counts: Sequence[int],
+    kv_ratio: float,
+    seed: int,
+    model: Path,
+    console: Console,
+    known: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """Replay `traces` with each number of slots; print the table and the bars, and return all of it for JSON."""
+    """Replay `traces` with each number of slots; print the table and the bars, and return all of it for JSON.
+
+    Args:
+        known: cells of an earlier run to go before the new ones, which take the place of those of the same traces.
+    """
     contest = Contest(json.loads(model.read_text()))
-    cells = []
+    cells = [cell for cell in known if cell["trace"] not in traces]
     for name in traces:
         sightings = sight(TRACES[name](seed))
         for num_slots in slot_counts:

@@ -46,6 +46,7 @@ def main(
     checkpoint: Annotated[Path | None, typer.Option(help="What --serve runs. [default: the demo preset]")] = None,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of --serve.")] = len(os.sched_getaffinity(0)),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of --serve.")] = 5,
+    keep: Annotated[bool, typer.Option("--keep", help="Add to the traces.json of the same commit and sizes.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("profile_artifacts/apc"),
 ) -> None:
     """Replay traces and compare hit rates at equal memory, bound them, or measure the engine."""
@@ -54,7 +55,7 @@ def main(
     console = Console(width=200)
     out.mkdir(parents=True, exist_ok=True)
     if trace:
-        replay(trace, slots, kv_ratio, seed, model, out, console)
+        replay(trace, slots, kv_ratio, seed, model, keep, out, console)
     if bound:
         limit(bound, slots, kv_ratio, seed, model, out, console)
     if serve:
@@ -62,16 +63,20 @@ def main(
 
 
 def replay(
-    trace: list[str], slots: list[int], kv_ratio: float, seed: int, model: Path, out: Path, console: Console
+    trace: list[str], slots: list[int], kv_ratio: float, seed: int, model: Path, keep: bool, out: Path, console: Console
 ) -> None:
     """Write traces.json and traces.png."""
     from _apc_plot import plot
     from _apc_traces import run
 
-    result = {
-        "provenance": provenance("modelled").as_dict(),
-        **run(named(trace), slots, kv_ratio, seed, model, console),
-    }
+    origin, path = provenance("modelled").as_dict(), out / "traces.json"
+    cells = []
+    if keep and path.is_file():
+        stored = json.loads(path.read_text())
+        if (stored["provenance"]["commit"], stored["seed"], stored["kv_ratio"]) != (origin["commit"], seed, kv_ratio):
+            raise ConfigError("keep", path, "is of another commit, seed or kv-ratio", "Give another --out")
+        cells = stored["cells"]
+    result = {"provenance": origin, **run(named(trace), slots, kv_ratio, seed, model, console, cells)}
     (out / "traces.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "traces.png")
     console.print(f"written: {out / 'traces.json'}, {out / 'traces.png'}")

@@ -229,7 +229,7 @@ class SlotManager(SingleTypeKVCacheManager):
             self._ended += path
             # One that was preempted comes again, and would be taken for another one that leaves itself.
             if request.is_finished():
-                self.seen.add(path)
+                self.seen.add(path, request.all_token_ids)
         keeping = self._keeping.pop(request_id, None)
         for checkpoint in keeping.reserved if keeping is not None else ():
             self.slots.drop(checkpoint, DropReason.UNWRITTEN)
@@ -267,12 +267,15 @@ class SlotManager(SingleTypeKVCacheManager):
         branch = max(request.shared_prefix_boundary, self.seen.match(request.block_hashes, limit) * self.block_size)
         params = request.sampling_params
         named = (params.extra_args or {}).get(NAMED, ()) if params is not None else ()
+        prompt = request.prompt_token_ids or ()
+        start = restored.boundary if restored is not None else 0
         plan = self.planner.plan(
-            request.prompt_token_ids or (),
-            restored.boundary if restored is not None else 0,
+            prompt,
+            start,
             branch,
             named,
             restored.kind if restored is not None else None,
+            self.seen.openings(request.block_hashes, prompt, start, request.cache_salt),
         )
         return Keeping(plan)
 

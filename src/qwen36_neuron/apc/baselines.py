@@ -63,6 +63,7 @@ class EveryBlockPlanner(BoundaryPlanner):
         branch: int = 0,
         named: Iterable[int] = (),
         origin: Kind | None = None,
+        openings: Iterable[int] = (),
     ) -> Plan:
         boundaries = range(restored + BLOCK_SIZE, len(prompt) + 1, BLOCK_SIZE)
         return Plan(MappingProxyType(dict.fromkeys(boundaries, Kind.SPACED)), len(prompt), restored, origin)

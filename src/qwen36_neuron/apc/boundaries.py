@@ -23,6 +23,8 @@ class Kind(Enum):
     """The last full block of the prompt, or the one before it where only that one serves an exact repeat."""
     PREAMBLE = "preamble"
     """The end of the first message: a system prompt and its tools."""
+    OPENING = "opening"
+    """Text begins here that was seen to begin where sequences left each other: a shared document, say."""
     SPACED = "spaced"
     """Spaced over long text without marks, each at most half as deep again as the one before."""
     MESSAGE = "message"
@@ -70,6 +72,7 @@ class BoundaryPlanner:
         branch: int = 0,
         named: Iterable[int] = (),
         origin: Kind | None = None,
+        openings: Iterable[int] = (),
     ) -> Plan:
         """Choose the boundaries of a request.
 
@@ -80,12 +83,13 @@ class BoundaryPlanner:
             named: lengths in tokens of the prefixes that the client wants kept. Rounded down to blocks; those outside
                 the prompt are ignored.
             origin: kind of the checkpoint that is restored, if one is.
+            openings: tokens before which text begins that other requests began with after some shared prefix.
 
         Returns:
             A plan with at most `prompt_cap` boundaries in (restored, len(prompt)].
         """
         chosen: dict[int, Kind] = {}
-        for boundary, kind in self._candidates(prompt, restored, branch, named):
+        for boundary, kind in self._candidates(prompt, restored, branch, named, openings):
             if len(chosen) == self.config.prompt_cap:
                 break
             if restored < boundary <= len(prompt):
@@ -93,12 +97,13 @@ class BoundaryPlanner:
         return Plan(MappingProxyType(dict(sorted(chosen.items()))), len(prompt), restored, origin)
 
     def _candidates(
-        self, prompt: Sequence[int], restored: int, branch: int, named: Iterable[int]
+        self, prompt: Sequence[int], restored: int, branch: int, named: Iterable[int], openings: Iterable[int]
     ) -> Iterator[tuple[int, Kind]]:
         """Boundaries in the order in which they deserve a slot."""
         end = len(prompt)
         messages = self._messages(prompt, restored)
-        marked = {_floor(end), _floor(end - 1), _floor(branch), *messages[:1], *messages[-2:]}
+        opened = [_floor(tokens) for tokens in openings]
+        marked = {_floor(end), _floor(end - 1), _floor(branch), *messages[:1], *messages[-2:], *opened}
         yield from ((_floor(length), Kind.NAMED) for length in named)
         yield _floor(branch), Kind.BRANCH
         yield _floor(end), Kind.PROMPT_END
@@ -106,6 +111,7 @@ class BoundaryPlanner:
         if restored == 0:
             yield from ((boundary, Kind.PREAMBLE) for boundary in messages[:1])
         yield from ((boundary, Kind.MESSAGE) for boundary in messages[-2:])
+        yield from ((boundary, Kind.OPENING) for boundary in opened)
         for boundary in reversed(list(_spaced(restored, end, marked, messages))):
             yield boundary, Kind.MESSAGE if boundary in messages else Kind.SPACED
         yield from ((boundary, Kind.MESSAGE) for boundary in reversed(messages))

@@ -21,7 +21,7 @@ class DropReason(Enum):
     CAPACITY = "capacity"
     """Another one was worth more."""
     KV = "kv"
-    """Its KV blocks were needed, and it was not used for longest."""
+    """Its KV blocks were needed, and it was the least likely to be used."""
     SUPERSEDED = "superseded"
     """Its own request went on decoding and made a deeper one."""
     ORPHANED = "orphaned"

@@ -12,11 +12,12 @@ from collections.abc import Callable
 
 from ..config import BLOCK_SIZE
 from .boundaries import Kind, Plan
-from .checkpoint import Checkpoint, DropReason
+from .checkpoint import MANY, Checkpoint, DropReason
 from .cost import PrefillCost
 from .cover import Cover
 from .groups import Group, used_group
 from .keys import Key, Path
+from .record import WAIT, Uses
 from .reuse import ReuseEstimator
 
 
@@ -177,7 +178,7 @@ class SlotPool:
     # ---- KV --------------------------------------------------------------------------------------------------------
 
     def give_up_kv(self, idle: Callable[[Checkpoint], bool]) -> bool:
-        """Give up the checkpoint not used for longest among those that alone need KV blocks, the deepest first.
+        """Give up the checkpoint least likely to be used among those that alone need KV blocks, the deepest first.
 
         Those are all that no other one has below it: only its own prefix goes through its last block.
 
@@ -188,12 +189,12 @@ class SlotPool:
             Whether there was one.
         """
         parents = {checkpoint.parent for checkpoint in self.by_key.values()}
-        oldest = (
-            (c.used_at, -c.boundary, c.slot, c)
+        unlikely = (
+            (self._kv_rate(c), -c.boundary, c.slot, c)
             for c in self.by_key.values()
             if c not in parents and c.slot not in self._busy and idle(c)
         )
-        *_, victim = min(oldest, default=(None,))
+        *_, victim = min(unlikely, default=(None,))
         if victim is None:
             return False
         self.drop(victim, DropReason.KV)
@@ -214,7 +215,30 @@ class SlotPool:
         one of two neighbours can go cheaply, and then the other is worth both.
         """
         saved = self.cost.between(checkpoint.base, checkpoint.boundary)
-        return checkpoint.record.rate(self.requests - checkpoint.used_at) * saved
+        age, own = self.requests - checkpoint.used_at, self._shared(checkpoint)
+        record = checkpoint.record
+        return (record.rate(age) if own is None else record.shared_rate(age, own)) * saved
+
+    def _shared(self, checkpoint: Checkpoint) -> Uses | None:
+        """The uses of a shared beginning; None for any other prefix.
+
+        A prefix that was used once and followed in two ways may well be the middle of one conversation: the way that
+        its own request took, and the one that the next turn did. Before an opening that is not so.
+        """
+        ways = len(checkpoint.continuations)
+        own = self.reuse.uses(checkpoint.key) if ways > 1 else None
+        if own is None:
+            return None
+        return own if checkpoint.kind is Kind.OPENING or ways >= MANY or own.count > 1 else None
+
+    def _kv_rate(self, checkpoint: Checkpoint) -> float:
+        """How likely the next request is to use what KV a checkpoint alone needs.
+
+        All tokens cost about the same bytes and FLOPs, so the rate alone says what a block is worth. Beginnings that
+        are shared have one of their own; of the others the latest used are the likeliest.
+        """
+        age, own = self.requests - checkpoint.used_at, self._shared(checkpoint)
+        return 1 / (WAIT + age) if own is None else checkpoint.record.frequency(age, own)
 
     def _children(self, checkpoint: Checkpoint) -> list[Checkpoint]:
         return [other for other in self.by_key.values() if other.parent is checkpoint]

@@ -41,6 +41,14 @@ class Waits:
 
 
 @dataclass(slots=True, eq=False)
+class Uses:
+    """Uses of one prefix: how many, and the sum of the waits before them in requests."""
+
+    count: int = 0
+    total: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class Record:
     """Checkpoints that waited to be used and those that were, of a trait or, with that `above`, of a group of it.
 
@@ -97,4 +105,18 @@ class Record:
         bounded = min(chance, CERTAIN)
         still = bounded * math.exp(-age / mean)
         typical = still / (still + 1 - bounded) / mean
-        return (1 - TIMELESS) * typical + TIMELESS * chance / (WAIT + age)
+        return (1 - TIMELESS) * typical + self._timeless(age)
+
+    def shared_rate(self, age: int, own: Uses) -> float:
+        """The same for a shared beginning, whose own uses say more than its group's: they take the place of `typical`.
+
+        rate = 3/4 * frequency + 1/4 * p / (WAIT + age)
+        """
+        return (1 - TIMELESS) * self.frequency(age, own) + self._timeless(age)
+
+    def frequency(self, age: int, own: Uses) -> float:
+        """Uses a request of a prefix not used for `age` requests, leaning on the group as on one more use and wait."""
+        return (own.count + self.chance) / (own.total + age + max(self.lengths.mean, 1.0))
+
+    def _timeless(self, age: int) -> float:
+        return TIMELESS * self.chance / (WAIT + age)

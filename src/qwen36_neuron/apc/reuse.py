@@ -7,13 +7,14 @@ from collections import OrderedDict
 from .boundaries import Kind
 from .groups import Continued, Group, Trait, used_group
 from .keys import Key, Path
-from .record import Record, Waits
+from .record import Record, Uses, Waits
 
 EXPECTED: dict[Trait, float] = {
     Kind.NAMED: 0.9,
     Kind.BRANCH: 0.8,
     Kind.PROMPT_END: 0.4,
     Kind.PREAMBLE: 0.7,
+    Kind.OPENING: 0.9,
     Kind.SPACED: 0.05,
     Kind.MESSAGE: 0.1,
     Kind.TURN_END: 0.4,
@@ -31,7 +32,7 @@ class ReuseEstimator:
     could not show its worth otherwise: a bounded number of prefixes is remembered, the latest to begin their wait.
 
     Args:
-        memory: prefixes to remember.
+        memory: prefixes to remember: of those that wait, and of those that were used.
     """
 
     def __init__(self, memory: int) -> None:
@@ -39,6 +40,7 @@ class ReuseEstimator:
         self.now = 0
         """Requests so far; the pool counts them."""
         self._waiting: OrderedDict[Key, tuple[Group, int]] = OrderedDict()
+        self._uses: OrderedDict[Key, Uses] = OrderedDict()
         self._records: dict[Group, Record] = {}
         lengths = Waits()
         self._traits = {trait: Record(Waits(lengths), chance) for trait, chance in EXPECTED.items()}
@@ -71,6 +73,15 @@ class ReuseEstimator:
             record = self.record(group)
             record.use()
             record.lengths.add(self.now - since)
+            uses = self._uses.setdefault(key, Uses())
+            uses.count, uses.total = uses.count + 1, uses.total + self.now - since
+            self._uses.move_to_end(key)
+            if len(self._uses) > self.memory:
+                self._uses.popitem(last=False)
+
+    def uses(self, key: Key) -> Uses | None:
+        """Uses of the prefix so far, with a slot and without, if any are remembered."""
+        return self._uses.get(key)
 
     def missed(self, path: Path, limit: int, below: int) -> None:
         """A request with `path` would have used the deepest remembered prefix of `below` + 1 .. `limit` blocks."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -257,7 +257,13 @@ class SlotCache:
         self.pool.new_step()
         self._take_kv(sighting, found)
         self.pool.admit(path, len(prompt) - 1, found)
-        plan = self.planner.plan(prompt, restored, matched * BLOCK_SIZE, origin=found.kind if found else None)
+        plan = self.planner.plan(
+            prompt,
+            restored,
+            matched * BLOCK_SIZE,
+            origin=found.kind if found else None,
+            openings=self._openings(path, prompt, restored),
+        )
         step_end = restored + self.step_tokens
         for boundary in plan.prompt:
             while boundary > step_end:
@@ -272,6 +278,10 @@ class SlotCache:
     def _matched(self, path: Path, limit: int) -> int:
         """Blocks of `path`, at most `limit`, up to which an earlier request is known to have gone."""
         return self.kv.match(path, limit)
+
+    def _openings(self, path: Path, prompt: Tokens, restored: int) -> Iterator[int]:
+        """Where text begins, after `restored` tokens, that was seen elsewhere before."""
+        return iter(())
 
     def _take_kv(self, sighting: Sighting, restored: Checkpoint | None) -> None:
         """Make the KV of a sequence fit."""
@@ -304,12 +314,15 @@ class CoveredCache(SlotCache):
 
     def serve(self, sighting: Sighting) -> int:
         restored = super().serve(sighting)
-        self.seen.add(sighting.path)
+        self.seen.add(sighting.path, sighting.request.prompt + sighting.request.output)
         return restored
 
     def _matched(self, path: Path, limit: int) -> int:
         found = self.pool.lookup(path, limit * BLOCK_SIZE)
         return max(self.seen.match(path, limit), found.blocks if found else 0)
+
+    def _openings(self, path: Path, prompt: Tokens, restored: int) -> Iterator[int]:
+        return self.seen.openings(path, prompt, restored)
 
     def _take_kv(self, sighting: Sighting, restored: Checkpoint | None) -> None:
         """Give checkpoints up until the new blocks fit beside those that the others need.

@@ -69,3 +69,24 @@ def test_a_router_can_tell_every_hit(fake_engine):
             assert len(event.token_ids) == 64
     slots = engine.scheduler.slot_manager.slots
     assert router.held[1].total() == len(slots.by_key)
+
+
+def test_kv_given_up_for_want_of_a_checkpoint_is_no_access(fake_engine):
+    """Blocks that no checkpoint needs go to the front of vLLM's queue, and residency metrics count no use."""
+    engine = fake_engine(
+        enable_prefix_caching=True,
+        num_gpu_blocks_override=24,
+        max_model_len=1024,
+        additional_config={"num_slots": 1},
+        kv_cache_metrics=True,
+        kv_cache_metrics_sample=1.0,
+    )
+    pool = engine.scheduler.kv_cache_manager.block_pool
+    collector = pool.metrics_collector
+    assert collector is not None
+    evicted = []
+    for seed in range(3):
+        engine.outputs([text(400, seed)], greedy(2))
+        evicted += collector.drain_events()
+    assert evicted
+    assert all(event.idle_seconds >= event.lifetime_seconds for event in evicted), "a block was accessed before it went"

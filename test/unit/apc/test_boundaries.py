@@ -159,3 +159,11 @@ def test_any_unmarked_branch_finds_half_of_what_it_shares(length: int, restored:
     boundaries = [restored, *planner.plan([TEXT] * length, restored).prompt]
     for shared in range(max(restored, 64), length + 1):
         assert max(b for b in boundaries if b <= shared) * 2 >= shared - 63
+
+
+def test_openings_come_before_spaced_ones(planner: BoundaryPlanner) -> None:
+    plan = planner.plan([TEXT] * 3000, openings=(1000, 2000))
+    assert [boundary for boundary, kind in plan.prompt.items() if kind is Kind.OPENING] == [960, 1984]
+    assert planner.plan([TEXT] * 3000, restored=960, openings=(1000, 2000)).prompt.get(960) is None
+    few = BoundaryPlanner(PolicyConfig(12)).plan([TEXT] * 3000, openings=(1000, 2000))
+    assert few.prompt == {960: Kind.OPENING, 1984: Kind.OPENING, 2944: Kind.PROMPT_END}

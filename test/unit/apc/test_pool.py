@@ -134,6 +134,22 @@ def test_for_kv_the_checkpoint_goes_that_was_not_used_for_longest_and_stands_alo
     assert len(pool.cover) == 0
 
 
+def test_for_kv_a_shared_beginning_in_frequent_use_outlives_later_ones() -> None:
+    pool = SlotPool(8, COST)
+    shared = put(pool, path_of("a", 10))
+    assert shared is not None
+    for index in range(6):
+        pool.new_step()
+        pool.admit([*shared.path, f"tail{index}"], 700, shared)
+    later = [put(pool, path_of(name, 10)) for name in "bc"]
+    for index in range(6):
+        pool.new_step()
+        pool.admit(path_of(f"x{index}", 3), 192, None)
+    assert pool.give_up_kv(lambda _: True)
+    assert pool.holds(shared)
+    assert [pool.holds(one) for one in later if one is not None].count(False) == 1
+
+
 def test_a_path_that_ends_below_a_checkpoint_is_not_on_it() -> None:
     checkpoint = put(SlotPool(1, COST), path_of("a", 3))
     assert checkpoint is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen36_neuron.apc import Kind
 from qwen36_neuron.apc.groups import Continued, Group, used_group
-from qwen36_neuron.apc.record import FADE
+from qwen36_neuron.apc.record import FADE, Uses
 from qwen36_neuron.apc.reuse import EXPECTED, ReuseEstimator
 
 PREAMBLE, END = Group(Kind.PREAMBLE, None, 4), Group(Kind.PROMPT_END, Kind.PREAMBLE, 4)
@@ -97,3 +97,21 @@ def test_the_rate_falls_with_age_and_slower_where_waits_are_long() -> None:
     for index in range(100):
         short.waits(("end", index), END)
     assert short.record(PREAMBLE).rate(1000) > short.record(END).rate(0) * 64 / 1408
+
+
+def test_own_uses_of_a_prefix_are_counted_and_bounded() -> None:
+    estimator = ReuseEstimator(2)
+    for key in "abc":
+        for _ in range(2):
+            estimator.waits(key, END)
+            estimator.now += 5
+            estimator.used(key)
+    assert estimator.uses("a") is None
+    own = estimator.uses("c")
+    assert own is not None
+    assert (own.count, own.total) == (2, 10)
+    record = estimator.record(END)
+    assert record.frequency(0, own) == (2 + record.chance) / (10 + record.lengths.mean)
+    assert record.frequency(3, own) < record.frequency(0, own)
+    often = Uses(20, 40)
+    assert record.shared_rate(10, often) > record.shared_rate(10, own) > record.shared_rate(100, own) > 0
