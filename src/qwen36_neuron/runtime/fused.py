@@ -54,9 +54,7 @@ class FusedRuntime(CpuRuntime):
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         lanes, lead = lane_index([row.lane for row in rows]), rows[0].start % BLOCK_SIZE
         commits = inner_commits(rows)
-        return FusedPrefill(
-            self.cache, lanes, paged(rows), lengths, lead, commits, self._weights, self._projections
-        )
+        return FusedPrefill(self.cache, lanes, paged(rows), lengths, lead, commits, self._weights, self._projections)
 
 
 def _weights(block: GatedDeltaNet) -> DeltaNetWeights:

@@ -67,9 +67,7 @@ class AttentionStep:
 
     def run(self, projected: Array, rows: StepRows, out: Array) -> None:
         norms = self.query.weight, self.key.weight, self.query.eps
-        attention_step(
-            projected, *norms, rows.cos, rows.sin, self.keys, self.values, rows.tables, rows.ends, out
-        )
+        attention_step(projected, *norms, rows.cos, rows.sin, self.keys, self.values, rows.tables, rows.ends, out)
 
 
 @dataclass(frozen=True, slots=True)

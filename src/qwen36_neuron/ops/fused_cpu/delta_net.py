@@ -8,7 +8,18 @@ import numpy as np
 from numba import prange
 
 from .scalar import Array, compiled, f32, log_decay, one, sigmoid, zero
-from .vectors import activate_all, add_product, add_scaled, convolve_four, copy, dot, fill, gated_norm_row, make_unit, multiply
+from .vectors import (
+    activate_all,
+    add_product,
+    add_scaled,
+    convolve_four,
+    copy,
+    dot,
+    fill,
+    gated_norm_row,
+    make_unit,
+    multiply,
+)
 
 
 @compiled()
