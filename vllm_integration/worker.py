@@ -191,8 +191,8 @@ class Worker(WorkerBase):
 
     def _log_memory(self, config: RuntimeConfig, seconds: float) -> None:
         logger.info(
-            "Qwen3.6 on %s, %s, kernels %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, grain %d tokens; "
-            "%s. Up to %d tokens a step. Opened in %.1f s.",
+            "Qwen3.6 on %s, %s, kernels %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, "
+            "grain %d tokens; %s. Up to %d tokens a step. Opened in %.1f s.",
             config.device,
             config.dtype,
             cpu_kernels(config) if config.device == "cpu" else config.kernels or "as compiled",

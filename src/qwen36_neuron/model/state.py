@@ -42,7 +42,7 @@ class StepState(Protocol):
 
 
 class StateOperations(Protocol):
-    """The operations on memory that the blocks' `mix` is made of: tensors are [batch, tokens, ...], padded on the right."""
+    """The operations on memory that the blocks' `mix` is made of; [batch, tokens, ...], padded on the right."""
 
     def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Causal convolution with SiLU that continues each row's window.

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..cache import HybridCache
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
-from ..model.attention import Attention
 from ..model.decoder import DecoderLayer
 from ..model.deltanet import GatedDeltaNet
 from ..model.norm import RMSNorm
@@ -88,31 +88,26 @@ class LayerProgram:
         block = layer.mixer
         mixer: DeltaNetStep | AttentionStep
         if isinstance(block, GatedDeltaNet):
-            parts = block.in_proj_qkvz, block.in_proj_ba
-            whole = torch.cat([part.weight for part in parts])
-            sizes = [part.weight.shape[0] for part in parts]
-            for part, piece in zip(parts, whole.split(sizes), strict=True):
-                part.weight.data = piece
+            in_proj, out_proj = _join(block.in_proj_qkvz, block.in_proj_ba), block.out_proj
             lanes = cache.lanes[block.index]
             mixer = DeltaNetStep(weights[block.index], array(lanes.window), array(lanes.recurrent))
-            out_proj = block.out_proj
         else:
-            whole, out_proj = block.in_proj_qgkv.weight, block.o_proj
+            in_proj, out_proj = _weight(block.in_proj_qgkv), block.o_proj
             keys, values = (array(half) for half in cache.kv[block.index])
             mixer = AttentionStep(_norm(block.q_norm), _norm(block.k_norm), keys, values)
         return cls(
             _norm(layer.input_norm),
-            Matrix.of(whole),
+            Matrix.of(in_proj),
             mixer,
-            Matrix.of(out_proj.weight),
+            Matrix.of(_weight(out_proj)),
             _norm(layer.post_norm),
-            Matrix.of(layer.mlp.gate_up_proj.weight),
-            Matrix.of(layer.mlp.down_proj.weight),
+            Matrix.of(_weight(layer.mlp.gate_up_proj)),
+            Matrix.of(_weight(layer.mlp.down_proj)),
         )
 
 
 class Buffers(NamedTuple):
-    """What the layers of a step of so many rows work in. `projected` and `mixed` are as wide as the widest layer's."""
+    """What the layers of a step of so many rows work in; what differs between kinds of layers is by width."""
 
     residual: Matrix
     normed: Matrix
@@ -126,8 +121,9 @@ class DecodeProgram:
 
     def __init__(self, model: Qwen36Model, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> None:
         self.config = model.config
-        self.embedding = array(model.embed_tokens.weight)
-        self.layers = [LayerProgram.of(layer, cache, weights) for layer in model.layers]
+        self.embedding = array(_weight(model.embed_tokens))
+        layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
+        self.layers = [LayerProgram.of(layer, cache, weights) for layer in layers]
         self.norm = _norm(model.norm)
         self._buffers: dict[int, Buffers] = {}
 
@@ -162,11 +158,15 @@ class DecodeProgram:
         return StepRows(lanes, ends, tables, cos, sin)
 
     def _make_buffers(self, rows: int) -> Buffers:
-        hidden = self.config.hidden_size
+        hidden, inner = self.config.hidden_size, self.config.intermediate_size
+        wide = {len(layer.in_proj.array) for layer in self.layers}
+        mixed = {layer.out_proj.array.shape[1] for layer in self.layers}
         made = Buffers(
-            *(Matrix.empty(rows, size) for size in (hidden, hidden, self.config.intermediate_size)),
-            {size: Matrix.empty(rows, size) for size in {len(layer.in_proj.array) for layer in self.layers}},
-            {size: Matrix.empty(rows, size) for size in {layer.out_proj.array.shape[1] for layer in self.layers}},
+            residual=Matrix.empty(rows, hidden),
+            normed=Matrix.empty(rows, hidden),
+            inner=Matrix.empty(rows, inner),
+            projected={size: Matrix.empty(rows, size) for size in wide},
+            mixed={size: Matrix.empty(rows, size) for size in mixed},
         )
         self._buffers[rows] = made
         return made
@@ -174,3 +174,16 @@ class DecodeProgram:
 
 def _norm(module: RMSNorm) -> Norm:
     return Norm(array(module.weight), f32(module.eps))
+
+
+def _weight(layer: nn.Module) -> torch.Tensor:
+    assert isinstance(layer.weight, torch.Tensor)
+    return layer.weight
+
+
+def _join(*layers: nn.Module) -> torch.Tensor:
+    """The layers' weights one after the other in one memory, of which theirs become parts."""
+    whole = torch.cat([_weight(layer) for layer in layers])
+    for layer, part in zip(layers, whole.split([len(_weight(layer)) for layer in layers]), strict=True):
+        _weight(layer).data = part
+    return whole

@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
 
-from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step
-from qwen36_neuron.runtime.cpu import CpuRuntime
+from qwen36_neuron.runtime import Output, Row, Runtime, RuntimeConfig, Step, open_runtime
 
 
 @dataclass(frozen=True)
@@ -66,14 +65,14 @@ def build(folder: Path, shape: Shape) -> Qwen3_5ForCausalLM:
     return model
 
 
-def runtime(folder: Path, **changes: object) -> CpuRuntime:
+def runtime(folder: Path, kernels: str, **changes: object) -> Runtime:
     """Our runtime on a saved checkpoint."""
     settings: dict[str, object] = {"max_model_len": 1024, "max_step_tokens": 4096, "num_blocks": 129, "num_slots": 4}
-    return CpuRuntime(RuntimeConfig(model=folder, **(settings | changes)))  # type: ignore[arg-type]
+    return open_runtime(RuntimeConfig(model=folder, kernels=kernels, **(settings | changes)))  # type: ignore[arg-type]
 
 
 def run_cuts(
-    run: CpuRuntime, tokens: list[int], cuts: list[int], *, lane: int = 1, blocks: tuple[int, ...] = tuple(range(1, 9))
+    run: Runtime, tokens: list[int], cuts: list[int], *, lane: int = 1, blocks: tuple[int, ...] = tuple(range(1, 9))
 ) -> torch.Tensor:
     """Logits after every token of one sequence, run in pieces of the given lengths."""
     start, parts = 0, []

@@ -17,6 +17,13 @@ TOLERANCE = 2e-5
 PROMPT = 261  # four chunks of 64 and five tokens
 
 
+@pytest.fixture(params=["torch", "fused"])
+def kernels(request: pytest.FixtureRequest) -> str:
+    """What runs our side."""
+    chosen: str = request.param
+    return chosen
+
+
 def ids(count: int, seed: int = 0) -> list[int]:
     return torch.randint(0, 512, (count,), generator=torch.Generator().manual_seed(seed)).tolist()
 
@@ -31,20 +38,20 @@ def worst(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("length", [PROMPT, 1, 63, 64, 65, 127, 97])
-def test_prefill_whole_and_in_pieces(oracle: Oracle, length: int) -> None:
+def test_prefill_whole_and_in_pieces(oracle: Oracle, length: int, kernels: str) -> None:
     tokens = ids(PROMPT)
-    actual = run_cuts(runtime(oracle.folder), tokens, pieces(PROMPT, length))
+    actual = run_cuts(runtime(oracle.folder, kernels), tokens, pieces(PROMPT, length))
     assert worst(actual, reference(oracle, tokens)) <= TOLERANCE
 
 
-def test_uneven_pieces_over_scattered_blocks(oracle: Oracle) -> None:
+def test_uneven_pieces_over_scattered_blocks(oracle: Oracle, kernels: str) -> None:
     tokens = ids(PROMPT, seed=1)
-    actual = run_cuts(runtime(oracle.folder), tokens, [2, 61, 1, 130, 67], blocks=(9, 4, 17, 2, 31))
+    actual = run_cuts(runtime(oracle.folder, kernels), tokens, [2, 61, 1, 130, 67], blocks=(9, 4, 17, 2, 31))
     assert worst(actual, reference(oracle, tokens)) <= TOLERANCE
 
 
 @pytest.mark.parametrize("prompt", [1, 63, 64, 65])
-def test_two_hundred_decode_steps(oracle: Oracle, prompt: int) -> None:
+def test_two_hundred_decode_steps(oracle: Oracle, prompt: int, kernels: str) -> None:
     tokens = ids(prompt + 200, seed=prompt)
     with torch.inference_mode():
         out = oracle.model(torch.tensor([tokens[:prompt]]), use_cache=True)
@@ -52,13 +59,13 @@ def test_two_hundred_decode_steps(oracle: Oracle, prompt: int) -> None:
         for token in tokens[prompt:]:
             out = oracle.model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
             expected.append(out.logits[0])
-    actual = run_cuts(runtime(oracle.folder), tokens, [prompt] + [1] * 200)
+    actual = run_cuts(runtime(oracle.folder, kernels), tokens, [prompt] + [1] * 200)
     assert worst(actual, torch.cat(expected)) <= TOLERANCE
 
 
-def test_a_batch_of_unequal_lengths(oracle: Oracle) -> None:
+def test_a_batch_of_unequal_lengths(oracle: Oracle, kernels: str) -> None:
     """Prompts of eight lengths in one step, some of them padded together, then decoded together."""
-    run = runtime(oracle.folder)
+    run = runtime(oracle.folder, kernels)
     prompts = [ids(count, seed=count) for count in (1, 40, 47, 63, 64, 65, 100, 128)]
     rows = tuple(
         Row(str(lane), lane, tokens, 0, range(4 * lane, 4 * lane + 4), output=Output.ALL_LOGITS)
@@ -87,6 +94,6 @@ def test_bfloat16_is_as_close_as_transformers_own(oracle: Oracle) -> None:
         oracle.model.bfloat16()
         theirs = worst(oracle.model(torch.tensor([tokens])).logits[0].float(), expected)
         oracle.model.float()
-    ours = worst(run_cuts(runtime(oracle.folder, dtype="bfloat16"), tokens, pieces(PROMPT, 100)), expected)
+    ours = worst(run_cuts(runtime(oracle.folder, "torch", dtype="bfloat16"), tokens, pieces(PROMPT, 100)), expected)
     assert 0 < ours <= 1.5 * theirs, f"{ours:.1e} against {theirs:.1e}"
     assert ours <= 0.03 * expected.abs().max().item()

@@ -191,9 +191,9 @@ def test_mlp(nki) -> None:
 @pytest.mark.parametrize(
     ("choice", "device", "problem"),
     [
-        ("nki", "cpu", "does not run on device=cpu. Use one of: torch, interpreter"),
+        ("nki", "cpu", "does not run on device=cpu. Use one of: torch, fused, interpreter"),
         ("interpreter", "neuron", "does not run on device=neuron. Use one of: torch, nki"),
-        ("triton", "cpu", "is not known. Use one of: torch, interpreter"),
+        ("triton", "cpu", "is not known. Use one of: torch, fused, interpreter"),
     ],
 )
 def test_a_choice_that_does_not_run_there_is_refused(choice: str, device: str, problem: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,21 @@ from qwen36_neuron.runtime.cpu import CpuRuntime, group_rows
 BLOCKS = tuple(range(1, 9))
 
 
-def make(folder: Path, **changes: object) -> CpuRuntime:
-    settings: dict[str, object] = {"max_model_len": 512, "num_blocks": 65, "num_slots": 3, "num_lanes": 4}
-    runtime = open_runtime(RuntimeConfig(model=folder, **(settings | changes)))  # type: ignore[arg-type]
-    assert isinstance(runtime, CpuRuntime)
-    return runtime
+Make = Callable[..., CpuRuntime]
+
+
+@pytest.fixture(params=["torch", "fused"])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Opens a runtime on a checkpoint, with plain torch and with fused operations."""
+
+    def opened(folder: Path, **changes: object) -> CpuRuntime:
+        settings: dict[str, object] = {"max_model_len": 512, "num_blocks": 65, "num_slots": 3, "num_lanes": 4}
+        config = RuntimeConfig(model=folder, kernels=request.param, **(settings | changes))  # type: ignore[arg-type]
+        runtime = open_runtime(config)
+        assert isinstance(runtime, CpuRuntime)
+        return runtime
+
+    return opened
 
 
 def ids(count: int, seed: int = 0) -> list[int]:
@@ -31,7 +42,7 @@ def logits(runtime: Runtime, row: Row) -> torch.Tensor:
     return out
 
 
-def test_restoring_is_continuing_bit_for_bit(tiny_checkpoint: Path) -> None:
+def test_restoring_is_continuing_bit_for_bit(tiny_checkpoint: Path, make: Make) -> None:
     """Checkpoints taken inside a chunk, at its end and by a decode step, each restored into another lane."""
     runtime = make(tiny_checkpoint)
     tokens = ids(203)
@@ -52,7 +63,7 @@ def test_restoring_is_continuing_bit_for_bit(tiny_checkpoint: Path) -> None:
         assert (actual - expected).abs().max() <= 1e-5
 
 
-def test_commits_at_the_same_cut_are_the_same_bits(tiny_checkpoint: Path) -> None:
+def test_commits_at_the_same_cut_are_the_same_bits(tiny_checkpoint: Path, make: Make) -> None:
     runtime, tokens = make(tiny_checkpoint), ids(100)
     runtime.run(Step((Row("a", 1, tokens[:64], 0, BLOCKS, commits=(Commit(64, 2),)),)))
     expected = logits(runtime, Row("a", 1, tokens[64:], 64, BLOCKS, output=Output.ALL_LOGITS))
@@ -60,14 +71,14 @@ def test_commits_at_the_same_cut_are_the_same_bits(tiny_checkpoint: Path) -> Non
     assert torch.equal(actual, expected)
 
 
-def test_a_reused_lane_and_block_hold_nothing_of_the_past(tiny_checkpoint: Path) -> None:
+def test_a_reused_lane_and_block_hold_nothing_of_the_past(tiny_checkpoint: Path, make: Make) -> None:
     used, fresh, tokens = make(tiny_checkpoint), make(tiny_checkpoint), ids(70, seed=1)
     used.run(Step((Row("old", 2, ids(300, seed=2), 0, BLOCKS),)))
     row = Row("new", 2, tokens, 0, BLOCKS, output=Output.ALL_LOGITS)
     assert torch.equal(logits(used, row), logits(fresh, row))
 
 
-def test_idle_lanes_are_untouched_by_a_step(tiny_checkpoint: Path) -> None:
+def test_idle_lanes_are_untouched_by_a_step(tiny_checkpoint: Path, make: Make) -> None:
     """Padded rows and neighbours must not advance a sequence that is not in the step."""
     runtime, tokens = make(tiny_checkpoint), ids(80, seed=3)
     runtime.run(Step((Row("idle", 2, tokens[:79], 0, (20, 21)),)))
@@ -79,7 +90,7 @@ def test_idle_lanes_are_untouched_by_a_step(tiny_checkpoint: Path) -> None:
         assert torch.equal(states.recurrent[2], before[layer])
 
 
-def test_warm_up_leaves_no_trace(tiny_checkpoint: Path) -> None:
+def test_warm_up_leaves_no_trace(tiny_checkpoint: Path, make: Make) -> None:
     runtime = make(tiny_checkpoint)
     runtime.warm_up()
     for states in runtime.cache.lanes.values():
@@ -90,7 +101,7 @@ def test_warm_up_leaves_no_trace(tiny_checkpoint: Path) -> None:
         assert not values[64:].any()
 
 
-def test_outputs_are_what_was_asked(tiny_checkpoint: Path) -> None:
+def test_outputs_are_what_was_asked(tiny_checkpoint: Path, make: Make) -> None:
     runtime, tokens = make(tiny_checkpoint), ids(20)
     rows = tuple(
         Row(output.value, lane, tokens, 0, (lane,), output=output) for lane, output in enumerate(Output, start=1)
@@ -106,7 +117,7 @@ def test_outputs_are_what_was_asked(tiny_checkpoint: Path) -> None:
     assert token.tokens == (int(last.logits[0].argmax()),) == (int(every.logits[-1].argmax()),)
 
 
-def test_results_come_in_the_order_of_the_rows(tiny_checkpoint: Path) -> None:
+def test_results_come_in_the_order_of_the_rows(tiny_checkpoint: Path, make: Make) -> None:
     """Decode and prefill rows of a step run in groups, of several lengths and lanes in any order."""
     runtime, alone = make(tiny_checkpoint), make(tiny_checkpoint)
     prompts = {4: ids(64, 4), 2: ids(1, 2), 3: ids(200, 3), 1: ids(66, 1)}
@@ -115,7 +126,7 @@ def test_results_come_in_the_order_of_the_rows(tiny_checkpoint: Path) -> None:
     assert together == [alone.run(Step((row,))).rows[0].tokens for row in rows]
 
 
-def test_a_refused_step_runs_nothing(tiny_checkpoint: Path) -> None:
+def test_a_refused_step_runs_nothing(tiny_checkpoint: Path, make: Make) -> None:
     runtime, tokens = make(tiny_checkpoint), ids(30)
     runtime.run(Step((Row("a", 1, tokens[:20], 0, (1,)),)))
     good = Row("b", 2, tokens, 0, (2,))
@@ -155,7 +166,7 @@ def test_the_neuron_device_is_refused_where_there_is_no_runtime_for_it(tmp_path:
         open_runtime(RuntimeConfig(model=tmp_path, device="neuron", tp_degree=4))
 
 
-def test_the_last_layer_runs_for_the_tokens_that_are_asked_of(tiny_checkpoint: Path) -> None:
+def test_the_last_layer_runs_for_the_tokens_that_are_asked_of(tiny_checkpoint: Path, make: Make) -> None:
     """A batch of unequal rows, asked for all logits and for the last ones: the same, and the same memory afterwards."""
     whole, last = make(tiny_checkpoint), make(tiny_checkpoint)
     lengths = (70, 64, 65)
@@ -176,7 +187,7 @@ def test_the_last_layer_runs_for_the_tokens_that_are_asked_of(tiny_checkpoint: P
     assert not torch.equal(found[Output.LOGITS][0], found[Output.LOGITS][1])
 
 
-def test_a_prompt_whose_rows_want_nothing_leaves_the_memory_of_one_that_does(tiny_checkpoint: Path) -> None:
+def test_a_prompt_whose_rows_want_nothing_leaves_the_memory_of_one_that_does(tiny_checkpoint: Path, make: Make) -> None:
     runtime, tokens = make(tiny_checkpoint), ids(130, seed=5)
     runtime.run(Step((Row("a", 1, tokens[:129], 0, (1, 2, 3)),)))
     runtime.run(Step((Row("b", 2, tokens[:129], 0, (4, 5, 6), output=Output.LOGITS),)))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from qwen36_neuron.runtime import cpu_layers
-from qwen36_neuron.runtime.cpu_layers import CpuLayers, arrange_layers, prefers_mkl
+from qwen36_neuron.runtime.cpu_layers import CpuLayers, arrange_layers, linear, prefers_mkl
 from qwen36_neuron.runtime.cpu_memory import keep_freed_memory
 
 
@@ -25,6 +25,17 @@ def test_every_layout_is_the_same_product(mkl: bool, dtype: torch.dtype, monkeyp
         x = torch.randn(shape).to(dtype)
         tolerance = {"rtol": 1e-5, "atol": 1e-5} if dtype is torch.float32 else {"rtol": 2e-2, "atol": 5e-2}
         torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, weight), **tolerance)
+
+
+@pytest.mark.parametrize("mkl", [True, False])
+def test_a_weight_as_it_was_loaded(mkl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one that is part of a larger one."""
+    monkeypatch.setattr(cpu_layers, "prefers_mkl", lambda: mkl)
+    weight = torch.randn(80, 48)
+    for part in (weight, weight[16:40]):
+        for shape in ((1, 1, 48), (3, 7, 48)):
+            x = torch.randn(shape)
+            torch.testing.assert_close(linear(x, part), x @ part.t(), rtol=1e-5, atol=1e-5)
 
 
 def test_a_tied_embedding_keeps_its_own_layout() -> None:

@@ -264,9 +264,9 @@ def test_the_command_prints_the_same(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kernels": "nki"}, r"kernels='nki': does not run on device=cpu\. Use one of: torch, interpreter"),
+        ({"kernels": "nki"}, r"kernels='nki': does not run on device=cpu\. Use one of: torch, fused, interpreter"),
         ({"kernels": "interpreter", "device": "neuron"}, "does not run on device=neuron"),
-        ({"kernels": "triton"}, r"kernels='triton': is not known\. Use one of: torch, interpreter"),
+        ({"kernels": "triton"}, r"kernels='triton': is not known\. Use one of: torch, fused, interpreter"),
     ],
 )
 def test_a_wrong_choice_is_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -196,8 +196,8 @@ def _relative_row(total: float, totals: Array, out: Array) -> None:
 def _solve(products: Array, decay: Array, beta: Array, inverse: Array, scores: Array) -> None:
     """T = (I + diag(beta) L)^-1 diag(beta) and tril(q k^T o e^(G_i - G_j)), of a chunk's heads.
 
-    L = tril(k k^T o e^(G_i - G_j), -1). T comes row by row: t_i = e_i - sum over j < i of beta_i L_ij t_j, and its columns
-    are scaled at the end. Like the recursion of `triangular`, that forms products of T with parts of L alone.
+    L = tril(k k^T o e^(G_i - G_j), -1). T comes row by row, t_i = e_i - sum over j < i of beta_i L_ij t_j, and its
+    columns are scaled at the end. Like the recursion of `triangular`, that forms products of T with parts of L alone.
     """
     heads, size = decay.shape
     share = heads // products.shape[0]

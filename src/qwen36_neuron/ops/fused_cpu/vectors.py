@@ -1,8 +1,8 @@
 """Loops over vectors [n], which a compiler turns into vector instructions.
 
-It does so for plain indices of memory without gaps only. An index that is a sum could be negative, which means "from the
-end" in Python and costs a test a number; so callers cut the part they mean, `x[i, first : first + n]`, and hand it over.
-Such a part of a contiguous array is known to be contiguous; a part of a part, `x[first : last, i][t]`, is not.
+It does so only for plain indices of memory without gaps. An index that is a sum could be negative, which means "from
+the end" in Python and costs a test a number; so callers cut the part they mean, `x[i, first : first + n]`, and hand it
+over. Such a part of a contiguous array is known to be contiguous; a part of a part, `x[first : last, i][t]`, is not.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def add_four(factors: Array, rows: Array, out: Array) -> None:
 
 @compiled()
 def convolve_four(a: Array, b: Array, c: Array, d: Array, first: int, taps: Array, out: Array) -> None:
-    """silu of channels first .. first + n of four tokens [channels], oldest first, times taps [4, channels]: one pass."""
+    """silu of channels first .. first + n of four tokens [channels], oldest first, times taps [4, channels]."""
     end = first + out.shape[0]
     _convolve_four(
         a[first:end],

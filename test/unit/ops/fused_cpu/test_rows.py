@@ -10,6 +10,7 @@ import torch.nn.functional as F
 pytest.importorskip("numba")
 
 from numba import njit
+
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.ops.activation import swiglu as plain_swiglu
 from qwen36_neuron.ops.fused_cpu import scalar

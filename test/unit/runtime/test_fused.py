@@ -1,0 +1,114 @@
+"""The CPU runtime with fused operations beside the one without, and the choice between them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from qwen36_neuron import runtime as package
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.runtime import Commit, Output, Row, Runtime, RuntimeConfig, Step, cpu_kernels, open_runtime
+from qwen36_neuron.runtime.cpu import CpuRuntime
+
+LANES = 12
+
+
+def opened(folder: Path, kernels: str) -> Runtime:
+    sizes = {"max_model_len": 512, "num_blocks": 129, "num_lanes": LANES, "num_slots": 4}
+    return open_runtime(RuntimeConfig(model=folder, kernels=kernels, **sizes))  # type: ignore[arg-type]
+
+
+def test_any_steps_give_what_plain_torch_gives(demo_checkpoint: Path) -> None:
+    """Prompts and decode in one step, batches on both sides of what fused projections take, lanes in any order.
+
+    Tolerance: 5e-5 on logits of about one. Both sides carry their roundings through eight layers and, in the states, from
+    step to step: transformers' own prefill and decode of such a model differ by 2e-5 after one prompt.
+    """
+    plain, fused = opened(demo_checkpoint, "torch"), opened(demo_checkpoint, "fused")
+    draw = random.Random(0)
+    held: dict[int, int] = {}
+    blocks = {lane: [10 * (lane - 1) + n for n in range(1, 9)] for lane in range(1, LANES + 1)}
+    worst, sizes = 0.0, set()
+    for _ in range(80):
+        lanes = draw.sample(range(1, LANES + 1), draw.randint(1, LANES))
+        rows = []
+        for lane in lanes:
+            start = held.get(lane, 0)
+            count = 1 if start and draw.random() < 0.8 else draw.choice((1, 2, 3, 40, 64, 65, 130))
+            if start + count > 512 or (start and draw.random() < 0.03):
+                start = 0
+            tokens = [draw.randrange(4000) for _ in range(count)]
+            boundary = (start + count) // 64 * 64
+            commits = (Commit(boundary, 1 + len(rows)),) if boundary > start and len(rows) < 4 else ()
+            rows.append(Row(str(lane), lane, tokens, start, blocks[lane], commits=commits, output=Output.LOGITS))
+            held[lane] = start + count
+        sizes.add(sum(len(row.tokens) == 1 for row in rows))
+        released = tuple(row.lane for row in rows if row.start == 0)
+        results = [run.run(Step(tuple(rows), released)).rows for run in (plain, fused)]
+        for a, b in zip(*results, strict=True):
+            assert a.logits is not None
+            assert b.logits is not None
+            worst = max(worst, (a.logits - b.logits).abs().max().item())
+    assert {0, 1, 8, 9} <= sizes
+    assert 0.0 < worst <= 5e-5
+    assert isinstance(plain, CpuRuntime)
+    assert isinstance(fused, CpuRuntime)
+    for layer, states in plain.cache.slots.items():
+        assert (states.recurrent - fused.cache.slots[layer].recurrent).abs().max() <= 2e-5
+        assert (states.window - fused.cache.slots[layer].window).abs().max() <= 2e-5
+
+
+def test_nothing_is_compiled_after_warm_up(tiny_checkpoint: Path) -> None:
+    """A request must not wait for a compiler: one form of every operation does for all shapes."""
+    from numba.core.dispatcher import Dispatcher
+    from qwen36_neuron.ops.fused_cpu import attention, delta_net, delta_net_prefill, projections, rows
+
+    fused = opened(tiny_checkpoint, "fused")
+    fused.warm_up()
+    modules = (attention, delta_net, delta_net_prefill, projections, rows)
+    operations = {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, Dispatcher) and value.targetoptions.get("parallel")
+    }
+    assert len(operations) >= 10
+    before = {name: len(value.signatures) for name, value in operations.items()}
+    assert set(before.values()) == {1}
+    prompts = {2: 1, 3: 64, 4: 200, 5: 3, 7: 130}
+    tokens = {lane: [5] * count for lane, count in prompts.items()}
+    blocks = {lane: range(8 * lane, 8 * lane + 8) for lane in prompts}
+    fused.run(Step(tuple(Row(str(n), n, tokens[n], 0, blocks[n], output=Output.ALL_LOGITS) for n in prompts)))
+    fused.run(Step(tuple(Row(str(n), n, [1], prompts[n], blocks[n]) for n in prompts)))
+    fused.run(Step((Row("2", 2, [1] * 90, 2, blocks[2], commits=(Commit(64, 1),)),)))
+    assert {name: len(value.signatures) for name, value in operations.items()} == before
+
+
+def test_the_default_is_what_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cpu_kernels(RuntimeConfig(tmp_path)) == "fused"
+    assert cpu_kernels(RuntimeConfig(tmp_path, dtype="bfloat16")) == "torch"
+    assert cpu_kernels(RuntimeConfig(tmp_path, kernels="torch")) == "torch"
+    monkeypatch.setattr(package, "find_spec", lambda name: None)
+    assert cpu_kernels(RuntimeConfig(tmp_path)) == "torch"
+    with pytest.raises(ConfigError, match=r"kernels='fused': needs Numba.*pip install"):
+        cpu_kernels(RuntimeConfig(tmp_path, kernels="fused"))
+
+
+def test_bfloat16_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"kernels='fused': computes in float32, not bfloat16"):
+        RuntimeConfig(tmp_path, kernels="fused", dtype="bfloat16")
+
+
+def test_threads_are_those_of_torch(tiny_checkpoint: Path) -> None:
+    from numba import get_num_threads
+
+    fused, threads = opened(tiny_checkpoint, "fused"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        fused.run(Step((Row("a", 1, [5], 0, (1,)),)))
+        assert get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
