@@ -24,8 +24,8 @@ def opened(folder: Path, kernels: str) -> Runtime:
 def test_any_steps_give_what_plain_torch_gives(demo_checkpoint: Path) -> None:
     """Prompts and decode in one step, batches on both sides of what fused projections take, lanes in any order.
 
-    Tolerance: 5e-5 on logits of about one. Both sides carry their roundings through eight layers and, in the states, from
-    step to step: transformers' own prefill and decode of such a model differ by 2e-5 after one prompt.
+    Tolerance: 5e-5 on logits of about one. Both sides carry their roundings through eight layers and, in the states,
+    from step to step: transformers' own prefill and decode of such a model differ by 2e-5 after one prompt.
     """
     plain, fused = opened(demo_checkpoint, "torch"), opened(demo_checkpoint, "fused")
     draw = random.Random(0)
@@ -64,6 +64,7 @@ def test_any_steps_give_what_plain_torch_gives(demo_checkpoint: Path) -> None:
 def test_nothing_is_compiled_after_warm_up(tiny_checkpoint: Path) -> None:
     """A request must not wait for a compiler: one form of every operation does for all shapes."""
     from numba.core.dispatcher import Dispatcher
+
     from qwen36_neuron.ops.fused_cpu import attention, delta_net, delta_net_prefill, projections, rows
 
     fused = opened(tiny_checkpoint, "fused")
