@@ -108,7 +108,7 @@ def cpu(tiny_checkpoint: Path) -> Any:
     from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 
     return open_runtime(
-        RuntimeConfig(model=tiny_checkpoint, max_model_len=512, num_lanes=4, num_blocks=65, num_slots=4)
+        RuntimeConfig(tiny_checkpoint, max_model_len=512, num_lanes=4, num_blocks=65, num_slots=4, kernels="torch")
     )
 
 

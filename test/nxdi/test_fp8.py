@@ -74,7 +74,7 @@ def test_logits_are_those_of_the_cpu_runtime(
     weights, scales, folder = case
     device = neuron(CpuContainer(make(make_options, folder, weights=weights, scales=scales)))
     sizes = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
-    cpu = open_runtime(RuntimeConfig(model=folder, **sizes))
+    cpu = open_runtime(RuntimeConfig(model=folder, kernels="torch", **sizes))
     for start, stop in ((0, 200), (200, 300), (300, 301), (301, 302)):
         row = last(1, tokens[start:stop], start, BLOCKS)
         assert (logits(device, row) - logits(cpu, row)).abs().max() <= TOLERANCE

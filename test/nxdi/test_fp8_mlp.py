@@ -61,7 +61,7 @@ def test_logits_are_as_close_as_those_of_quantised_layers(
     from .rig.container import CpuContainer
 
     sizes = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
-    exact = open_runtime(RuntimeConfig(folders[weights], **sizes))
+    exact = open_runtime(RuntimeConfig(folders[weights], kernels="torch", **sizes))
     plain = neuron(CpuContainer(make(weights)))
     kernel = neuron(CpuContainer(make(weights, kernels="nki", logical_cores=cores)))
     errors = {"plain": 0.0, "kernel": 0.0}

@@ -72,7 +72,8 @@ def test_two_cores_a_rank(
     options = make_options(logical_cores=2)
     config = Qwen36InferenceConfig.from_checkpoint(demo_checkpoint, options)
     runtime = neuron(CpuContainer(NeuronQwen36ForCausalLM(str(demo_checkpoint), config)))
-    plain = open_runtime(RuntimeConfig(demo_checkpoint, max_model_len=512, num_lanes=4, num_blocks=65, num_slots=4))
+    sizes = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
+    plain = open_runtime(RuntimeConfig(demo_checkpoint, kernels="torch", **sizes))
     for row in (
         last(1, tokens[:100], 0, BLOCKS),
         last(1, tokens[100:290], 100, BLOCKS, commits=(Commit(128, 2), Commit(256, 1))),

@@ -41,7 +41,7 @@ WIDE = [
 @pytest.fixture
 def cpu(tiny_checkpoint: Any) -> Any:
     sizes = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
-    return open_runtime(RuntimeConfig(model=tiny_checkpoint, sampling_candidates=CANDIDATES, **sizes))
+    return open_runtime(RuntimeConfig(model=tiny_checkpoint, kernels="torch", sampling_candidates=CANDIDATES, **sizes))
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
 
 def reference(checkpoint: Path) -> list[torch.Tensor]:
     """The same rows as in rank.py, run by the CPU runtime with other cuts: logits do not depend on them."""
-    runtime = open_runtime(RuntimeConfig(model=checkpoint, max_model_len=512, num_lanes=2, num_blocks=17))
+    runtime = open_runtime(RuntimeConfig(checkpoint, max_model_len=512, num_lanes=2, num_blocks=17, kernels="torch"))
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
 
     def last(length: int, lane: int, blocks: range) -> torch.Tensor:
