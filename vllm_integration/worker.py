@@ -113,6 +113,7 @@ class Worker(WorkerBase):
         """Run every graph once; the server answers ready only after this."""
         assert self.runtime is not None
         started = time.perf_counter()
+        logger.info("Warming up; a machine's first start compiles the CPU's fused operations, which takes 20 s or so.")
         self.runtime.warm_up()
         return CompilationTimes(language_model=time.perf_counter() - started, encoder=0.0)
 
