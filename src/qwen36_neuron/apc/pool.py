@@ -243,7 +243,7 @@ class SlotPool:
         return 1 / (WAIT + age) if own is None else self.reuse.outlook(checkpoint.record).frequency(age, own)
 
     def _make_room(self, priority: float) -> bool:
-        """Give up the checkpoint of least priority, if it has less than `priority`; among equals the lowest slot goes."""
+        """Give up the checkpoint of least priority, if it has less than `priority`; among equals the lowest slot."""
         least, victim = priority, None
         for checkpoint in self.by_key.values():
             if checkpoint.slot in self._busy:
