@@ -2,6 +2,7 @@
 
 Worth: time to the first token of long prompts, cold against warm, both in the engine that keeps prefixes, in turns.
 Cost: two engines, one that keeps prefixes and one that does not, run the same prompts, which share nothing, in turns.
+They run on one runtime: where its memory lies makes more of a difference than what is measured here.
 """
 
 from __future__ import annotations
@@ -100,6 +101,14 @@ class Engine:
         for output in self._drain():
             assert not output.num_cached_tokens, "the prompts share something"
         return time.perf_counter() - started
+
+    def run_on(self, other: Engine) -> None:
+        """Run on the runtime of `other`, weights, lanes and KV blocks; one of the two must be idle at any time.
+
+        Either overwrites blocks in which the other keeps prefixes, so what was run before its turn must not come again.
+        """
+        mine, its = (engine._engine.collective_rpc(_runner)[0] for engine in (self, other))
+        mine.runtime = its.runtime
 
     def close(self) -> None:
         """Give its memory back."""
@@ -303,7 +312,13 @@ def _counts(engine: Engine) -> dict[str, int]:
 def _engines(checkpoint: Path, threads: int) -> Iterator[tuple[Engine, Engine]]:
     """The engine that keeps prefixes and the one that does not."""
     with closing(Engine(checkpoint, threads, True)) as keeping, closing(Engine(checkpoint, threads, False)) as plain:
+        plain.run_on(keeping)
         yield keeping, plain
+
+
+def _runner(worker: Any) -> Any:
+    """The worker's model runner itself, since it lives in this process."""
+    return worker.runner
 
 
 def _set_environment(threads: int) -> None:

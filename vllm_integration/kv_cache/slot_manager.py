@@ -159,9 +159,10 @@ class SlotManager(SingleTypeKVCacheManager):
         The request's new tokens need KV blocks, and here is where room is made for them: after what a request preempted
         in this very step left behind is given away, and not at all where vLLM has too few blocks and will refuse.
         """
-        reused = self.requests[request_id].block_hashes[: len(new_computed_blocks)]
-        if not self._fresh.isdisjoint(reused):
-            return NOT_THIS_STEP
+        if new_computed_blocks and self._fresh:
+            reused = self.requests[request_id].block_hashes[: len(new_computed_blocks)]
+            if not self._fresh.isdisjoint(reused):
+                return NOT_THIS_STEP
         count = cdiv(num_tokens, self.block_size) - cdiv(total_computed_tokens, self.block_size)
         possible = not apply_admission_cap and count <= self.block_pool.get_num_free_blocks()
         if count and self.slots.num_slots and possible:
@@ -212,8 +213,10 @@ class SlotManager(SingleTypeKVCacheManager):
 
     def cache_blocks(self, request: Request, num_tokens: int, retention_interval: int | None = None) -> None:
         """The first `num_tokens` tokens of `request` are certain, and computed when the step being scheduled ends."""
-        full = num_tokens // self.block_size
-        self._fresh.update(request.block_hashes[self.num_cached_block.get(request.request_id, 0) : full])
+        full, before = num_tokens // self.block_size, self.num_cached_block.get(request.request_id, 0)
+        if full == before:
+            return
+        self._fresh.update(request.block_hashes[before:full])
         self.num_cached_block[request.request_id] = full
         keeping = self._keeping.get(request.request_id)
         while keeping is not None and keeping.reserved and keeping.reserved[0].boundary <= num_tokens:

@@ -7,7 +7,6 @@ protected only against being given away in the very step that reads or writes it
 from __future__ import annotations
 
 import heapq
-import math
 from collections.abc import Callable
 
 from ..config import BLOCK_SIZE
@@ -136,13 +135,14 @@ class SlotPool:
         parent = checkpoint.parent = self.lookup(path, checkpoint.boundary)
         children = 0
         for other in self.by_key.values():
-            if other.boundary > checkpoint.boundary:
-                if other.parent is parent and checkpoint.is_on(other.path):
-                    other.parent = checkpoint
-                    children += 1
-                    checkpoint.see(other.path)
-            elif other.is_on(path):
-                other.see(path)
+            if other.parent is parent and other.boundary > checkpoint.boundary and checkpoint.is_on(other.path):
+                other.parent = checkpoint
+                children += 1
+                checkpoint.see(other.path)
+        below = parent
+        while below is not None:
+            below.see(path)
+            below = below.parent
         self.cover.add(checkpoint, children)
         checkpoint.published = True
         self.by_key[checkpoint.key] = checkpoint
@@ -157,15 +157,15 @@ class SlotPool:
         """
         if not self.holds(checkpoint):
             raise ValueError(f"the checkpoint of {checkpoint.boundary} tokens does not hold slot {checkpoint.slot}")
+        children = [other for other in self.by_slot.values() if other.parent is checkpoint]
         if checkpoint.published:
             if self.on_drop is not None:
                 self.on_drop(checkpoint, reason)
             del self.by_key[checkpoint.key]
-            self._uncovered += self.cover.remove(checkpoint, len(self._children(checkpoint)))
+            self._uncovered += self.cover.remove(checkpoint, sum(child.published for child in children))
             checkpoint.published = False
-        for other in self.by_slot.values():
-            if other.parent is checkpoint:
-                other.parent = checkpoint.parent
+        for child in children:
+            child.parent = checkpoint.parent
         del self.by_slot[checkpoint.slot]
         self._busy.discard(checkpoint.slot)
         heapq.heappush(self._free, checkpoint.slot)
@@ -189,12 +189,14 @@ class SlotPool:
             Whether there was one.
         """
         parents = {checkpoint.parent for checkpoint in self.by_key.values()}
-        unlikely = (
-            (self._kv_rate(c), -c.boundary, c.slot, c)
-            for c in self.by_key.values()
-            if c not in parents and c.slot not in self._busy and idle(c)
-        )
-        *_, victim = min(unlikely, default=(None,))
+        least: tuple[float, int, int] | None = None
+        victim = None
+        for checkpoint in self.by_key.values():
+            if checkpoint in parents or checkpoint.slot in self._busy:
+                continue
+            rank = self._kv_rate(checkpoint), -checkpoint.boundary, checkpoint.slot
+            if (least is None or rank < least) and idle(checkpoint):
+                least, victim = rank, checkpoint
         if victim is None:
             return False
         self.drop(victim, DropReason.KV)
@@ -216,8 +218,8 @@ class SlotPool:
         """
         saved = self.cost.between(checkpoint.base, checkpoint.boundary)
         age, own = self.requests - checkpoint.used_at, self._shared(checkpoint)
-        record = checkpoint.record
-        return (record.rate(age) if own is None else record.shared_rate(age, own)) * saved
+        outlook = self.reuse.outlook(checkpoint.record)
+        return (outlook.rate(age) if own is None else outlook.shared_rate(age, own)) * saved
 
     def _shared(self, checkpoint: Checkpoint) -> Uses | None:
         """The uses of a shared beginning; None for any other prefix.
@@ -238,16 +240,18 @@ class SlotPool:
         are shared have one of their own; of the others the latest used are the likeliest.
         """
         age, own = self.requests - checkpoint.used_at, self._shared(checkpoint)
-        return 1 / (WAIT + age) if own is None else checkpoint.record.frequency(age, own)
-
-    def _children(self, checkpoint: Checkpoint) -> list[Checkpoint]:
-        return [other for other in self.by_key.values() if other.parent is checkpoint]
+        return 1 / (WAIT + age) if own is None else self.reuse.outlook(checkpoint.record).frequency(age, own)
 
     def _make_room(self, priority: float) -> bool:
-        """Give up the checkpoint of least priority, if it has less than `priority`."""
-        idle = ((self.priority(c), c.slot, c) for c in self.by_key.values() if c.slot not in self._busy)
-        least, _, victim = min(idle, default=(math.inf, 0, None))
-        if victim is None or least >= priority:
+        """Give up the checkpoint of least priority, if it has less than `priority`; among equals the lowest slot."""
+        least, victim = priority, None
+        for checkpoint in self.by_key.values():
+            if checkpoint.slot in self._busy:
+                continue
+            worth = self.priority(checkpoint)
+            if worth < least or (victim is not None and worth == least and checkpoint.slot < victim.slot):
+                least, victim = worth, checkpoint
+        if victim is None:
             return False
         self.drop(victim, DropReason.CAPACITY)
         return True

@@ -48,6 +48,46 @@ class Uses:
     total: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a record says at one time.
+
+    Attributes:
+        chance: that a checkpoint is used again.
+        mean: length of a wait in requests, at least 1.
+    """
+
+    chance: float
+    mean: float
+
+    def rate(self, age: int) -> float:
+        """Chance that the next request uses one that has not been used for `age` requests.
+
+        Two views of a wait are mixed. For most of the weight it is of one of two sorts: it never ends, or it has the
+        mean length of its trait and no memory of how long it has lasted; the longer it lasts, the likelier it is of
+        the first sort. The rest of the weight knows no typical length, so that what was in use is not lost in a long
+        stretch of other requests:
+
+            still = p * exp(-age / mean)
+            rate = 3/4 * still / (still + 1 - p) / mean + 1/4 * p / (WAIT + age)
+        """
+        bounded = min(self.chance, CERTAIN)
+        still = bounded * math.exp(-age / self.mean)
+        typical = still / (still + 1 - bounded) / self.mean
+        return (1 - TIMELESS) * typical + TIMELESS * self.chance / (WAIT + age)
+
+    def shared_rate(self, age: int, own: Uses) -> float:
+        """The same for a shared beginning, whose own uses say more than its group's: they take the place of `typical`.
+
+        rate = 3/4 * frequency + 1/4 * p / (WAIT + age)
+        """
+        return (1 - TIMELESS) * self.frequency(age, own) + TIMELESS * self.chance / (WAIT + age)
+
+    def frequency(self, age: int, own: Uses) -> float:
+        """Uses a request of a prefix not used for `age` requests, leaning on the group as on one more use and wait."""
+        return (own.count + self.chance) / (own.total + age + self.mean)
+
+
 @dataclass(slots=True, eq=False)
 class Record:
     """Checkpoints that waited to be used and those that were, of a trait or, with that `above`, of a group of it.
@@ -89,34 +129,6 @@ class Record:
         prior = self.expected if self.above is None else self.above.chance
         return (self.uses + prior) / (self.waits + 1)
 
-    def rate(self, age: int) -> float:
-        """Chance that the next request uses one that has not been used for `age` requests.
-
-        Two views of a wait are mixed. For most of the weight it is of one of two sorts: it never ends, or it has the
-        mean length of its trait and no memory of how long it has lasted; the longer it lasts, the likelier it is of
-        the first sort. The rest of the weight knows no typical length, so that what was in use is not lost in a long
-        stretch of other requests:
-
-            still = p * exp(-age / mean)
-            rate = 3/4 * still / (still + 1 - p) / mean + 1/4 * p / (WAIT + age)
-        """
-        mean = max(self.lengths.mean, 1.0)
-        chance = self.chance
-        bounded = min(chance, CERTAIN)
-        still = bounded * math.exp(-age / mean)
-        typical = still / (still + 1 - bounded) / mean
-        return (1 - TIMELESS) * typical + self._timeless(age)
-
-    def shared_rate(self, age: int, own: Uses) -> float:
-        """The same for a shared beginning, whose own uses say more than its group's: they take the place of `typical`.
-
-        rate = 3/4 * frequency + 1/4 * p / (WAIT + age)
-        """
-        return (1 - TIMELESS) * self.frequency(age, own) + self._timeless(age)
-
-    def frequency(self, age: int, own: Uses) -> float:
-        """Uses a request of a prefix not used for `age` requests, leaning on the group as on one more use and wait."""
-        return (own.count + self.chance) / (own.total + age + max(self.lengths.mean, 1.0))
-
-    def _timeless(self, age: int) -> float:
-        return TIMELESS * self.chance / (WAIT + age)
+    def outlook(self) -> Outlook:
+        """What it says now."""
+        return Outlook(self.chance, max(self.lengths.mean, 1.0))

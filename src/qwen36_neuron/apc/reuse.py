@@ -7,7 +7,7 @@ from collections import OrderedDict
 from .boundaries import Kind
 from .groups import Continued, Group, Trait, used_group
 from .keys import Key, Path
-from .record import Record, Uses, Waits
+from .record import Outlook, Record, Uses, Waits
 
 EXPECTED: dict[Trait, float] = {
     Kind.NAMED: 0.9,
@@ -42,6 +42,8 @@ class ReuseEstimator:
         self._waiting: OrderedDict[Key, tuple[Group, int]] = OrderedDict()
         self._uses: OrderedDict[Key, Uses] = OrderedDict()
         self._records: dict[Group, Record] = {}
+        self._outlooks: dict[Record, Outlook] = {}
+        """What records say, until something is learned."""
         lengths = Waits()
         self._traits = {trait: Record(Waits(lengths), chance) for trait, chance in EXPECTED.items()}
 
@@ -53,8 +55,16 @@ class ReuseEstimator:
             record = self._records[group] = Record(trait.lengths, above=trait)
         return record
 
+    def outlook(self, record: Record) -> Outlook:
+        """What one of `record`'s group may expect now."""
+        found = self._outlooks.get(record)
+        if found is None:
+            found = self._outlooks[record] = record.outlook()
+        return found
+
     def waits(self, key: Key, group: Group) -> None:
         """The prefix `key` begins to wait, as one of `group`."""
+        self._outlooks.clear()
         self.record(group).begin()
         self._waiting[key] = group, self.now
         self._waiting.move_to_end(key)
@@ -70,6 +80,7 @@ class ReuseEstimator:
         """The prefix was what a request asked for; its wait, if remembered, is over."""
         if (waiting := self._waiting.pop(key, None)) is not None:
             group, since = waiting
+            self._outlooks.clear()
             record = self.record(group)
             record.use()
             record.lengths.add(self.now - since)
@@ -97,4 +108,5 @@ class ReuseEstimator:
         group = self.group(key)
         if group is not None and group.trait is kind:
             del self._waiting[key]
+            self._outlooks.clear()
             self.record(group).withdraw()

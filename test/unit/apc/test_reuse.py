@@ -87,16 +87,18 @@ def test_the_rate_falls_with_age_and_slower_where_waits_are_long() -> None:
         return estimator
 
     short, long = learned(2), learned(20)
-    rates = [short.record(PREAMBLE).rate(age) for age in range(0, 60, 5)]
+    brief, lasting = short.record(PREAMBLE).outlook(), long.record(PREAMBLE).outlook()
+    rates = [brief.rate(age) for age in range(0, 60, 5)]
     assert rates == sorted(rates, reverse=True)
-    assert short.record(PREAMBLE).rate(0) > long.record(PREAMBLE).rate(0)
-    assert short.record(PREAMBLE).rate(40) < long.record(PREAMBLE).rate(40)
-    fall = [estimator.record(PREAMBLE).rate(20) / estimator.record(PREAMBLE).rate(0) for estimator in (short, long)]
+    assert brief.rate(0) > lasting.rate(0)
+    assert brief.rate(40) < lasting.rate(40)
+    fall = [outlook.rate(20) / outlook.rate(0) for outlook in (brief, lasting)]
     assert fall[0] < fall[1] / 4
     # However long it was not used, one in use before is worth more than what is never used.
     for index in range(100):
         short.waits(("end", index), END)
-    assert short.record(PREAMBLE).rate(1000) > short.record(END).rate(0) * 64 / 1408
+    used, never = (short.record(group).outlook() for group in (PREAMBLE, END))
+    assert used.rate(1000) > never.rate(0) * 64 / 1408
 
 
 def test_own_uses_of_a_prefix_are_counted_and_bounded() -> None:
@@ -111,7 +113,25 @@ def test_own_uses_of_a_prefix_are_counted_and_bounded() -> None:
     assert own is not None
     assert (own.count, own.total) == (2, 10)
     record = estimator.record(END)
-    assert record.frequency(0, own) == (2 + record.chance) / (10 + record.lengths.mean)
-    assert record.frequency(3, own) < record.frequency(0, own)
+    outlook = record.outlook()
+    assert outlook.frequency(0, own) == (2 + record.chance) / (10 + record.lengths.mean)
+    assert outlook.frequency(3, own) < outlook.frequency(0, own)
     often = Uses(20, 40)
-    assert record.shared_rate(10, often) > record.shared_rate(10, own) > record.shared_rate(100, own) > 0
+    assert outlook.shared_rate(10, often) > outlook.shared_rate(10, own) > outlook.shared_rate(100, own) > 0
+
+
+def test_an_outlook_is_of_now_whatever_was_learned_since() -> None:
+    estimator = ReuseEstimator(10)
+    record, above = estimator.record(END), estimator.record(Group(Kind.PROMPT_END, Kind.TURN_END, 2))
+    seen = set()
+    for learn in (
+        lambda: None,
+        lambda: estimator.waits("a", END),
+        lambda: estimator.waits("b", END),
+        lambda: estimator.forget("b", Kind.PROMPT_END),
+        lambda: estimator.used("a"),
+    ):
+        learn()
+        assert [estimator.outlook(each) for each in (record, above)] == [record.outlook(), above.outlook()]
+        seen.add(estimator.outlook(record))
+    assert len(seen) == 4  # what was forgotten is as if it had never waited
