@@ -16,6 +16,7 @@ from qwen36_neuron.estimate.delta_rule import RowByRow
 from qwen36_neuron.estimate.model import Estimate
 from qwen36_neuron.estimate.rates import Phase
 from qwen36_neuron.model.decoder import Qwen36Model
+from qwen36_neuron.model.state import Mixing
 from qwen36_neuron.nxdi.buckets import PrefillBucket
 
 PROFILE = Path(__file__).resolve().parents[3] / "profiles" / "128k.yaml"
@@ -25,7 +26,7 @@ ENDS = {LayerType.ATTENTION: 8, LayerType.DELTANET: 6}
 
 
 @dataclass
-class Asked:
+class Asked(Mixing):
     """A memory that does nothing, and counts the queries that ask it."""
 
     queries: int = 0
