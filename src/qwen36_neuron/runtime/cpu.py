@@ -17,7 +17,7 @@ from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, lane_index
-from .step import Capacity, Commit, Output, Row, RowResult, Step, StepChecker, StepResult
+from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
 
 PADDING_LIMIT = 0.25
 """Prefill rows are run together while padding stays below this part of the call."""
@@ -89,8 +89,8 @@ class CpuRuntime:
             for row, result in zip(group, self._outputs(group, kept), strict=True):
                 results[id(row)] = result
         for row in rows:
-            for commit in row.commits:
-                if commit.boundary == row.end:
+            if len(row.tokens) == 1:  # those of longer rows are taken as they are passed, while they are in cache
+                for commit in row.commits:
                     self.cache.commit(row.lane, commit.slot)
         return [results[id(row)] for row in rows]
 
@@ -122,7 +122,7 @@ class CpuRuntime:
             rows=paged(rows),
             lengths=lengths,
             lead=rows[0].start % BLOCK_SIZE,
-            commits=inner_commits(rows),
+            commits=[row.commits for row in rows],
         )
 
     def _outputs(self, rows: Sequence[Row], hidden: torch.Tensor) -> list[RowResult]:
@@ -168,11 +168,6 @@ def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
                 group = []
         group.append(row)
     return [*groups, group] if group else groups
-
-
-def inner_commits(rows: Sequence[Row]) -> list[list[Commit]]:
-    """The rows' checkpoints that lie before their ends."""
-    return [[commit for commit in row.commits if commit.boundary < row.end] for row in rows]
 
 
 def paged(rows: Sequence[Row]) -> list[PagedRow]:

@@ -34,7 +34,7 @@ class CpuPrefill(Mixing):
         rows: where the rows' KV is.
         lengths: real tokens of each row.
         lead: start % BLOCK_SIZE, the same for all rows.
-        commits: checkpoints to take inside each row; not at its end, which is a plain copy of the lane.
+        commits: checkpoints to take of each row.
     """
 
     cache: HybridCache

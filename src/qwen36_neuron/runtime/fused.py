@@ -20,7 +20,7 @@ from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.fused_cpu.scalar import array, f32, use_threads
 from ..ops.fused_cpu.weights import DeltaNetWeights
 from .config import RuntimeConfig
-from .cpu import CpuRuntime, inner_commits, paged
+from .cpu import CpuRuntime, paged
 from .cpu_layers import PlainLinear, linear
 from .cpu_state import CpuPrefill, lane_index
 from .fused_decode import DecodeProgram
@@ -53,7 +53,7 @@ class FusedRuntime(CpuRuntime):
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         lanes, lead = lane_index([row.lane for row in rows]), rows[0].start % BLOCK_SIZE
-        commits = inner_commits(rows)
+        commits = [row.commits for row in rows]
         return FusedPrefill(self.cache, lanes, paged(rows), lengths, lead, commits, self._weights, self._projections)
 
 
@@ -86,7 +86,15 @@ class FusedPrefill(CpuPrefill):
         window, state = lanes.window[self.lanes], lanes.recurrent[self.lanes]
         copies = self._state_copies(block.index)
         out = delta_net_prefill(
-            projected, self.weights[block.index], window, state, self.lengths, self.lead, self.workspace, copies
+            projected,
+            self.weights[block.index],
+            window,
+            state,
+            self.lengths,
+            self.lead,
+            self.workspace,
+            copies,
+            fresh=all(row.start == 0 for row in self.rows),
         )
         if isinstance(self.lanes, torch.Tensor):  # the states were gathered, not used where they are
             lanes.recurrent[self.lanes] = state

@@ -56,6 +56,7 @@ def delta_net_prefill(
     lead: int,
     workspace: Workspace,
     copies: Sequence[StateCopy] = (),
+    fresh: bool = False,
 ) -> torch.Tensor:
     """All between the projections of a block, by chunks of BLOCK_SIZE tokens on absolute positions.
 
@@ -67,6 +68,7 @@ def delta_net_prefill(
         lengths: real tokens of each row; the others are padding on the right.
         lead: tokens of the first chunk that earlier calls have run.
         copies: states at chunk boundaries to copy out.
+        fresh: all states are zero, so that the first chunk reads nothing from them.
     Returns:
         [batch, tokens, value_heads * dv], zero on padding.
     """
@@ -105,7 +107,10 @@ def delta_net_prefill(
         _prepare(inputs, *gates, ends, before, *prepared)
         torch.bmm(pairs, keys_t, out=products)
         _solve(*system)
-        torch.bmm(pairs, current, out=seen)
+        if n == 0 and fresh:
+            seen.zero_()
+        else:
+            torch.bmm(pairs, current, out=seen)
         _remaining(*remaining)
         torch.bmm(inverse, rest, out=update)  # V'
         torch.bmm(scores, update, out=inner)

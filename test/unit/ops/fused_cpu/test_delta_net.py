@@ -224,6 +224,19 @@ def test_a_cut_at_a_boundary_changes_no_bit_and_states_are_copied_out() -> None:
     assert torch.equal(state, final)
 
 
+def test_a_fresh_start_is_one_from_zero() -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x, states = inputs_of(shape, weights, 150, batch=2), [torch.zeros_like(state), torch.zeros_like(state)]
+    outs = [
+        delta_net_prefill(x, weights, window, own, [150, 20], 0, Workspace(), fresh=fresh)
+        for own, fresh in zip(states, (False, True), strict=True)
+    ]
+    assert torch.equal(*outs)
+    assert torch.equal(*states)
+    assert states[0].any()
+
+
 def test_a_workspace_of_another_call_holds_nothing() -> None:
     shape, workspace = Shape(), Workspace()
     weights, (window, state) = weights_of(shape), memory(shape)
