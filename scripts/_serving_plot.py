@@ -26,7 +26,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     left.set(title="Prefill", xlabel="prompt tokens", ylabel="tokens per second")
     _bars(right, summary["decode"], [str(row["batch"]) for row in summary["decode"]])
     right.set(title="Decode", xlabel="sequences at once", ylabel="tokens per second, all sequences")
-    left.legend(frameon=False)
+    left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.08), ncols=3, borderaxespad=0.0)
     machine = source["machine"]
     figure.text(
         0.01,
@@ -50,8 +50,7 @@ def _bars(axis: Any, rows: list[dict[str, Any]], labels: list[str]) -> None:
         axis.bar(positions, rates, width * 0.95, label=NAMES[side])
         if side != "transformers":
             for x, rate, row in zip(positions, rates, rows, strict=True):
-                axis.annotate(
-                    f"{rate / row['tokens_per_second']['transformers']:.1f}x", (x, rate), ha="center", va="bottom"
-                )
+                ratio = row["ratio"] if side == "engine" else rate / row["tokens_per_second"]["transformers"]
+                axis.annotate(f"{ratio:.1f}x", (x, rate), ha="center", va="bottom")
     axis.set_xticks(range(len(rows)), labels)
     axis.spines[["top", "right"]].set_visible(False)
