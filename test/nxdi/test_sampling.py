@@ -198,4 +198,4 @@ def test_the_engine_draws_on_the_device_what_it_draws_on_cpu(
         finally:
             engine.close()
 
-    assert served(device="neuron", artifact=str(artifact)) == served(sampling_candidates=256)
+    assert served(device="neuron", artifact=str(artifact)) == served(sampling_candidates=256, kernels="torch")
