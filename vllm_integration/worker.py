@@ -106,6 +106,7 @@ class Worker(WorkerBase):
         )
         self.runtime = open_runtime(config)
         self._log_memory(config, time.perf_counter() - started)
+        self._log_kernels(config)
         table = RequestTable(LaneAllocator(config.num_lanes), *group_indices(kv_cache_config.kv_cache_groups))
         self.runner = ModelRunner(self.runtime, table, HostSampler(self.vllm_config, self.runtime.vocab_size))
 
@@ -113,7 +114,6 @@ class Worker(WorkerBase):
         """Run every graph once; the server answers ready only after this."""
         assert self.runtime is not None
         started = time.perf_counter()
-        logger.info("Warming up; a machine's first start compiles the CPU's fused operations, which takes 20 s or so.")
         self.runtime.warm_up()
         return CompilationTimes(language_model=time.perf_counter() - started, encoder=0.0)
 
@@ -190,13 +190,22 @@ class Worker(WorkerBase):
                 "Lower --max-num-seqs, or num_slots and cache_gib in --additional-config",
             )
 
+    def _log_kernels(self, config: RuntimeConfig) -> None:
+        if config.device != "cpu":
+            return
+        kernels = cpu_kernels(config)
+        logger.info("Operations on CPU: %s.", kernels)
+        if kernels == "fused":
+            logger.info("Fused operations are compiled on a machine's first start, which takes 20 s or so.")
+        elif config.kernels is None and config.dtype == "float32":
+            logger.warning("Without Numba decoding is two to three times slower: pip install 'qwen36-neuron[cpu]'.")
+
     def _log_memory(self, config: RuntimeConfig, seconds: float) -> None:
         logger.info(
-            "Qwen3.6 on %s, %s, kernels %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, "
-            "grain %d tokens; %s. Up to %d tokens a step. Opened in %.1f s.",
+            "Qwen3.6 on %s, %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, grain %d tokens; "
+            "%s. Up to %d tokens a step. Opened in %.1f s.",
             config.device,
             config.dtype,
-            cpu_kernels(config) if config.device == "cpu" else config.kernels or "as compiled",
             config.tp_degree,
             torch.get_num_threads(),
             config.num_lanes,

@@ -24,6 +24,9 @@ CpuKernels = Literal["torch", "fused", "interpreter"]
 NeuronKernels = Literal["torch", "nki"]
 """On a Neuron device: plain torch, or the NKI kernels compiled into the graphs."""
 
+GraphKernels = Literal["torch", "interpreter", "nki"]
+"""The forms of the operations below. The fused ones of a CPU are not among them: they have no banks."""
+
 KernelChoice = Literal["torch", "fused", "interpreter", "nki"]
 
 CHOICES: dict[str, tuple[str, ...]] = {"cpu": get_args(CpuKernels), "neuron": get_args(NeuronKernels)}
@@ -149,7 +152,7 @@ class Kernels(Protocol):
         ...
 
 
-def open_kernels(choice: KernelChoice, cores: int = 1) -> Kernels:
+def open_kernels(choice: GraphKernels, cores: int = 1) -> Kernels:
     """The operations in one form.
 
     Args:
@@ -181,7 +184,7 @@ def check_choice(choice: str, device: str) -> None:
     raise ConfigError("kernels", choice, problem, f"Use one of: {', '.join(allowed)}")
 
 
-def check_shapes(choice: KernelChoice, model: ModelConfig, tp: int = 1, cores: int = 1, mlp: bool = False) -> None:
+def check_shapes(choice: GraphKernels, model: ModelConfig, tp: int = 1, cores: int = 1, mlp: bool = False) -> None:
     """Raises ConfigError naming every size of a rank's model that the NKI kernels do not take.
 
     Args:
@@ -214,7 +217,7 @@ def check_shapes(choice: KernelChoice, model: ModelConfig, tp: int = 1, cores: i
         raise ConfigError("kernels", choice, f"cannot run this model: {'; '.join(wrong)}", "Use kernels=torch")
 
 
-def check_tokens(choice: KernelChoice, sizes: list[int]) -> None:
+def check_tokens(choice: GraphKernels, sizes: list[int]) -> None:
     """Raises ConfigError unless the NKI kernels take calls of so many new tokens each."""
     wrong = [size for size in sizes if size > ROWS and size % ROWS]
     if choice != "torch" and wrong:

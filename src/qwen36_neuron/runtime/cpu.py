@@ -98,11 +98,9 @@ class CpuRuntime:
         """Hidden states [rows, 1, hidden]."""
         tokens = torch.tensor([[row.tokens[0]] for row in rows])
         positions = torch.tensor([[row.start] for row in rows])
-        return self.model(tokens, positions, self._decode_state(rows))
-
-    def _decode_state(self, rows: Sequence[Row]) -> StepState:
         new = torch.tensor([row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE for row in rows])
-        return CpuDecode(self.cache, lane_index([row.lane for row in rows]), paged(rows), new)
+        state = CpuDecode(self.cache, lane_index([row.lane for row in rows]), paged(rows), new)
+        return self.model(tokens, positions, state)
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
         """Hidden states [rows, tokens, hidden], or [rows, 1, hidden] of the last tokens where no more is asked for."""

@@ -20,7 +20,9 @@ Make = Callable[..., CpuRuntime]
 
 @pytest.fixture(params=["torch", "fused"])
 def make(request: pytest.FixtureRequest) -> Make:
-    """Opens a runtime on a checkpoint, with plain torch and with fused operations."""
+    """Opens a runtime on a checkpoint, with plain torch and, where Numba is installed, with fused operations."""
+    if request.param == "fused":
+        pytest.importorskip("numba")
 
     def opened(folder: Path, **changes: object) -> CpuRuntime:
         settings: dict[str, object] = {"max_model_len": 512, "num_blocks": 65, "num_slots": 3, "num_lanes": 4}

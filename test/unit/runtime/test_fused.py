@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.importorskip("numba")
+
 from qwen36_neuron import runtime as package
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Commit, Output, Row, Runtime, RuntimeConfig, Step, cpu_kernels, open_runtime

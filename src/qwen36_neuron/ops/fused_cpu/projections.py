@@ -13,8 +13,8 @@ import torch
 from numba import prange
 
 from .rows import activate, normalise
-from .scalar import Array, array, compiled, one, silu, zero
-from .vectors import norm_row
+from .scalar import Array, array, compiled, silu, zero
+from .vectors import norm_rows
 
 FEW = 8
 """Rows up to which these are at least as fast as a matrix library's product."""
@@ -127,8 +127,7 @@ def _columns(x: Array, weight: Array, first: int, second: int, left: Array, righ
 def _norm_project(x: Array, norm_weight: Array, eps: float, weight: Array, normed: Array, out: Array) -> None:
     """Of `norm_project`."""
     rows, outputs = out.shape
-    for i in range(rows):
-        norm_row(x[i], norm_weight, eps, one, normed[i])
+    norm_rows(x, norm_weight, eps, normed)
     for task in prange((outputs + COLUMNS - 1) // COLUMNS):
         found = np.empty((2, rows), np.float32)
         for n in range(task * COLUMNS, min(outputs, (task + 1) * COLUMNS), 2):
@@ -158,8 +157,7 @@ def _project_add(x: Array, weight: Array, out: Array) -> None:
 def _norm_swiglu(x: Array, norm_weight: Array, eps: float, weight: Array, normed: Array, out: Array) -> None:
     """Of `norm_swiglu`: a gate and its up are computed together."""
     rows, outputs = out.shape
-    for i in range(rows):
-        norm_row(x[i], norm_weight, eps, one, normed[i])
+    norm_rows(x, norm_weight, eps, normed)
     for task in prange((outputs + COLUMNS - 1) // COLUMNS):
         found = np.empty((2, rows), np.float32)
         for n in range(task * COLUMNS, min(outputs, (task + 1) * COLUMNS)):

@@ -6,7 +6,7 @@ import torch
 from numba import prange
 
 from .scalar import Array, array, compiled, f32, one, sigmoid, silu
-from .vectors import norm_row, rotate_row
+from .vectors import norm_row, norm_rows, rotate_row
 
 FEW = 16384
 """Numbers up to which one core is done before a second one could be told."""
@@ -56,8 +56,7 @@ def gate_heads(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
 def normalise(x: Array, weight: Array, eps: float, out: Array) -> None:
     """RMSNorm of rows x [rows, n] with weight [n]: into out [rows, n]."""
     if x.size <= FEW:
-        for i in range(x.shape[0]):
-            norm_row(x[i], weight, eps, one, out[i])
+        norm_rows(x, weight, eps, out)
     else:
         for i in prange(x.shape[0]):
             norm_row(x[i], weight, eps, one, out[i])

@@ -121,6 +121,13 @@ def norm_row(x: Array, weight: Array, eps: float, factor: float, out: Array) -> 
 
 
 @compiled()
+def norm_rows(x: Array, weight: Array, eps: float, out: Array) -> None:
+    """RMSNorm of rows [rows, n], one after the other."""
+    for i in range(x.shape[0]):
+        norm_row(x[i], weight, eps, one, out[i])
+
+
+@compiled()
 def gated_norm_row(x: Array, squares: float, gate: Array, weight: Array, eps: float, out: Array) -> None:
     """`ops.norm.gated_rms_norm` of one row, the sum of whose squares is known."""
     factor = one / math.sqrt(squares / f32(x.shape[0]) + eps)

@@ -193,7 +193,7 @@ def test_other_shapes(shape: Shape) -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    """Rows of unequal lengths, what is after them being anything at all; a padded row's bits are those it has alone."""
+    """Rows of unequal lengths, what is after them being anything at all; a padded row gives what it gives alone."""
     shape, lengths, lead = Shape(), (130, 1, 64, 100), 5
     weights, (window, state) = weights_of(shape), memory(shape, batch=4)
     x = inputs_of(shape, weights, 130, batch=4, correlation=0.99)
