@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from ..cache.hybrid import LayerStates
 from ..config import BLOCK_SIZE
 from ..model import StepState
 from ..model.attention import Attention
@@ -15,7 +16,8 @@ from ..model.deltanet import GatedDeltaNet
 from ..model.mlp import set_activation
 from ..model.norm import set_norm
 from ..model.state import select_tokens
-from ..ops.fused_cpu.delta_net_prefill import Workspace, delta_net_prefill
+from ..ops.fused_cpu.delta_net_prefill import Entries, delta_net_prefill
+from ..ops.fused_cpu.delta_net_prefill import Rows as DeltaNetRows
 from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.fused_cpu.scalar import array, f32, use_threads
 from ..ops.fused_cpu.weights import DeltaNetWeights
@@ -52,9 +54,22 @@ class FusedRuntime(CpuRuntime):
         return self._program.run(rows)
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
-        lanes, lead = lane_index([row.lane for row in rows]), rows[0].start % BLOCK_SIZE
-        commits = [row.commits for row in rows]
-        return FusedPrefill(self.cache, lanes, paged(rows), lengths, lead, commits, self._weights, self._projections)
+        marks = [
+            (index, commit.boundary - row.start, commit.slot)
+            for index, row in enumerate(rows)
+            for commit in row.commits
+        ]
+        return FusedPrefill(
+            cache=self.cache,
+            lanes=lane_index([row.lane for row in rows]),
+            rows=paged(rows),
+            lengths=lengths,
+            lead=rows[0].start % BLOCK_SIZE,
+            commits=[row.commits for row in rows],
+            weights=self._weights,
+            projections=self._projections,
+            where=DeltaNetRows.of([row.lane for row in rows], lengths, [row.start == 0 for row in rows], marks),
+        )
 
 
 def _weights(block: GatedDeltaNet) -> DeltaNetWeights:
@@ -68,53 +83,27 @@ def _weights(block: GatedDeltaNet) -> DeltaNetWeights:
     )
 
 
+def _entries(states: LayerStates) -> Entries:
+    return Entries(array(states.window), array(states.recurrent))
+
+
 @dataclass(slots=True)
 class FusedPrefill(CpuPrefill):
     """Rows of many tokens. Attention is the plain one between fused norms and gates.
 
     Attributes:
         weights: small parameters by DeltaNet layer; projections: all input weights of a mixer in one, by layer.
+        where: the rows as DeltaNet layers see them.
     """
 
     weights: dict[int, DeltaNetWeights]
     projections: Sequence[torch.Tensor]
-    workspace: Workspace = field(default_factory=Workspace)
+    where: DeltaNetRows
 
     def delta_net(self, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
         projected = linear(x, self.projections[block.index])
-        lanes = self.cache.lanes[block.index]
-        window, state = lanes.window[self.lanes], lanes.recurrent[self.lanes]
-        copies = self._state_copies(block.index)
-        out = delta_net_prefill(
-            projected,
-            self.weights[block.index],
-            window,
-            state,
-            self.lengths,
-            self.lead,
-            self.workspace,
-            copies,
-            fresh=all(row.start == 0 for row in self.rows),
-        )
-        if isinstance(self.lanes, torch.Tensor):  # the states were gathered, not used where they are
-            lanes.recurrent[self.lanes] = state
-        self._keep_windows(block.index, projected[..., : block.conv_channels], window)
-        return out
-
-    def _keep_windows(self, layer: int, x: torch.Tensor, window: torch.Tensor) -> None:
-        """Leave each row's last inputs in its lane, and those before a checkpoint in its slot."""
-        size = window.shape[1]
-
-        def at(index: int, tokens: int) -> torch.Tensor:
-            """The window after so many tokens of a row."""
-            if tokens >= size:
-                return x[index, tokens - size : tokens]
-            return torch.cat((window[index, tokens:], x[index, :tokens]))
-
-        for index, (row, commits) in enumerate(zip(self.rows, self.commits, strict=True)):
-            for commit in commits:
-                self.cache.slots[layer].window[commit.slot] = at(index, commit.boundary - row.start)
-        self.cache.lanes[layer].window[self.lanes] = torch.stack([at(row, n) for row, n in enumerate(self.lengths)])
+        lanes, slots = (_entries(states[block.index]) for states in (self.cache.lanes, self.cache.slots))
+        return delta_net_prefill(projected, self.weights[block.index], lanes, slots, self.where, self.lead)
 
     def attention(
         self,

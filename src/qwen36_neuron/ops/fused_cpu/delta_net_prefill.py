@@ -1,27 +1,31 @@
-"""Many tokens a sequence of a Gated DeltaNet block: convolution, gates, chunked delta rule and gated norm.
+"""Many tokens a sequence of a Gated DeltaNet block: convolution, gates, chunked delta rule and gated norm, in one call.
 
-The mathematics are those of `gated_delta_rule_cpu`. Matrix products stay with the matrix library; what is between them
-is one pass each, and everything lies in memory as the next product wants it.
+The mathematics are those of `gated_delta_rule_cpu`, but for one thing. With L = tril(k k^T o e^(G_i - G_j), -1), the
+corrected values V' = (I + diag(beta) L)^-1 diag(beta) (v - e^G (k S)) are found by forward substitution: the inverse
+is never formed. A thread takes heads through all their chunks, with what they need in its own cache.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from ..gated_delta_rule_cpu import FAINTEST, StateCopy
+from ..gated_delta_rule_cpu import FAINTEST
+from .product import COLUMNS, PADDING, ROWS, below, product, turned, whole
 from .scalar import Array, array, compiled, exp, f32, log_decay, one, sigmoid, zero
 from .vectors import (
     activate_all,
-    add_four,
     add_product,
     add_scaled,
     convolve_four,
+    copy,
+    dot,
     fill,
     gated_norm_row,
     make_unit,
@@ -31,95 +35,172 @@ from .vectors import (
 from .weights import DeltaNetWeights
 
 LOWEST = f32(FAINTEST)
+SIZE = BLOCK_SIZE
+
+PAIR_COST = 0.7
+"""Work on a key head's keys and queries in a chunk, of the work on one value head."""
 
 
-class Workspace:
-    """Memory that one layer after the other works in, so that it stays in the processor's caches."""
+class Entries(NamedTuple):
+    """Lanes or checkpoint slots of a layer, fp32.
 
-    def __init__(self) -> None:
-        self._parts: dict[str, torch.Tensor] = {}
+    Attributes:
+        windows: [entries, K - 1, channels], the convolution's last inputs.
+        states: [entries, value_heads, dk, dv].
+    """
 
-    def get(self, name: str, *shape: int) -> torch.Tensor:
-        """fp32 memory, whatever was in it before."""
-        part = self._parts.get(name)
-        if part is None or part.shape != shape:
-            part = self._parts[name] = torch.empty(shape)
-        return part
+    windows: Array
+    states: Array
+
+
+class Gates(NamedTuple):
+    """Of the tokens of a chunk of one head, each [SIZE]; G is the sum of g so far and C the last token.
+
+    Attributes:
+        total: G. beta: beta. growth: e^G. fade: e^(G_C - G). pull: -beta e^G.
+    """
+
+    total: Array
+    beta: Array
+    growth: Array
+    fade: Array
+    pull: Array
+
+
+class Rows(NamedTuple):
+    """Where the rows of a call are.
+
+    Attributes:
+        lanes: int64 [batch], all different; ends: int64 [batch], real tokens, the others being padding on the right.
+        fresh: bool [batch], the row's state is zero, so that its first chunk reads nothing from it.
+        marks: int64 [n, 3], checkpoints as (row, tokens of the call, slot), at chunk boundaries.
+    """
+
+    lanes: Array
+    ends: Array
+    fresh: Array
+    marks: Array
+
+    @classmethod
+    def of(
+        cls,
+        lanes: Sequence[int],
+        lengths: Sequence[int],
+        fresh: Sequence[bool],
+        marks: Sequence[tuple[int, int, int]] = (),
+    ) -> Rows:
+        return cls(
+            np.array(lanes, np.int64),
+            np.array(lengths, np.int64),
+            np.array(fresh, np.bool_),
+            np.array(marks, np.int64).reshape(-1, 3),
+        )
 
 
 def delta_net_prefill(
-    projected: torch.Tensor,
-    weights: DeltaNetWeights,
-    window: torch.Tensor,
-    state: torch.Tensor,
-    lengths: Sequence[int],
-    lead: int,
-    workspace: Workspace,
-    copies: Sequence[StateCopy] = (),
-    fresh: bool = False,
+    projected: torch.Tensor, weights: DeltaNetWeights, lanes: Entries, slots: Entries, rows: Rows, lead: int
 ) -> torch.Tensor:
     """All between the projections of a block, by chunks of BLOCK_SIZE tokens on absolute positions.
 
     Args:
         projected: [batch, tokens, channels + value_heads * dv + 2 * value_heads] fp32: queries, keys, values, gates,
             b, a.
-        window: [batch, K - 1, channels], the convolution's inputs before the first token.
-        state: [batch, value_heads, dk, dv], changed in place to that after each row's last token.
-        lengths: real tokens of each row; the others are padding on the right.
+        lanes: changed in place to what follows each row's last token.
+        slots: where the rows' checkpoints go.
         lead: tokens of the first chunk that earlier calls have run.
-        copies: states at chunk boundaries to copy out.
-        fresh: all states are zero, so that the first chunk reads nothing from them.
     Returns:
         [batch, tokens, value_heads * dv], zero on padding.
     """
     batch, tokens = projected.shape[:2]
-    value_heads, dk, dv = state.shape[1:]
-    key_heads, size = weights.key_heads, BLOCK_SIZE
-    share, keys, heads = value_heads // key_heads, batch * key_heads, batch * value_heads
-    chunks = -(-(lead + tokens) // size)
-    ends, inputs = np.asarray(lengths, np.int64), array(projected)
-
-    pairs = workspace.get("pairs", keys, 2 * size, dk)  # keys, then queries, of unit length
-    products = workspace.get("products", keys, 2 * size, size)
-    inverse, scores = (workspace.get(name, heads, size, size) for name in ("inverse", "scores"))
-    v, rest, update, inner = (workspace.get(name, heads, size, dv) for name in ("v", "rest", "update", "inner"))
-    decay, beta = (workspace.get(name, heads, size) for name in ("decay", "beta"))  # G and beta
-    seen, kept = workspace.get("seen", keys, 2 * size, share * dv), workspace.get("kept", keys, size, share * dv)
-    current = workspace.get("current", keys, dk, share * dv)
-    by_head = current.view(batch, key_heads, dk, share, dv).transpose(2, 3)  # [batch, key_heads, share, dk, dv]
-    by_head.copy_(state.view(by_head.shape))
-    keys_t = pairs[:, :size].transpose(1, 2)
-    out = torch.empty(batch, tokens, value_heads * dv)
-    for index, length in enumerate(lengths):
-        out[index, length:] = 0.0
-    wanted: dict[int, list[StateCopy]] = {}
-    for copy in copies:
-        wanted.setdefault(copy.chunk, []).append(copy)
-    gates = weights.taps, weights.rate, weights.dt_bias, array(window)
-    norm = weights.norm_weight, weights.eps
-    prepared = array(pairs), array(v), array(decay), array(beta)
-    system = array(products), array(decay), array(beta), array(inverse), array(scores)
-    remaining = array(v), array(decay), array(seen), array(rest)
-    finish = array(decay), array(seen), array(update), array(inner), ends
-    finished = array(kept), array(current), array(out)
-    for n in range(chunks):
-        before = n * size - lead  # tokens of the call before this chunk, less than 0 if it starts before the call does
-        _prepare(inputs, *gates, ends, before, *prepared)
-        torch.bmm(pairs, keys_t, out=products)
-        _solve(*system)
-        if n == 0 and fresh:
-            seen.zero_()
-        else:
-            torch.bmm(pairs, current, out=seen)
-        _remaining(*remaining)
-        torch.bmm(inverse, rest, out=update)  # V'
-        torch.bmm(scores, update, out=inner)
-        _finish(inputs, *norm, *finish, before, *finished)
-        current.baddbmm_(keys_t, kept)
-        for copy in wanted.get(n, ()):
-            copy.target.view(by_head.shape[1:]).copy_(by_head[copy.row])
-    state.view(by_head.shape).copy_(by_head)
+    value_heads, dv = lanes.states.shape[1], lanes.states.shape[3]
+    out, inputs = torch.empty(batch, tokens, value_heads * dv), array(projected)
+    small = weights.taps, weights.rate, weights.dt_bias, weights.norm_weight, weights.eps
+    group = _heads_together(batch, weights.key_heads, value_heads // weights.key_heads, torch.get_num_threads())
+    _run(inputs, small, weights.key_heads, lanes, slots, rows, lead, group, array(out))
+    _keep_windows(inputs, lanes.windows, slots.windows, rows)
     return out
+
+
+def _heads_together(batch: int, key_heads: int, share: int, threads: int) -> int:
+    """Value heads of one task: all of a key head, or one where that keeps more threads busy.
+
+    Value heads apart each work out their keys and queries for themselves.
+    """
+
+    def rounds(group: int) -> float:
+        return -(-batch * key_heads * share // group // threads) * (PAIR_COST + group)
+
+    return share if rounds(share) <= rounds(1) else 1
+
+
+@compiled(parallel=True)
+def _run(
+    projected: Array,
+    small: tuple[Array, Array, Array, Array, float],
+    key_heads: int,
+    lanes: Entries,
+    slots: Entries,
+    rows: Rows,
+    lead: int,
+    group: int,
+    out: Array,
+) -> None:
+    """A task takes `group` value heads of one key head of a row through all chunks.
+
+    Args:
+        small: taps [K, channels], rate and dt_bias [value_heads], the norm's weight [dv] and its epsilon.
+    """
+    taps, rate, dt_bias, norm_weight, eps = small
+    value_heads, dk, dv = lanes.states.shape[1], lanes.states.shape[2], lanes.states.shape[3]
+    tasks, share = value_heads // group, value_heads // key_heads
+    tokens = projected.shape[1]
+    for task in prange(projected.shape[0] * tasks):
+        row, begin = task // tasks, task % tasks * group
+        head, end, lane = begin // share, rows.ends[row], rows.lanes[row]
+        x, window = projected[row], lanes.windows[lane]
+
+        pairs = np.zeros((2 * SIZE, dk + PADDING), np.float32)  # keys, then queries, of unit length
+        keys_t = np.empty((dk, SIZE + PADDING), np.float32)
+        products = np.empty((2 * SIZE, SIZE + PADDING), np.float32)
+        reads = np.empty((SIZE, SIZE + PADDING), np.float32)
+        system = np.empty((SIZE, SIZE + PADDING), np.float32)
+        values, read = np.empty((SIZE, dv + PADDING), np.float32), np.empty((SIZE, dv + PADDING), np.float32)
+        states = np.empty((group, dk, dv + PADDING), np.float32)
+        found = np.empty((5, SIZE), np.float32)
+        gates = Gates(found[0], found[1], found[2], found[3], found[4])
+        ones = np.full(max(SIZE, dk), one, np.float32)
+        if not rows.fresh[row]:
+            for s in range(group):
+                for i in range(dk):
+                    copy(lanes.states[lane, begin + s, i], states[s, i, :dv])
+
+        for n in range((lead + end + SIZE - 1) // SIZE):
+            before = n * SIZE - lead  # tokens of the call before this chunk, less than 0 if the chunk began earlier
+            low, high = max(0, -before), min(SIZE, end - before)
+            _unit_pairs(x, before, low, high, head, key_heads, window, taps, pairs)
+            _transpose(pairs[:SIZE], keys_t)
+            _pair_products(pairs, keys_t, ones, products)
+            empty = n == 0 and rows.fresh[row]
+            for s in range(group):
+                value = begin + s
+                _values(x, before, low, high, value, key_heads * dk, window, taps, rate, dt_bias, values, gates)
+                _weigh(products, gates, system, reads)
+                _pass(pairs, system, reads, gates, ones, empty, values, read, states[s])
+                first = value * dv
+                z = taps.shape[1] + first
+                for t in range(low, high):
+                    o, gate = read[t, :dv], x[before + t, z : z + dv]
+                    gated_norm_row(o, dot(o, o), gate, norm_weight, eps, out[row, before + t, first : first + dv])
+            for mark in range(rows.marks.shape[0]):
+                if rows.marks[mark, 0] == row and rows.marks[mark, 1] == before + SIZE:
+                    for s in range(group):
+                        for i in range(dk):
+                            copy(states[s, i, :dv], slots.states[rows.marks[mark, 2], begin + s, i])
+        for s in range(group):
+            for i in range(dk):
+                copy(states[s, i, :dv], lanes.states[lane, begin + s, i])
+        for t in range(end, tokens):
+            fill(zero, out[row, t, begin * dv : (begin + group) * dv])
 
 
 @compiled()
@@ -142,169 +223,159 @@ def _convolve(x: Array, token: int, first: int, window: Array, taps: Array, out:
     activate_all(out)
 
 
-@compiled(parallel=True)
-def _prepare(
-    projected: Array,
+@compiled(inline=False)
+def _unit_pairs(
+    x: Array, before: int, low: int, high: int, head: int, key_heads: int, window: Array, taps: Array, pairs: Array
+) -> None:
+    """Keys, then queries, of tokens low .. high of a chunk, convolved and of unit length; queries also by dk^-0.5.
+
+    Zero elsewhere: a chunk that is not full is a call's first or last, and before the first all is zero.
+    """
+    dk = pairs.shape[1] - PADDING
+    for t in range(low, high):
+        k, q = pairs[t, :dk], pairs[SIZE + t, :dk]
+        _convolve(x, before + t, head * dk, window, taps, q)
+        _convolve(x, before + t, (key_heads + head) * dk, window, taps, k)
+        make_unit(q, one / f32(math.sqrt(dk)))
+        make_unit(k, one)
+    for t in range(high, SIZE):
+        fill(zero, pairs[t])
+        fill(zero, pairs[SIZE + t])
+
+
+@compiled(inline=False)
+def _transpose(x: Array, out: Array) -> None:
+    """out = x^T, of x [SIZE, n + PADDING], by blocks of rows that stay in the innermost cache."""
+    for t in range(0, SIZE, 16):
+        for i in range(out.shape[0]):
+            for u in range(16):
+                out[i, t + u] = x[t + u, i]
+
+
+@compiled(inline=False)
+def _pair_products(pairs: Array, keys_t: Array, ones: Array, products: Array) -> None:
+    """k k^T, then q k^T, as far as they are read: of the keys after a token, only those in one tile with it."""
+    a, b, c, depth = whole(pairs), whole(keys_t), whole(products), keys_t.shape[0]
+    for j in range(0, SIZE, COLUMNS):
+        for top in (j, SIZE + j):
+            product(below(a, top, 0), below(b, 0, j), depth, ones, zero, below(c, top, j), SIZE - j, COLUMNS)
+
+
+@compiled(inline=False)
+def _values(
+    x: Array,
+    before: int,
+    low: int,
+    high: int,
+    value: int,
+    key_channels: int,
+    window: Array,
     taps: Array,
     rate: Array,
     dt_bias: Array,
-    windows: Array,
-    ends: Array,
-    before: int,
+    values: Array,
+    gates: Gates,
+) -> None:
+    """beta v of tokens low .. high of a chunk, and what gates make of its decay; elsewhere v, beta and g are zero."""
+    dv, value_heads = values.shape[1] - PADDING, rate.shape[0]
+    betas = taps.shape[1] + value_heads * dv + value
+    total = zero
+    for t in range(SIZE):
+        v, beta = values[t, :dv], zero
+        if t >= low and t < high:
+            _convolve(x, before + t, 2 * key_channels + value * dv, window, taps, v)
+            beta = sigmoid(x[before + t, betas])
+            scale(beta, v, v)
+            total += log_decay(x[before + t, betas + value_heads] + dt_bias[value], rate[value])
+        else:
+            fill(zero, v)
+        gates.total[t], gates.beta[t] = total, beta
+    for t in range(SIZE):
+        gates.growth[t] = exp(max(gates.total[t], LOWEST))
+        gates.fade[t] = exp(max(total - gates.total[t], LOWEST))
+        gates.pull[t] = -gates.beta[t] * gates.growth[t]
+
+
+@compiled(inline=False)
+def _weigh(products: Array, gates: Gates, system: Array, reads: Array) -> None:
+    """-diag(beta) L below the diagonal, and tril(q k^T o e^(G_i - G_j)), zero as far above it as a tile reaches."""
+    for i in range(SIZE):
+        _weigh_row(gates.total[i], gates.total[: i + 1], products[SIZE + i, : i + 1], reads[i, : i + 1])
+        _weigh_row(gates.total[i], gates.total[:i], products[i, :i], system[i, :i])
+        scale(-gates.beta[i], system[i, :i], system[i, :i])
+        fill(zero, reads[i, i + 1 : i - i % ROWS + ROWS])
+
+
+@compiled()
+def _weigh_row(total: float, totals: Array, x: Array, out: Array) -> None:
+    """x e^(G_i - G_j), of a row's part up to the diagonal."""
+    for j in range(out.shape[0]):
+        out[j] = x[j] * exp(max(total - totals[j], LOWEST))
+
+
+@compiled(inline=False)
+def _substitute(system: Array, ones: Array, values: Array) -> None:
+    """V' = beta v - ... in place: row i of (I + diag(beta) L) V' = X is x_i and the rows before it, weighed."""
+    dv = values.shape[1] - PADDING
+    a, x = whole(system), whole(values)
+    for top in range(0, SIZE, ROWS):
+        if top > 0:
+            product(below(a, top, 0), x, top, ones, one, below(x, top, 0), ROWS, dv)
+        for i in range(top + 1, top + ROWS):
+            for j in range(top, i):
+                add_scaled(system[i, j], values[j, :dv], values[i, :dv])
+
+
+@compiled(inline=False)
+def _pass(
     pairs: Array,
-    v: Array,
-    decay: Array,
-    beta: Array,
+    system: Array,
+    reads: Array,
+    gates: Gates,
+    ones: Array,
+    empty: bool,
+    values: Array,
+    read: Array,
+    state: Array,
 ) -> None:
-    """Convolution, unit keys and queries, gates of a chunk; all zero on padding. A task is a key head of a row."""
-    batch, heads, size, dv = projected.shape[0], v.shape[0], v.shape[1], v.shape[2]
-    keys, dk = pairs.shape[0], pairs.shape[2]
-    key_heads, share, value_heads = keys // batch, heads // keys, heads // batch
-    betas = taps.shape[1] + value_heads * dv
-    for key in prange(keys):
-        row, head = key // key_heads, key % key_heads
-        x, window = projected[row], windows[row]
-        for t in range(size):
-            token = before + t
-            real = token >= 0 and token < ends[row]
-            k, q = pairs[key, t], pairs[key, size + t]
-            if real:
-                _convolve(x, token, head * dk, window, taps, q)
-                _convolve(x, token, (key_heads + head) * dk, window, taps, k)
-                make_unit(q, one / f32(math.sqrt(dk)))
-                make_unit(k, one)
-            else:
-                fill(zero, q)
-                fill(zero, k)
-            for s in range(share):
-                value, h = head * share + s, key * share + s
-                last = decay[h, t - 1] if t > 0 else zero
-                if real:
-                    _convolve(x, token, 2 * key_heads * dk + value * dv, window, taps, v[h, t])
-                    g = log_decay(x[token, betas + value_heads + value] + dt_bias[value], rate[value])
-                    decay[h, t] = last + g
-                    beta[h, t] = sigmoid(x[token, betas + value])
-                else:
-                    fill(zero, v[h, t])
-                    decay[h, t] = last
-                    beta[h, t] = zero
-
-
-@compiled()
-def _relative_row(total: float, totals: Array, out: Array) -> None:
-    """e^(G_i - G_j), of a row's part up to the diagonal."""
-    for j in range(out.shape[0]):
-        out[j] = exp(max(total - totals[j], LOWEST))
-
-
-@compiled(parallel=True)
-def _solve(products: Array, decay: Array, beta: Array, inverse: Array, scores: Array) -> None:
-    """T = (I + diag(beta) L)^-1 diag(beta) and tril(q k^T o e^(G_i - G_j)), of a chunk's heads.
-
-    L = tril(k k^T o e^(G_i - G_j), -1). T comes row by row, t_i = e_i - sum over j < i of beta_i L_ij t_j, and its
-    columns are scaled at the end. Like the recursion of `triangular`, that forms products of T with parts of L alone.
-    """
-    heads, size = decay.shape
-    share = heads // products.shape[0]
-    for h in prange(heads):
-        same, cross = products[h // share, :size], products[h // share, size:]
-        totals, found, reads = decay[h], inverse[h], scores[h]
-        row = np.empty(size, np.float32)
-        for i in range(size):
-            _relative_row(totals[i], totals[: i + 1], row[: i + 1])
-            multiply(row[: i + 1], cross[i, : i + 1], reads[i, : i + 1])
-            fill(zero, reads[i, i + 1 :])
-            multiply(row[:i], same[i, :i], row[:i])
-            scale(-beta[h, i], row[:i], row[:i])
-            fill(zero, found[i])
-            whole = i - i % 4
-            for j in range(0, whole, 4):
-                add_four(row[j : j + 4], found[j : j + 4], found[i, : j + 4])
-            for j in range(whole, i):
-                add_scaled(row[j], found[j, : j + 1], found[i, : j + 1])
-            found[i, i] = one
-        for i in range(size):
-            multiply(found[i, : i + 1], beta[h, : i + 1], found[i, : i + 1])
-
-
-@compiled()
-def _subtract_scaled(x: Array, factor: float, y: Array, out: Array) -> None:
-    """out = x - factor y."""
-    for j in range(out.shape[0]):
-        out[j] = x[j] - factor * y[j]
-
-
-@compiled(parallel=True)
-def _remaining(v: Array, decay: Array, seen: Array, rest: Array) -> None:
-    """v - e^G (k S), of the heads of a chunk."""
-    heads, size, dv = v.shape
-    share = heads // seen.shape[0]
-    for task in prange(heads * size):
-        h, t = task // size, task % size
-        first = h % share * dv
-        growth = exp(max(decay[h, t], LOWEST))
-        _subtract_scaled(v[h, t], growth, seen[h // share, t, first : first + dv], rest[h, t])
-
-
-@compiled()
-def _output_row(fade: float, update: Array, growth: float, seen: Array, read: Array, kept: Array) -> float:
-    """kept = fade update; read += growth seen; the sum of read^2."""
-    squares = zero
-    for j in range(read.shape[0]):
-        kept[j] = fade * update[j]
-        read[j] += growth * seen[j]
-        squares += read[j] * read[j]
-    return squares
-
-
-@compiled(parallel=True)
-def _finish(
-    projected: Array,
-    norm_weight: Array,
-    eps: float,
-    decay: Array,
-    seen: Array,
-    update: Array,
-    inner: Array,
-    ends: Array,
-    before: int,
-    kept: Array,
-    current: Array,
-    out: Array,
-) -> None:
-    """What follows V' in a chunk: its share that lives on, the faded state, and the gated norm of the output.
+    """A chunk of a head: `read` becomes the output before its norm, `state` [dk, dv] that after the chunk.
 
     Args:
-        projected: [batch, tokens, ...] with the gates in columns channels .. channels + value_heads * dv.
-        decay: G, [heads, size]; seen: (k S, q S), [keys, 2 * size, share * dv]; update: V', [heads, size, dv].
-        inner: tril(q k^T o e^(G_i - G_j)) V', [heads, size, dv].
-        before: tokens of the call before this chunk, less than 0 if it starts before the call does.
-        kept: [keys, size, share * dv], e^(G_C - G) V'; current: [keys, dk, share * dv], e^(G_C) S in place.
-        out: [batch, tokens, value_heads * dv].
+        empty: the state is zero.
+        values: beta v, overwritten.
     """
-    heads, size, dv = update.shape
-    keys, dk = current.shape[0], current.shape[1]
-    share, value_heads = heads // keys, heads // out.shape[0]
-    gates = 2 * (keys // out.shape[0]) * dk + value_heads * dv
-    for h in prange(heads):
-        key, first, row = h // share, h % share * dv, h // value_heads
-        column = h % value_heads * dv
-        last = decay[h, size - 1]
-        for t in range(size):
-            fade = exp(max(last - decay[h, t], LOWEST))
-            growth = exp(max(decay[h, t], LOWEST))
-            squares = _output_row(
-                fade,
-                update[h, t],
-                growth,
-                seen[key, size + t, first : first + dv],
-                inner[h, t],
-                kept[key, t, first : first + dv],
-            )
-            token = before + t
-            if token >= 0 and token < ends[row]:
-                gate = projected[row, token, gates + column : gates + column + dv]
-                gated_norm_row(inner[h, t], squares, gate, norm_weight, eps, out[row, token, column : column + dv])
-        keep = exp(max(last, LOWEST))
-        for i in range(dk):
-            scale(keep, current[key, i, first : first + dv], current[key, i, first : first + dv])
+    dk, dv = pairs.shape[1] - PADDING, values.shape[1] - PADDING
+    k, s, v, o = whole(pairs), whole(state), whole(values), whole(read)
+    if not empty:
+        product(k, s, dk, gates.pull, one, v, SIZE, dv)
+        product(below(k, SIZE, 0), s, dk, gates.growth, zero, o, SIZE, dv)
+    _substitute(system, ones, values)
+    product(whole(reads), v, SIZE, ones, zero if empty else one, o, SIZE, dv, True)
+    for t in range(SIZE):
+        scale(gates.fade[t], values[t, :dv], values[t, :dv])
+    keep = zero if empty else gates.growth[SIZE - 1]
+    product(turned(pairs), v, SIZE, ones, keep, s, dk, dv)
+
+
+@compiled()
+def _keep_window(x: Array, tokens: int, window: Array, out: Array) -> None:
+    """The convolution's window after so many tokens of x [tokens, channels or more]; `out` may be `window`."""
+    size, channels = out.shape
+    for t in range(size):
+        at = tokens - size + t
+        if at >= 0:
+            copy(x[at, :channels], out[t])
+        else:
+            copy(window[size + at], out[t])
+
+
+@compiled(inline=False)
+def _keep_windows(projected: Array, lanes: Array, slots: Array, rows: Rows) -> None:
+    """Leave each row's last inputs in its lane, and those before a checkpoint in its slot."""
+    marks = rows.marks
+    for mark in range(marks.shape[0]):
+        row = marks[mark, 0]
+        _keep_window(projected[row], marks[mark, 1], lanes[rows.lanes[row]], slots[marks[mark, 2]])
+    for row in range(projected.shape[0]):
+        window = lanes[rows.lanes[row]]
+        _keep_window(projected[row], rows.ends[row], window, window)

@@ -43,18 +43,18 @@ def _cache_folder() -> Path:
 CACHE_FOLDER = _cache_folder()
 
 
-def compiled(parallel: bool = False, reorder: bool = True) -> Callable[[Function], Function]:
+def compiled(parallel: bool = False, reorder: bool = True, inline: bool = True) -> Callable[[Function], Function]:
     """Compile a function on its first call, and keep the result for the next process.
 
-    Products are fused into sums; a division by zero gives what IEEE says. A function that is not parallel is made part
-    of whatever calls it.
+    Products are fused into sums; a division by zero gives what IEEE says.
 
     Args:
         reorder: sums may be reordered, without which none over a vector could use vector instructions.
+        inline: make the function part of whatever calls it, unless it is parallel.
     """
     options: dict[str, Any] = {
         "parallel": parallel,
-        "forceinline": not parallel,
+        "forceinline": inline and not parallel,
         "nogil": True,
         "error_model": "numpy",
         "fastmath": {"contract", "nsz"} | ({"reassoc", "arcp"} if reorder else set()),

@@ -16,10 +16,9 @@ pytest.importorskip("numba")
 
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.ops.fused_cpu.delta_net import delta_net_step
-from qwen36_neuron.ops.fused_cpu.delta_net_prefill import Workspace, delta_net_prefill
+from qwen36_neuron.ops.fused_cpu.delta_net_prefill import Entries, Rows, delta_net_prefill
 from qwen36_neuron.ops.fused_cpu.weights import DeltaNetWeights
 from qwen36_neuron.ops.gated_delta_rule import gated_delta_rule_recurrent
-from qwen36_neuron.ops.gated_delta_rule_cpu import StateCopy
 
 CORRELATIONS = (0.0, 0.5, 0.9, 0.99, 1.0)
 BETAS = (0.5, 0.9, 0.99)
@@ -122,11 +121,24 @@ def prefill(
     state: torch.Tensor,
     lengths: Sequence[int] | None = None,
     lead: int = 0,
-    copies: Sequence[StateCopy] = (),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    state = state.clone()
-    lengths = lengths or [x.shape[1]] * x.shape[0]
-    return delta_net_prefill(x, w, window, state, lengths, lead, Workspace(), copies), state
+    fresh: bool = False,
+    slots: Entries | None = None,
+    marks: Sequence[tuple[int, int, int]] = (),
+) -> Result:
+    """In lanes in reverse order, beside one that nobody owns."""
+    batch = x.shape[0]
+    windows, states = (torch.cat((m, torch.full_like(m[:1], 7.0))).flip(0).contiguous() for m in (window, state))
+    lanes = Entries(windows.numpy(), states.numpy())
+    rows = Rows.of(range(batch, 0, -1), lengths or [x.shape[1]] * batch, [fresh] * batch, marks)
+    out = delta_net_prefill(x, w, lanes, slots or empty(0, lanes), rows, lead)
+    assert (windows[0] == 7.0).all()
+    assert (states[0] == 7.0).all()
+    return out, states[1:].flip(0), windows[1:].flip(0)
+
+
+def empty(entries: int, like: Entries) -> Entries:
+    """So many slots that hold nothing yet."""
+    return Entries(*(np.full((entries, *part.shape[1:]), np.nan, np.float32) for part in like))
 
 
 def steps(x: torch.Tensor, w: DeltaNetWeights, window: torch.Tensor, state: torch.Tensor) -> Result:
@@ -169,10 +181,11 @@ def test_lengths_and_leads(tokens: int, lead: int) -> None:
     shape = Shape(key_heads=2)
     weights, (window, state) = weights_of(shape), memory(shape)
     x = inputs_of(shape, weights, tokens, correlation=0.9)
-    out, final = prefill(x, weights, window, state, lead=lead)
+    out, final, left = prefill(x, weights, window, state, lead=lead)
     expected = definition(x, weights, window, state, shape)
     assert_close(out, expected[0])
     assert_close(final, expected[1])
+    assert torch.equal(left, expected[2].float())
 
 
 @pytest.mark.parametrize(
@@ -189,7 +202,7 @@ def test_other_shapes(shape: Shape) -> None:
         for actual in (prefilled, stepped):
             assert_close(actual[0][row : row + 1], expected[0])
             assert_close(actual[1][row : row + 1], expected[1])
-        assert torch.equal(stepped[2][row : row + 1], expected[2].float())
+            assert torch.equal(actual[2][row : row + 1], expected[2].float())
 
 
 def test_padding_changes_nothing() -> None:
@@ -199,50 +212,71 @@ def test_padding_changes_nothing() -> None:
     x = inputs_of(shape, weights, 130, batch=4, correlation=0.99)
     for row, length in enumerate(lengths):
         x[row, length:] = torch.nan
-    out, final = prefill(x, weights, window, state, lengths, lead)
+    out, final, left = prefill(x, weights, window, state, lengths, lead)
     for row, length in enumerate(lengths):
         alone = slice(row, row + 1)
-        own, own_final = prefill(x[alone, :length].contiguous(), weights, window[alone], state[alone], lead=lead)
-        assert_close(out[row, :length], own[0])
-        assert_close(final[row], own_final[0])
+        own = prefill(x[alone, :length].contiguous(), weights, window[alone], state[alone], lead=lead)
+        assert torch.equal(out[row, :length], own[0][0])
+        assert torch.equal(final[row], own[1][0])
+        assert torch.equal(left[row], own[2][0])
         assert (out[row, length:] == 0.0).all()
 
 
-def test_a_cut_at_a_boundary_changes_no_bit_and_states_are_copied_out() -> None:
-    shape = Shape(key_heads=2)
-    weights, (window, state) = weights_of(shape), memory(shape)
-    x = inputs_of(shape, weights, 192, correlation=0.9)
-    copies = [StateCopy(0, chunk, torch.empty(state.shape[1:])) for chunk in (0, 1)]
-    whole, final = prefill(x, weights, window, state, copies=copies)
-    at, parts = 0, []
-    for end, copy in ((BLOCK_SIZE, copies[0]), (2 * BLOCK_SIZE, copies[1]), (192, None)):
-        out, state = prefill(x[:, at:end].contiguous(), weights, window, state)
-        window, at = x[:, end - 3 : end, : shape.channels], end
-        parts.append(out)
-        assert copy is None or torch.equal(copy.target, state[0])
-    assert torch.equal(torch.cat(parts, dim=1), whole)
-    assert torch.equal(state, final)
-
-
-def test_a_fresh_start_is_one_from_zero() -> None:
+def test_a_cut_at_a_boundary_changes_no_bit_and_checkpoints_are_what_lanes_are_there() -> None:
     shape = Shape(key_heads=2)
     weights, (window, state) = weights_of(shape), memory(shape, batch=2)
-    x, states = inputs_of(shape, weights, 150, batch=2), [torch.zeros_like(state), torch.zeros_like(state)]
-    outs = [
-        delta_net_prefill(x, weights, window, own, [150, 20], 0, Workspace(), fresh=fresh)
-        for own, fresh in zip(states, (False, True), strict=True)
-    ]
-    assert torch.equal(*outs)
-    assert torch.equal(*states)
-    assert states[0].any()
+    x = inputs_of(shape, weights, 192, batch=2, correlation=0.9)
+    slots = empty(4, Entries(window.numpy(), state.numpy()))
+    marks = [(0, BLOCK_SIZE, 3), (1, BLOCK_SIZE, 1), (1, 2 * BLOCK_SIZE, 2)]
+    whole = prefill(x, weights, window, state, slots=slots, marks=marks)
+    at, parts = 0, []
+    for end in (BLOCK_SIZE, 2 * BLOCK_SIZE, 192):
+        out, state, window = prefill(x[:, at:end].contiguous(), weights, window, state)
+        at = end
+        parts.append(out)
+        for row, tokens, slot in marks:
+            if tokens == end:
+                assert np.array_equal(slots.states[slot], state[row])
+                assert np.array_equal(slots.windows[slot], window[row])
+    assert torch.equal(torch.cat(parts, dim=1), whole[0])
+    assert torch.equal(state, whole[1])
+    assert torch.equal(window, whole[2])
+    assert np.isnan(slots.states[0]).all()  # a slot that no checkpoint was given
 
 
-def test_a_workspace_of_another_call_holds_nothing() -> None:
-    shape, workspace = Shape(), Workspace()
+def test_a_checkpoint_of_a_short_call_takes_what_came_before_it() -> None:
+    """Its boundary is one token after the call's first: the window is mostly that of the lane."""
+    shape = Shape()
     weights, (window, state) = weights_of(shape), memory(shape)
-    results = []
-    for seed, lead in ((5, 0), (6, 9), (5, 0)):
-        x, own = inputs_of(shape, weights, 100, seed=seed), state.clone()
-        results.append((delta_net_prefill(x, weights, window, own, [100], lead, workspace), own))
-    assert torch.equal(results[0][0], results[2][0])
-    assert torch.equal(results[0][1], results[2][1])
+    x = inputs_of(shape, weights, 5)
+    slots = empty(1, Entries(window.numpy(), state.numpy()))
+    prefill(x, weights, window, state, lead=BLOCK_SIZE - 1, slots=slots, marks=[(0, 1, 0)])
+    expected = definition(x[:, :1], weights, window, state, shape)
+    assert_close(torch.from_numpy(slots.states), expected[1])
+    assert torch.equal(torch.from_numpy(slots.windows), expected[2].float())
+
+
+@pytest.mark.parametrize("length", [20, 64, 150])
+def test_a_fresh_start_is_one_from_zero_whatever_the_lane_holds(length: int) -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x, lengths = inputs_of(shape, weights, 150, batch=2), [150, length]
+    zeroed = prefill(x, weights, window, torch.zeros_like(state), lengths)
+    fresh = prefill(x, weights, window, torch.full_like(state, torch.nan), lengths, fresh=True)
+    assert torch.equal(zeroed[0], fresh[0])
+    assert torch.equal(zeroed[1], fresh[1])
+
+
+@pytest.mark.parametrize(("batch", "shape"), [(1, Shape(2, 3)), (1, Shape(1, 3)), (3, Shape(1, 2))])
+def test_how_heads_are_shared_out_changes_no_bit(batch: int, shape: Shape) -> None:
+    """One thread takes the value heads of a key head together, many take each for itself."""
+    weights, (window, state) = weights_of(shape), memory(shape, batch=batch)
+    x, threads = inputs_of(shape, weights, 130, batch=batch), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = prefill(x, weights, window, state)
+        torch.set_num_threads(batch * shape.value_heads)
+        apart = prefill(x, weights, window, state)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))
