@@ -27,6 +27,15 @@ def prefers_mkl() -> bool:
     return "GenuineIntel" in CPUINFO.read_text(errors="replace")[:4096]
 
 
+def packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies numbers of this kind here: of 16 bits only with the instructions for it."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return dtype == torch.float32
+
+
 class CpuLinear(Linear):
     """y = x W^T with W in the layout that `arrange` gave it."""
 
@@ -38,7 +47,7 @@ class CpuLinear(Linear):
         """Move the loaded weight into the better layout; the plain copy is given up."""
         if prefers_mkl() and self.weight.dtype == torch.float32:
             self.weight.data = self.weight.data.t().contiguous().t()
-        elif torch.backends.mkldnn.is_available():
+        elif packs(self.weight.dtype):
             self.packed = torch.ops.mkldnn._reorder_linear_weight(self.weight.data)
             del self.weight
 

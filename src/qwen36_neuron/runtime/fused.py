@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..cache import HybridCache
 from ..cache.hybrid import LayerStates
 from ..config import BLOCK_SIZE
 from ..model import StepState
@@ -16,16 +17,15 @@ from ..model.deltanet import GatedDeltaNet
 from ..model.mlp import set_activation
 from ..model.norm import set_norm
 from ..model.state import select_tokens
-from ..ops.fused_cpu.delta_net_prefill import Entries, delta_net_prefill
-from ..ops.fused_cpu.delta_net_prefill import Rows as DeltaNetRows
-from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
-from ..ops.fused_cpu.scalar import array, f32, use_threads
+from ..ops.fused_cpu.attention_prefill import attention_prefill, store_keys
+from ..ops.fused_cpu.delta_net_prefill import Entries, StateRows, delta_net_prefill
+from ..ops.fused_cpu.rows import rms_norm, swiglu
+from ..ops.fused_cpu.scalar import Array, array, f32, use_threads
 from ..ops.fused_cpu.weights import DeltaNetWeights
 from .config import RuntimeConfig
-from .cpu import CpuRuntime, paged
+from .cpu import CpuRuntime
 from .cpu_layers import PlainLinear, linear
-from .cpu_state import CpuPrefill, lane_index
-from .fused_decode import DecodeProgram
+from .fused_decode import DecodeProgram, block_tables
 from .step import Row, RowResult
 
 
@@ -61,14 +61,13 @@ class FusedRuntime(CpuRuntime):
         ]
         return FusedPrefill(
             cache=self.cache,
-            lanes=lane_index([row.lane for row in rows]),
-            rows=paged(rows),
-            lengths=lengths,
-            lead=rows[0].start % BLOCK_SIZE,
-            commits=[row.commits for row in rows],
             weights=self._weights,
             projections=self._projections,
-            where=DeltaNetRows.of([row.lane for row in rows], lengths, [row.start == 0 for row in rows], marks),
+            lead=rows[0].start % BLOCK_SIZE,
+            states=StateRows.of([row.lane for row in rows], lengths, [row.start == 0 for row in rows], marks),
+            tables=block_tables(rows),
+            starts=np.array([row.start for row in rows], np.int64),
+            ends=np.array([row.end for row in rows], np.int64),
         )
 
 
@@ -83,27 +82,31 @@ def _weights(block: GatedDeltaNet) -> DeltaNetWeights:
     )
 
 
-def _entries(states: LayerStates) -> Entries:
-    return Entries(array(states.window), array(states.recurrent))
-
-
-@dataclass(slots=True)
-class FusedPrefill(CpuPrefill):
-    """Rows of many tokens. Attention is the plain one between fused norms and gates.
+@dataclass(frozen=True, slots=True)
+class FusedPrefill:
+    """The `StepState` of rows of many tokens, padded on the right.
 
     Attributes:
         weights: small parameters by DeltaNet layer; projections: all input weights of a mixer in one, by layer.
-        where: the rows as DeltaNet layers see them.
+        lead: start % BLOCK_SIZE, the same for all rows.
+        states: the rows as DeltaNet layers see them.
+        tables: int32 [batch, n], the rows' blocks, 0 after a row's last.
+        starts, ends: int64 [batch], tokens of each row before and after the step.
     """
 
+    cache: HybridCache
     weights: dict[int, DeltaNetWeights]
     projections: Sequence[torch.Tensor]
-    where: DeltaNetRows
+    lead: int
+    states: StateRows
+    tables: Array
+    starts: Array
+    ends: Array
 
     def delta_net(self, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
         projected = linear(x, self.projections[block.index])
         lanes, slots = (_entries(states[block.index]) for states in (self.cache.lanes, self.cache.slots))
-        return delta_net_prefill(projected, self.weights[block.index], lanes, slots, self.where, self.lead)
+        return delta_net_prefill(projected, self.weights[block.index], lanes, slots, self.states, self.lead)
 
     def attention(
         self,
@@ -113,13 +116,30 @@ class FusedPrefill(CpuPrefill):
         last: torch.Tensor | None,
     ) -> torch.Tensor:
         """With `last`, queries and gates are projected for the last tokens alone."""
-        sizes = [2 * heads * block.head_dim for heads in (block.query_heads, block.kv_heads)]
-        weight = self.projections[block.index].split(sizes)
-        kv = linear(x, weight[1])
-        k = norm_and_rotate(kv, block.k_norm.weight, block.k_norm.eps, rotary)
+        for_queries, for_keys = self.projections[block.index].split(
+            [2 * heads * block.head_dim for heads in (block.query_heads, block.kv_heads)]
+        )
+        keys, values = (array(half) for half in self.cache.kv[block.index])
+        norm = array(block.k_norm.weight), f32(block.k_norm.eps)
+        kv = array(linear(x, for_keys))
+        store_keys(kv, *norm, *_angles(rotary), self.tables, self.starts, self.ends, keys, values)
+
+        counts = self.ends - self.starts
         if last is not None:
             x, rotary = select_tokens(x, last), (select_tokens(rotary[0], last), select_tokens(rotary[1], last))
-        qg = linear(x, weight[0])
-        q = norm_and_rotate(qg, block.q_norm.weight, block.q_norm.eps, rotary)
-        out = self.attend(block.index, q, k, kv[..., sizes[1] // 2 :].view(k.shape))
-        return gate_heads(out.flatten(2), qg)
+            counts = np.ones_like(counts)
+        norm, qg = (array(block.q_norm.weight), f32(block.q_norm.eps)), array(linear(x, for_queries))
+        out = torch.empty(*x.shape[:2], block.query_heads * block.head_dim)
+        rows = self.tables, self.ends, counts
+        attention_prefill(qg, *norm, *_angles(rotary), *rows, keys, values, array(out))
+        return out
+
+
+def _entries(states: LayerStates) -> Entries:
+    return Entries(array(states.window), array(states.recurrent))
+
+
+def _angles(rotary: tuple[torch.Tensor, torch.Tensor]) -> tuple[Array, Array]:
+    """cos and sin [batch, tokens, 1, dim / 2] without the axis of heads."""
+    cos, sin = (array(table.flatten(1, 2)) for table in rotary)
+    return cos, sin

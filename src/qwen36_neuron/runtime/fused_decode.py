@@ -151,11 +151,7 @@ class DecodeProgram:
         positions = torch.tensor([[row.start] for row in rows])
         cos, sin = (array(table[:, 0, 0]) for table in rotary_tables(positions, self.config.rope, torch.float32))
         lanes, ends = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("lane", "end"))
-        used = [-(-row.end // BLOCK_SIZE) for row in rows]
-        tables = np.zeros((len(rows), max(used)), np.int32)
-        for index, (row, count) in enumerate(zip(rows, used, strict=True)):
-            tables[index, :count] = row.blocks[:count]
-        return StepRows(lanes, ends, tables, cos, sin)
+        return StepRows(lanes, ends, block_tables(rows), cos, sin)
 
     def _make_buffers(self, rows: int) -> Buffers:
         hidden, inner = self.config.hidden_size, self.config.intermediate_size
@@ -170,6 +166,15 @@ class DecodeProgram:
         )
         self._buffers[rows] = made
         return made
+
+
+def block_tables(rows: Sequence[Row]) -> Array:
+    """int32 [rows, n]: the blocks that hold each row's tokens, 0 after its last."""
+    used = [-(-row.end // BLOCK_SIZE) for row in rows]
+    tables = np.zeros((len(rows), max(used)), np.int32)
+    for index, (row, count) in enumerate(zip(rows, used, strict=True)):
+        tables[index, :count] = row.blocks[:count]
+    return tables
 
 
 def _norm(module: RMSNorm) -> Norm:

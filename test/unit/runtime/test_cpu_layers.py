@@ -27,6 +27,20 @@ def test_every_layout_is_the_same_product(mkl: bool, dtype: torch.dtype, monkeyp
         torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, weight), **tolerance)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_stay_as_they_are_where_the_processor_has_no_instructions_for_them(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oneDNN refuses to pack them there."""
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    layer = CpuLayers().column(48, 80)
+    weight = torch.randn(80, 48).to(dtype)
+    layer.load_state_dict({"weight": weight}, assign=True)
+    arrange_layers(layer)
+    x = torch.randn(3, 48).to(dtype)
+    assert torch.equal(layer(x), torch.nn.functional.linear(x, weight))
+
+
 @pytest.mark.parametrize("mkl", [True, False])
 def test_a_weight_as_it_was_loaded(mkl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is part of a larger one."""

@@ -80,11 +80,11 @@ SERVED = """
 import json, sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
-from qwen36_neuron.ops.fused_cpu import attention, delta_net, delta_net_prefill, projections, rows
+from qwen36_neuron.ops.fused_cpu import attention, attention_prefill, delta_net, delta_net_prefill, projections, rows
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Step, open_runtime
 
 def compiled():
-    modules = (attention, delta_net, delta_net_prefill, projections, rows)
+    modules = (attention, attention_prefill, delta_net, delta_net_prefill, projections, rows)
     found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, Dispatcher)}
     return {name: len(value.signatures) for name, value in found.items() if value.targetoptions.get("parallel")}
 

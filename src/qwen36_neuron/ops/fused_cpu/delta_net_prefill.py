@@ -67,7 +67,7 @@ class Gates(NamedTuple):
     pull: Array
 
 
-class Rows(NamedTuple):
+class StateRows(NamedTuple):
     """Where the rows of a call are.
 
     Attributes:
@@ -88,7 +88,7 @@ class Rows(NamedTuple):
         lengths: Sequence[int],
         fresh: Sequence[bool],
         marks: Sequence[tuple[int, int, int]] = (),
-    ) -> Rows:
+    ) -> StateRows:
         return cls(
             np.array(lanes, np.int64),
             np.array(lengths, np.int64),
@@ -98,7 +98,7 @@ class Rows(NamedTuple):
 
 
 def delta_net_prefill(
-    projected: torch.Tensor, weights: DeltaNetWeights, lanes: Entries, slots: Entries, rows: Rows, lead: int
+    projected: torch.Tensor, weights: DeltaNetWeights, lanes: Entries, slots: Entries, rows: StateRows, lead: int
 ) -> torch.Tensor:
     """All between the projections of a block, by chunks of BLOCK_SIZE tokens on absolute positions.
 
@@ -140,7 +140,7 @@ def _run(
     key_heads: int,
     lanes: Entries,
     slots: Entries,
-    rows: Rows,
+    rows: StateRows,
     lead: int,
     group: int,
     out: Array,
@@ -370,7 +370,7 @@ def _keep_window(x: Array, tokens: int, window: Array, out: Array) -> None:
 
 
 @compiled(inline=False)
-def _keep_windows(projected: Array, lanes: Array, slots: Array, rows: Rows) -> None:
+def _keep_windows(projected: Array, lanes: Array, slots: Array, rows: StateRows) -> None:
     """Leave each row's last inputs in its lane, and those before a checkpoint in its slot."""
     marks = rows.marks
     for mark in range(marks.shape[0]):

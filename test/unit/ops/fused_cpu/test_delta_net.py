@@ -16,7 +16,7 @@ pytest.importorskip("numba")
 
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.ops.fused_cpu.delta_net import delta_net_step
-from qwen36_neuron.ops.fused_cpu.delta_net_prefill import Entries, Rows, delta_net_prefill
+from qwen36_neuron.ops.fused_cpu.delta_net_prefill import Entries, StateRows, delta_net_prefill
 from qwen36_neuron.ops.fused_cpu.weights import DeltaNetWeights
 from qwen36_neuron.ops.gated_delta_rule import gated_delta_rule_recurrent
 
@@ -129,7 +129,7 @@ def prefill(
     batch = x.shape[0]
     windows, states = (torch.cat((m, torch.full_like(m[:1], 7.0))).flip(0).contiguous() for m in (window, state))
     lanes = Entries(windows.numpy(), states.numpy())
-    rows = Rows.of(range(batch, 0, -1), lengths or [x.shape[1]] * batch, [fresh] * batch, marks)
+    rows = StateRows.of(range(batch, 0, -1), lengths or [x.shape[1]] * batch, [fresh] * batch, marks)
     out = delta_net_prefill(x, w, lanes, slots or empty(0, lanes), rows, lead)
     assert (windows[0] == 7.0).all()
     assert (states[0] == 7.0).all()
