@@ -19,14 +19,18 @@ from ..model.norm import set_norm
 from ..model.state import select_tokens
 from ..ops.fused_cpu.attention_prefill import attention_prefill, store_keys
 from ..ops.fused_cpu.delta_net_prefill import Entries, StateRows, delta_net_prefill
-from ..ops.fused_cpu.rows import rms_norm, swiglu
+from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.fused_cpu.scalar import Array, array, f32, use_threads
 from ..ops.fused_cpu.weights import DeltaNetWeights
+from ..ops.paged_attention import PagedRow, attend
 from .config import RuntimeConfig
 from .cpu import CpuRuntime
 from .cpu_layers import PlainLinear, linear
 from .fused_decode import DecodeProgram, block_tables
 from .step import Row, RowResult
+
+SHORT = 1024
+"""Tokens up to which all of attention is one call; beyond, torch's is as fast or faster."""
 
 
 class FusedRuntime(CpuRuntime):
@@ -45,6 +49,11 @@ class FusedRuntime(CpuRuntime):
         self._weights = {block.index: _weights(block) for block in blocks}
         self._program = DecodeProgram(self.model, self.cache, self._weights)
         self._projections = [layer.in_proj.tensor for layer in self._program.layers]
+
+    def warm_up(self) -> None:
+        super().warm_up()
+        both, one = torch.ones(1, 1, 4), torch.ones(1, 1, 1, 1)
+        gate_heads(norm_and_rotate(both, torch.ones(2), 1.0, (one, one)).flatten(2), both)  # of long sequences alone
 
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         use_threads(torch.get_num_threads())  # said to each thread that calls
@@ -128,11 +137,24 @@ class FusedPrefill:
         if last is not None:
             x, rotary = select_tokens(x, last), (select_tokens(rotary[0], last), select_tokens(rotary[1], last))
             counts = np.ones_like(counts)
-        norm, qg = (array(block.q_norm.weight), f32(block.q_norm.eps)), array(linear(x, for_queries))
-        out = torch.empty(*x.shape[:2], block.query_heads * block.head_dim)
+        qg = linear(x, for_queries)
+        if self.ends.max() > SHORT:
+            return self._attend_far(block, qg, rotary, counts)
+        norm, out = (array(block.q_norm.weight), f32(block.q_norm.eps)), torch.empty(*qg.shape[:2], qg.shape[2] // 2)
         rows = self.tables, self.ends, counts
-        attention_prefill(qg, *norm, *_angles(rotary), *rows, keys, values, array(out))
+        attention_prefill(array(qg), *norm, *_angles(rotary), *rows, keys, values, array(out))
         return out
+
+    def _attend_far(
+        self, block: Attention, qg: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], counts: Array
+    ) -> torch.Tensor:
+        """Attention of each row's last `counts` tokens by torch, between a fused norm and a fused gate."""
+        q = norm_and_rotate(qg, block.q_norm.weight, block.q_norm.eps, rotary)
+        out = torch.zeros_like(q)  # padding must stay finite: a NaN would pass through beta = 0
+        for row, count in enumerate(counts.tolist()):
+            where = PagedRow.of(self.tables[row].tolist(), int(self.starts[row]), int(self.ends[row]))
+            out[row, :count] = attend(q[row, :count], self.cache.kv[block.index], where)
+        return gate_heads(out.flatten(2), qg)
 
 
 def _entries(states: LayerStates) -> Entries:

@@ -16,6 +16,7 @@ pytest.importorskip("numba")
 from qwen36_neuron import runtime as package
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Commit, Output, Row, Runtime, RuntimeConfig, Step, cpu_kernels, open_runtime
+from qwen36_neuron.runtime import fused as fused_runtime
 from qwen36_neuron.runtime.cpu import CpuRuntime
 
 LANES = 12
@@ -26,12 +27,18 @@ def opened(folder: Path, kernels: str) -> Runtime:
     return open_runtime(RuntimeConfig(model=folder, kernels=kernels, **sizes))  # type: ignore[arg-type]
 
 
-def test_any_steps_give_what_plain_torch_gives(demo_checkpoint: Path) -> None:
+@pytest.mark.parametrize("short", [fused_runtime.SHORT, 128])
+def test_any_steps_give_what_plain_torch_gives(
+    short: int, demo_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Prompts and decode in one step, batches on both sides of what fused projections take, lanes in any order.
+
+    All prefill attention in one call, and only that of sequences of up to 128 tokens.
 
     Tolerance: 5e-5 on logits of about one. Both sides carry their roundings through eight layers and, in the states,
     from step to step: transformers' own prefill and decode of such a model differ by 2e-5 after one prompt.
     """
+    monkeypatch.setattr(fused_runtime, "SHORT", short)
     plain, fused = opened(demo_checkpoint, "torch"), opened(demo_checkpoint, "fused")
     draw = random.Random(0)
     held: dict[int, int] = {}
@@ -95,6 +102,7 @@ prompts = {2: 1, 3: 64, 4: 200, 5: 3, 7: 130}
 blocks = {lane: range(8 * lane, 8 * lane + 8) for lane in prompts}
 run.run(Step(tuple(Row(str(n), n, [5] * prompts[n], 0, blocks[n], output=Output.ALL_LOGITS) for n in prompts)))
 run.run(Step(tuple(Row(str(n), n, [1], prompts[n], blocks[n]) for n in prompts)))
+run.run(Step((Row("8", 8, [1] * 1100, 0, range(100, 118)),)))
 run.run(Step((Row("2", 2, [1] * 90, 2, blocks[2], commits=(Commit(64, 1),)),)))
 run.run(Step(tuple(Row(str(n), n, [5] * 70, 0, (8 * n, 8 * n + 1)) for n in (1, 9, 11)), (1, 9, 11)))
 run.run(Step(tuple(Row(str(n), n, [1], 70, (8 * n, 8 * n + 1)) for n in (1, 9, 11))))

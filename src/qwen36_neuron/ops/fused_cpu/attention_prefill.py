@@ -18,7 +18,7 @@ from .rows import gate_row
 from .scalar import Array, compiled, exp, f32, one, zero
 from .vectors import copy, fill, norm_row, rotate_row, scale
 
-QUERIES = 64
+QUERIES = 128
 """Queries of a task, one of each head that shares the keys of a token."""
 
 SPAN = 2

@@ -16,7 +16,7 @@ from qwen36_neuron.ops.activation import swiglu as plain_swiglu
 from qwen36_neuron.ops.fused_cpu import scalar
 from qwen36_neuron.ops.fused_cpu.attention import attention_step
 from qwen36_neuron.ops.fused_cpu.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
-from qwen36_neuron.ops.fused_cpu.rows import rms_norm, swiglu
+from qwen36_neuron.ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from qwen36_neuron.ops.norm import rms_norm as plain_rms_norm
 from qwen36_neuron.ops.rope import apply_rotary
 
@@ -60,6 +60,19 @@ def test_rms_norm_and_swiglu(shape: tuple[int, ...]) -> None:
     exact = F.silu(x[..., :half].double()) * x[..., half:].double()
     assert (swiglu(x) - exact).abs().max() <= 2e-6
     assert (swiglu(x) - plain_swiglu(x)).abs().max() <= 2e-6
+
+
+def test_norm_and_rotate_and_the_gate() -> None:
+    batch, tokens, heads, size = 2, 5, 3, 96
+    x, weight = normal(batch, tokens, 2 * heads * size), 1 + 0.2 * normal(size, seed=1)
+    angles = normal(batch, tokens, 1, 16, seed=2)
+    rotary = angles.cos(), angles.sin()
+    own = x[..., : heads * size].unflatten(2, (heads, size))
+    expected = apply_rotary(exact_norm(own, weight), *(table.double() for table in rotary))
+    assert (norm_and_rotate(x, weight, EPS, rotary) - expected).abs().max() <= 4e-6
+    mixed = normal(batch, tokens, heads * size, seed=3)
+    gated = mixed.double() * torch.sigmoid(x[..., heads * size :].double())
+    assert (gate_heads(mixed, x) - gated).abs().max() <= 2e-6
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 7, 8, 9, 17])
