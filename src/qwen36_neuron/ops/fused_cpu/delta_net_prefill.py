@@ -298,19 +298,28 @@ def _values(
 
 @compiled(inline=False)
 def _weigh(products: Array, gates: Gates, system: Array, reads: Array) -> None:
-    """-diag(beta) L below the diagonal, and tril(q k^T o e^(G_i - G_j)), zero as far above it as a tile reaches."""
+    """-diag(beta) L below the diagonal (on it, what nobody reads), and tril(q k^T o e^(G_i - G_j)), zero as far above it as a tile reaches."""
     for i in range(SIZE):
-        _weigh_row(gates.total[i], gates.total[: i + 1], products[SIZE + i, : i + 1], reads[i, : i + 1])
-        _weigh_row(gates.total[i], gates.total[:i], products[i, :i], system[i, :i])
-        scale(-gates.beta[i], system[i, :i], system[i, :i])
-        fill(zero, reads[i, i + 1 : i - i % ROWS + ROWS])
+        end = i + 1
+        _weigh_row(
+            gates.total[i],
+            gates.total[:end],
+            -gates.beta[i],
+            products[i, :end],
+            products[SIZE + i, :end],
+            system[i, :end],
+            reads[i, :end],
+        )
+        fill(zero, reads[i, end : i - i % ROWS + ROWS])
 
 
 @compiled()
-def _weigh_row(total: float, totals: Array, x: Array, out: Array) -> None:
-    """x e^(G_i - G_j), of a row's part up to the diagonal."""
-    for j in range(out.shape[0]):
-        out[j] = x[j] * exp(max(total - totals[j], LOWEST))
+def _weigh_row(total: float, totals: Array, factor: float, same: Array, cross: Array, row: Array, read: Array) -> None:
+    """factor x e^(G_i - G_j) of k k^T, and x e^(G_i - G_j) of q k^T, up to the diagonal."""
+    for j in range(totals.shape[0]):
+        decay = exp(max(total - totals[j], LOWEST))
+        row[j] = factor * same[j] * decay
+        read[j] = cross[j] * decay
 
 
 @compiled(inline=False)
