@@ -26,6 +26,7 @@ from .vectors import (
     convolve_four,
     copy,
     dot,
+    fetch,
     fill,
     gated_norm_row,
     make_unit,
@@ -36,6 +37,9 @@ from .weights import DeltaNetWeights
 
 LOWEST = f32(FAINTEST)
 SIZE = BLOCK_SIZE
+
+AHEAD = 4
+"""Tokens that inputs are asked for ahead of their use."""
 
 PAIR_COST = 0.7
 """Work on a key head's keys and queries in a chunk, of the work on one value head."""
@@ -189,6 +193,8 @@ def _run(
                 first = value * dv
                 z = taps.shape[1] + first
                 for t in range(low, high):
+                    if t + AHEAD < high:
+                        fetch(x[before + t + AHEAD, z : z + dv])
                     o, gate = read[t, :dv], x[before + t, z : z + dv]
                     gated_norm_row(o, dot(o, o), gate, norm_weight, eps, out[row, before + t, first : first + dv])
             for mark in range(rows.marks.shape[0]):
@@ -233,6 +239,9 @@ def _unit_pairs(
     """
     dk = pairs.shape[1] - PADDING
     for t in range(low, high):
+        if t + AHEAD < high:
+            fetch(x[before + t + AHEAD, head * dk : (head + 1) * dk])
+            fetch(x[before + t + AHEAD, (key_heads + head) * dk : (key_heads + head + 1) * dk])
         k, q = pairs[t, :dk], pairs[SIZE + t, :dk]
         _convolve(x, before + t, head * dk, window, taps, q)
         _convolve(x, before + t, (key_heads + head) * dk, window, taps, k)
@@ -279,11 +288,13 @@ def _values(
     """beta v of tokens low .. high of a chunk, and what gates make of its decay; elsewhere v, beta and g are zero."""
     dv, value_heads = values.shape[1] - PADDING, rate.shape[0]
     betas = taps.shape[1] + value_heads * dv + value
-    total = zero
+    first, total = 2 * key_channels + value * dv, zero
     for t in range(SIZE):
         v, beta = values[t, :dv], zero
         if t >= low and t < high:
-            _convolve(x, before + t, 2 * key_channels + value * dv, window, taps, v)
+            if t + AHEAD < high:
+                fetch(x[before + t + AHEAD, first : first + dv])
+            _convolve(x, before + t, first, window, taps, v)
             beta = sigmoid(x[before + t, betas])
             scale(beta, v, v)
             total += log_decay(x[before + t, betas + value_heads] + dt_bias[value], rate[value])
@@ -298,7 +309,10 @@ def _values(
 
 @compiled(inline=False)
 def _weigh(products: Array, gates: Gates, system: Array, reads: Array) -> None:
-    """-diag(beta) L below the diagonal (on it, what nobody reads), and tril(q k^T o e^(G_i - G_j)), zero as far above it as a tile reaches."""
+    """-diag(beta) L below the diagonal, and tril(q k^T o e^(G_i - G_j)), zero as far above it as a tile reaches.
+
+    On the diagonal of the first is what nobody reads.
+    """
     for i in range(SIZE):
         end = i + 1
         _weigh_row(

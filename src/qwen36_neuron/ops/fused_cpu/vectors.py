@@ -8,11 +8,48 @@ over. Such a part of a contiguous array is known to be contiguous; a part of a p
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .scalar import Array, compiled, f32, one, silu, zero
 
 L2_EPS = f32(1e-6)
 """Of `gated_delta_rule.L2_EPS`."""
+
+
+LINE = 16
+"""Numbers of a cache line."""
+
+
+@intrinsic
+def _fetch_line(_context: Any, x: Any, at: Any) -> Any:
+    """Ask for the cache line of number `at` of x [n]."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        array, index = arguments
+        place = builder.gep(context.make_array(signature.args[0])(context, builder, array).data, [index])
+        byte, integer = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, integer, integer, integer])
+        call = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        to_read, to_keep, data = (ir.Constant(integer, value) for value in (0, 3, 1))
+        builder.call(call, [builder.bitcast(place, byte), to_read, to_keep, data])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), generate
+
+
+@compiled()
+def fetch(x: Array) -> None:
+    """Ask for a vector that will be read soon, where the processor does not see it coming.
+
+    It foresees the next lines of what is being read, but not a part of the next row, which lies in another page.
+    """
+    for j in range(0, x.shape[0], LINE):
+        _fetch_line(x, j)
 
 
 @compiled()
