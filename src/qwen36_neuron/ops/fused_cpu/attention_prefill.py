@@ -61,7 +61,7 @@ def store_keys(
 
 @compiled(inline=False)
 def _turn_queries(
-    qg: Array, weight: Array, eps: float, cos: Array, sin: Array, kv: int, group: int, heads: int, out: Array
+    qg: Array, weight: Array, eps: float, cos: Array, sin: Array, kv: int, group: int, out: Array
 ) -> None:
     """Normed, rotated and scaled queries of tokens qg [tokens, ...], into the columns of out [n, ...]."""
     size = out.shape[0]
@@ -157,7 +157,7 @@ def attention_prefill(
             seen = ends[row] - counts[row] + first + 1  # keys that the first token sees
             queries = np.zeros((size, width + PADDING), np.float32)
             _turn_queries(
-                qg[row, first:stop], weight, eps, cos[row, first:stop], sin[row, first:stop], kv, group, heads, queries
+                qg[row, first:stop], weight, eps, cos[row, first:stop], sin[row, first:stop], kv, group, queries
             )
             read = np.zeros((width, size + PADDING), np.float32)
             peak, total = np.full(width, LOWEST, np.float32), np.zeros(width, np.float32)

@@ -111,14 +111,6 @@ def activate_all(x: Array) -> None:
 
 
 @compiled()
-def add_four(factors: Array, rows: Array, out: Array) -> None:
-    """out += factors^T rows, of rows [4, n or more]: `out` is loaded and stored once for the four."""
-    a, b, c, d = factors[0], factors[1], factors[2], factors[3]
-    for j in range(out.shape[0]):
-        out[j] += a * rows[0, j] + b * rows[1, j] + c * rows[2, j] + d * rows[3, j]
-
-
-@compiled()
 def convolve_four(a: Array, b: Array, c: Array, d: Array, first: int, taps: Array, out: Array) -> None:
     """silu of channels first .. first + n of four tokens [channels], oldest first, times taps [4, channels]."""
     end = first + out.shape[0]
