@@ -13,13 +13,15 @@ from numba import prange
 
 from ...config import BLOCK_SIZE
 from .attention import LOWEST
-from .product import COLUMNS, PADDING, Part, below, product, turned, whole
+from .product import COLUMNS, FULL, PADDING, Part, below, product, turned, whole
 from .rows import gate_row
-from .scalar import Array, compiled, exp, f32, one, zero
+from .scalar import Array, compiled, exp, f32, i64, one, zero
 from .vectors import copy, fill, norm_row, rotate_row, scale
 
 QUERIES = 128
 """Queries of a task, one of each head that shares the keys of a token."""
+
+BLOCK = i64(BLOCK_SIZE)
 
 SPAN = 2
 """Blocks of keys between two corrections of what has been summed."""
@@ -194,11 +196,11 @@ def _attend(
         for b in range(0, count, BLOCK_SIZE):
             slot = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
             block = Part(memory, (slot * kv_heads + kv) * size, kv_heads * size, 1)
-            product(block, whole(queries), size, ones, zero, below(whole(scores), b, 0), BLOCK_SIZE, width)
+            product(block, whole(queries), size, ones, zero, below(whole(scores), b, 0), BLOCK, width, FULL)
         _soften(scores, count, seen - start, group, peak, total, read)
         for b in range(0, count, BLOCK_SIZE):
             slot = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
-            many = min(BLOCK_SIZE, count - b)
+            many = min(BLOCK, count - b)
             for t in range(many):
                 copy(values[slot + t, kv], held[t, :size])
-            product(below(by_query, 0, b), whole(held), many, ones, one, whole(read), width, size)
+            product(below(by_query, 0, b), whole(held), many, ones, one, whole(read), width, size, FULL)

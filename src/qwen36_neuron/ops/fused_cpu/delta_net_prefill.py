@@ -17,8 +17,8 @@ from numba import prange
 
 from ...config import BLOCK_SIZE
 from ..gated_delta_rule_cpu import FAINTEST
-from .product import COLUMNS, PADDING, ROWS, below, product, turned, whole
-from .scalar import Array, array, compiled, exp, f32, log_decay, one, sigmoid, zero
+from .product import COLUMNS, FULL, LOWER, PADDING, ROWS, below, product, turned, whole
+from .scalar import Array, array, compiled, exp, f32, i64, log_decay, one, sigmoid, zero
 from .vectors import (
     activate_all,
     add_product,
@@ -36,7 +36,7 @@ from .vectors import (
 from .weights import DeltaNetWeights
 
 LOWEST = f32(FAINTEST)
-SIZE = BLOCK_SIZE
+SIZE = i64(BLOCK_SIZE)
 
 AHEAD = 4
 """Tokens that inputs are asked for ahead of their use."""
@@ -235,7 +235,7 @@ def _unit_pairs(
 ) -> None:
     """Keys, then queries, of tokens low .. high of a chunk, convolved and of unit length; queries also by dk^-0.5.
 
-    Zero elsewhere: a chunk that is not full is a call's first or last, and before the first all is zero.
+    Other tokens keep what is there, which need only be finite: their beta is zero and their outputs are not read.
     """
     dk = pairs.shape[1] - PADDING
     for t in range(low, high):
@@ -247,9 +247,6 @@ def _unit_pairs(
         _convolve(x, before + t, (key_heads + head) * dk, window, taps, k)
         make_unit(q, one / f32(math.sqrt(dk)))
         make_unit(k, one)
-    for t in range(high, SIZE):
-        fill(zero, pairs[t])
-        fill(zero, pairs[SIZE + t])
 
 
 @compiled(inline=False)
@@ -267,7 +264,7 @@ def _pair_products(pairs: Array, keys_t: Array, ones: Array, products: Array) ->
     a, b, c, depth = whole(pairs), whole(keys_t), whole(products), keys_t.shape[0]
     for j in range(0, SIZE, COLUMNS):
         for top in (j, SIZE + j):
-            product(below(a, top, 0), below(b, 0, j), depth, ones, zero, below(c, top, j), SIZE - j, COLUMNS)
+            product(below(a, top, 0), below(b, 0, j), depth, ones, zero, below(c, top, j), SIZE - j, COLUMNS, FULL)
 
 
 @compiled(inline=False)
@@ -343,7 +340,7 @@ def _substitute(system: Array, ones: Array, values: Array) -> None:
     a, x = whole(system), whole(values)
     for top in range(0, SIZE, ROWS):
         if top > 0:
-            product(below(a, top, 0), x, top, ones, one, below(x, top, 0), ROWS, dv)
+            product(below(a, top, 0), x, top, ones, one, below(x, top, 0), ROWS, dv, FULL)
         for i in range(top + 1, top + ROWS):
             for j in range(top, i):
                 add_scaled(system[i, j], values[j, :dv], values[i, :dv])
@@ -370,14 +367,14 @@ def _pass(
     dk, dv = pairs.shape[1] - PADDING, values.shape[1] - PADDING
     k, s, v, o = whole(pairs), whole(state), whole(values), whole(read)
     if not empty:
-        product(k, s, dk, gates.pull, one, v, SIZE, dv)
-        product(below(k, SIZE, 0), s, dk, gates.growth, zero, o, SIZE, dv)
+        product(k, s, dk, gates.pull, one, v, SIZE, dv, FULL)
+        product(below(k, SIZE, 0), s, dk, gates.growth, zero, o, SIZE, dv, FULL)
     _substitute(system, ones, values)
-    product(whole(reads), v, SIZE, ones, zero if empty else one, o, SIZE, dv, True)
+    product(whole(reads), v, SIZE, ones, zero if empty else one, o, SIZE, dv, LOWER)
     for t in range(SIZE):
         scale(gates.fade[t], values[t, :dv], values[t, :dv])
     keep = zero if empty else gates.growth[SIZE - 1]
-    product(turned(pairs), v, SIZE, ones, keep, s, dk, dv)
+    product(turned(pairs), v, SIZE, ones, keep, s, dk, dv, FULL)
 
 
 @compiled()

@@ -15,15 +15,18 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .scalar import Array, compiled, zero
+from .scalar import Array, compiled, i64, zero
 
 WIDE = bool(binding.get_host_cpu_features().get("avx512f"))
 
 LANES = 16 if WIDE else 8
 """fp32 numbers of a vector. Where registers are shorter, LLVM makes a vector of several."""
 
-ROWS, COLUMNS = (8 if WIDE else 4), 2 * LANES
+ROWS, COLUMNS = i64(8 if WIDE else 4), i64(2 * LANES)
 """Numbers of a tile: with a row of B and a number of A it nearly fills the registers, 32 of 512 bits or 16 of 256."""
+
+FULL, LOWER = i64(0), i64(1)
+"""What a `product`'s A is."""
 
 PADDING = 16
 """Numbers to add to a row of a matrix.
@@ -146,23 +149,24 @@ def below(x: Part, rows: int, columns: int) -> Part:
 
 @compiled(inline=False)
 def product(
-    a: Part, b: Part, depth: int, scales: Array, keep: float, c: Part, rows: int, columns: int, lower: bool = False
+    a: Part, b: Part, depth: int, scales: Array, keep: float, c: Part, rows: int, columns: int, shape: int
 ) -> None:
     """C = keep C + diag(scales) A B; if `keep` is 0, C is not read.
 
     Args:
         a: [rows, depth]; b: [depth, columns] and c: [rows, columns], both of step 1; scales: [rows].
-        lower: A is lower triangular; it must be zero above its diagonal as far as a tile reaches, ROWS - 1 numbers.
+        shape: FULL, or LOWER for a lower triangular A, which must be zero above its diagonal as far as a tile reaches,
+            ROWS - 1 numbers.
     """
     whole_rows, whole_columns = rows - rows % ROWS, columns - columns % COLUMNS
     for j in range(0, whole_columns, COLUMNS):
         for i in range(0, whole_rows, ROWS):
-            deep = min(depth, i + ROWS) if lower else depth
+            deep = min(depth, i + ROWS) if shape == LOWER else depth
             _tile(below(a, i, 0), below(b, 0, j), deep, scales, i, keep, below(c, i, j))
     for i in range(rows):  # what is left at the right and at the bottom
         for j in range(whole_columns if i < whole_rows else 0, columns):
             total = zero
-            for k in range(min(depth, i + 1) if lower else depth):
+            for k in range(min(depth, i + 1) if shape == LOWER else depth):
                 total += a.memory[a.at + i * a.row + k * a.step] * b.memory[b.at + k * b.row + j]
             at = c.at + i * c.row + j
             c.memory[at] = scales[i] * total + (keep * c.memory[at] if keep != zero else zero)

@@ -21,6 +21,9 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 f32: Any = np.float32
 """To Numba a type; to a type checker, what makes a number that passes for a float."""
 
+i64: Any = np.int64
+"""Likewise of sizes. A plain constant is a type of its own to Numba, which would compile a function anew for each."""
+
 one = f32(1.0)
 zero = f32(0.0)
 

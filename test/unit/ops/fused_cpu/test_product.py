@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from qwen36_neuron.ops.fused_cpu.product import COLUMNS, PADDING, ROWS, Part, below, product, turned, whole
+from qwen36_neuron.ops.fused_cpu.product import COLUMNS, FULL, LOWER, PADDING, ROWS, Part, below, product, turned, whole
 from qwen36_neuron.ops.fused_cpu.scalar import Array, compiled
 
 EDGES = ((ROWS, COLUMNS), (3 * ROWS, 2 * COLUMNS), (1, 1), (ROWS - 1, COLUMNS - 1), (ROWS + 1, COLUMNS + 1), (64, 100))
@@ -27,11 +27,11 @@ def _run(
     left: int,
     rows: int,
     columns: int,
-    lower: bool,
+    shape: int,
 ) -> None:
     """The product of matrices that lie `top` rows and `left` columns inside larger ones."""
     first = below(turned(a) if transposed else whole(a), top, left)
-    product(first, below(whole(b), top, left), depth, scales, keep, below(whole(c), top, left), rows, columns, lower)
+    product(first, below(whole(b), top, left), depth, scales, keep, below(whole(c), top, left), rows, columns, shape)
 
 
 def operands(rows: int, columns: int, depth: int, seed: int = 0) -> tuple[Array, Array, Array, Array]:
@@ -62,7 +62,7 @@ def test_parts_of_matrices(rows: int, columns: int, depth: int, keep: float, tra
     before, a_held = held.copy(), inside(a)
     if transposed:
         a_held = np.ascontiguousarray(inside(a.T, 3, 2))
-    _run(a_held, transposed, inside(b), depth, scales, np.float32(keep), held, 2, 3, rows, columns, False)
+    _run(a_held, transposed, inside(b), depth, scales, np.float32(keep), held, 2, 3, rows, columns, FULL)
     wide = scales[:, None].astype(np.float64)
     expected = wide * (a.astype(np.float64) @ b) + (keep * c if keep else 0.0)
     found = held[2 : 2 + rows, 3 : 3 + columns].copy()
@@ -80,7 +80,7 @@ def test_a_lower_triangle_is_read_no_further_than_a_tile(rows: int, columns: int
         reached[rows - rows % ROWS :] = np.arange(rows - rows % ROWS, rows) + 1
     a = np.where(np.arange(rows)[None, :] <= np.arange(rows)[:, None], a, 0.0).astype(np.float32)
     held = np.where(np.arange(rows)[None, :] < reached[:, None], a, np.nan).astype(np.float32)
-    _run(held, False, b, rows, scales, np.float32(1.0), c_held := c.copy(), 0, 0, rows, columns, True)
+    _run(held, False, b, rows, scales, np.float32(1.0), c_held := c.copy(), 0, 0, rows, columns, LOWER)
     expected = scales[:, None].astype(np.float64) * (a.astype(np.float64) @ b) + c
     assert np.abs(c_held - expected).max() <= 1e-5
 
