@@ -39,6 +39,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/lint-imports --no-logo
 
 typecheck: $(READY)
 	$(BIN)/mypy

@@ -27,11 +27,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from qwen36_neuron.apc.traces import TRACES
+import qwen36_lab.apc
+from qwen36_lab.apc.traces import TRACES
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 
-SIZES = Path(__file__).with_name("qwen36_27b.json")
+SIZES = Path(qwen36_lab.apc.__file__).with_name("qwen36_27b.json")
 SLOTS = [8, 16, 64]
 
 
@@ -66,8 +67,8 @@ def replay(
     trace: list[str], slots: list[int], kv_ratio: float, seed: int, model: Path, keep: bool, out: Path, console: Console
 ) -> None:
     """Write traces.json and traces.png."""
-    from _apc_plot import plot
-    from _apc_traces import run
+    from qwen36_lab.apc.plot import plot
+    from qwen36_lab.apc.replay import run
 
     origin, path = provenance("modelled").as_dict(), out / "traces.json"
     cells = []
@@ -86,7 +87,7 @@ def limit(
     trace: list[str], slots: list[int], kv_ratio: float, seed: int, model: Path, out: Path, console: Console
 ) -> None:
     """Write bound-SEED.json."""
-    from _apc_bound import run
+    from qwen36_lab.apc.bound import run
 
     found = run(named(trace), slots, kv_ratio, seed, model, out / "traces.json", console)
     path = out / f"bound-{seed}.json"
@@ -105,8 +106,7 @@ def named(traces: list[str]) -> list[str]:
 
 def measure(checkpoint: Path | None, threads: int, rounds: int, out: Path, console: Console) -> None:
     """Write serve.json."""
-    from _apc_serve import run
-
+    from qwen36_lab.apc.served import run
     from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 
     with tempfile.TemporaryDirectory() as scratch:

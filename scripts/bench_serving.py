@@ -21,13 +21,13 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from _serving_flops import FORMULA, matmul_peak, prefill_flops
-from _serving_http import HttpServer
-from _serving_plot import plot
-from _serving_sides import RemoteSide, SideConfig, random_prompts
 from rich.console import Console
 from rich.table import Table
 
+from qwen36_lab.serving.flops import FORMULA, matmul_peak, prefill_flops
+from qwen36_lab.serving.http import HttpServer
+from qwen36_lab.serving.plot import plot
+from qwen36_lab.serving.sides import RemoteSide, SideConfig, random_prompts
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.provenance import provenance

@@ -20,10 +20,10 @@ from rich.progress import track
 from rich.table import Table
 from transformers import AutoTokenizer
 
-from qwen36_neuron.demo.drafting import acceptance
-from qwen36_neuron.demo.evaluation import Probe, recall_probes, skill_probes
-from qwen36_neuron.demo.measure import OwnRuntime, Transformers, score
-from qwen36_neuron.demo.network import Network
+from qwen36_lab.demo.drafting import acceptance
+from qwen36_lab.demo.evaluation import Probe, recall_probes, skill_probes
+from qwen36_lab.demo.measure import OwnRuntime, Transformers, score
+from qwen36_lab.demo.network import Network
 from qwen36_neuron.provenance import provenance
 
 SCORES = ("right", "exact", "valid")

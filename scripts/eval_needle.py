@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from qwen36_neuron.demo.coherence import loops
-from qwen36_neuron.demo.evaluation import ANSWER_ROOM, RECALL
-from qwen36_neuron.demo.filler import sentence
+from qwen36_lab.demo.coherence import loops
+from qwen36_lab.demo.evaluation import ANSWER_ROOM, RECALL
+from qwen36_lab.demo.filler import sentence
 from qwen36_neuron.provenance import provenance
 
 matplotlib.use("Agg")

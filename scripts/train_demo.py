@@ -18,6 +18,10 @@ import typer
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from qwen36_lab.demo.evaluation import recall_probes, skill_probes
+from qwen36_lab.demo.mixture import Rows
+from qwen36_lab.demo.training import Trainer, TrainingConfig, exact
+from qwen36_lab.demo.vocabulary import build_demo_tokenizer
 from qwen36_neuron.checkpoint.maker import (
     CheckpointSpec,
     config_json,
@@ -27,10 +31,6 @@ from qwen36_neuron.checkpoint.maker import (
 )
 from qwen36_neuron.checkpoint.names import HEAD, MTP_PREFIX, TEXT_PREFIXES
 from qwen36_neuron.config import ModelConfig
-from qwen36_neuron.demo.evaluation import recall_probes, skill_probes
-from qwen36_neuron.demo.mixture import Rows
-from qwen36_neuron.demo.training import Trainer, TrainingConfig, exact
-from qwen36_neuron.demo.vocabulary import build_demo_tokenizer
 
 SHARD_BYTES = 15 << 20
 QUICK_DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -121,7 +121,7 @@ def curve(
     log: Annotated[Path, typer.Argument(help="log.jsonl of a run")], to: Annotated[Path, typer.Argument()]
 ) -> None:
     """Draw the loss curve of a run."""
-    from _demo_plot import plot  # matplotlib is not needed where the training runs
+    from qwen36_lab.demo.plot import plot  # matplotlib is not needed where the training runs
 
     plot(log, to)
 

@@ -24,13 +24,13 @@ from typing import Annotated, Any
 
 import httpx
 import typer
-from _validate_kernels import Outcome, cases, neuron_device, run
-from _validate_memory import memory
-from _validate_server import QUICK, Check, Server, Sizes, coherence, decode_rate, prefix_reuse
 from rich.console import Console
 from rich.table import Table
 
 from nki_kernels.interpreter.install import real_nki_present
+from qwen36_lab.validation.kernels import Outcome, cases, neuron_device, run
+from qwen36_lab.validation.memory import memory
+from qwen36_lab.validation.server import QUICK, Check, Server, Sizes, coherence, decode_rate, prefix_reuse
 from qwen36_neuron.provenance import provenance
 
 
