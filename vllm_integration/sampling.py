@@ -11,13 +11,14 @@ from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.torch_utils import make_tensor_with_pad
 from vllm.v1.core.sched.output import GrammarOutput
-from vllm.v1.outputs import LogprobsLists
-from vllm.v1.sample.logits_processor import BatchUpdate, build_logitsprocs
+from vllm.v1.outputs import LogprobsLists, LogprobsTensors
+from vllm.v1.sample.logits_processor import build_logitsprocs
 from vllm.v1.sample.metadata import SamplingMetadata
 from vllm.v1.sample.sampler import Sampler
 
 from qwen36_neuron.runtime import Output, Sampling
 
+from .batch import SampledRows
 from .requests import RequestState
 
 GREEDY_BELOW = 1e-5
@@ -76,7 +77,7 @@ class HostSampler:
         custom = tuple(vllm_config.model_config.logits_processors or ())
         self.has_custom_processors = bool(custom)
         self._processors = build_logitsprocs(vllm_config, torch.device("cpu"), False, False, custom)
-        self._rows: tuple[RequestState, ...] = ()
+        self._rows = SampledRows()
 
     def sample(
         self, rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput | None
@@ -93,24 +94,52 @@ class HostSampler:
         """
         if grammar is not None:
             apply_grammar(rows, logits, grammar)
-        self._update_processors(tuple(rows))
-        output = self.sampler(logits, self._metadata(rows))
-        logprobs = output.logprobs_tensors
-        return output.sampled_token_ids[:, 0].tolist(), logprobs.tolists() if logprobs is not None else None
-
-    def _update_processors(self, rows: tuple[RequestState, ...]) -> None:
-        """Logits processors keep state by row; tell them when the rows are not those of the last call."""
-        update = None
-        if [id(state) for state in rows] != [id(state) for state in self._rows]:
-            update = BatchUpdate(
-                batch_size=len(rows),
-                removed=list(range(len(self._rows) - 1, len(rows) - 1, -1)),
-                added=[(i, state.params, state.prompt, state.output) for i, state in enumerate(rows)],
-                moved=[],
-            )
-            self._rows = rows
+        update = self._rows.update(rows)
         for processor in self._processors.all:
             processor.update_state(update)
+        place = {id(state): i for i, state in enumerate(rows)}
+        order = [place[id(state)] for state in self._rows.states]
+        if order != list(range(len(rows))):
+            logits = logits[order]
+        sampled, table = self._sample(self._rows.states, logits)
+        back = torch.tensor(order).argsort()
+        logprobs = None if table is None else LogprobsTensors(*(column[back] for column in table[:3])).tolists()
+        return sampled[back].tolist(), logprobs
+
+    def _sample(
+        self, rows: Sequence[RequestState], logits: torch.Tensor
+    ) -> tuple[torch.Tensor, LogprobsTensors | None]:
+        """The same in the order in which the processors keep their state. Token ids are int64 [rows]."""
+        output = self.sampler(logits, self._metadata(rows))
+        sampled, scores = output.sampled_token_ids[:, 0].long(), output.logprobs_tensors
+        return sampled, None if scores is None else self._logprobs(rows, scores.logprobs, sampled)
+
+    def _logprobs(self, rows: Sequence[RequestState], scores: torch.Tensor, sampled: torch.Tensor) -> LogprobsTensors:
+        """Of every row the sampled token, then the tokens that its request names, or else the most likely ones.
+
+        vLLM's sampler gives the whole batch the named tokens of one request. A row has as many columns as the widest;
+        what is beyond its own number is not read.
+
+        Args:
+            scores: [rows, vocab], what the requests are to see.
+            sampled: int64 [rows].
+        """
+        named = {i: ids for i, state in enumerate(rows) if (ids := state.params.logprob_token_ids)}
+        best = max((self._count(state.params) for i, state in enumerate(rows) if i not in named), default=0)
+        table = self.sampler.gather_logprobs(scores, best, sampled)
+        width = max((len(ids) for ids in named.values()), default=0)
+        extra = (0, max(0, width - best))
+        ids = torch.nn.functional.pad(table.logprob_token_ids, extra)
+        values = torch.nn.functional.pad(table.logprobs, extra, value=-torch.inf)
+        for i, wanted in named.items():
+            columns = slice(1, 1 + len(wanted))
+            ids[i, columns] = torch.tensor(wanted, dtype=ids.dtype)
+            values[i, columns] = scores[i, wanted]
+        return LogprobsTensors(ids, values, table.selected_token_ranks)
+
+    def _count(self, params: SamplingParams) -> int:
+        """How many of the most likely tokens the request wants the log-probabilities of."""
+        return self.vocab_size if params.logprobs == -1 else params.logprobs or 0
 
     def _metadata(self, rows: Sequence[RequestState]) -> SamplingMetadata:
         params = [state.params for state in rows]
@@ -120,7 +149,7 @@ class HostSampler:
         )
         top_k = [p.top_k if 0 < p.top_k < self.vocab_size else self.vocab_size for p in params]
         top_p = [p.top_p for p in params]
-        num_logprobs = [self.vocab_size if p.logprobs == -1 else p.logprobs for p in params if p.logprobs is not None]
+        wants_scores = any(p.num_logprobs is not None for p in params)
         return SamplingMetadata(
             temperature=None if all(greedy) else torch.tensor([p.temperature for p in params]),
             all_greedy=all(greedy),
@@ -128,7 +157,7 @@ class HostSampler:
             top_p=torch.tensor(top_p) if min(top_p) < 1.0 else None,
             top_k=torch.tensor(top_k, dtype=torch.int32) if min(top_k) < self.vocab_size else None,
             generators={i: state.generator for i, state in enumerate(rows) if state.generator is not None},
-            max_num_logprobs=max(num_logprobs, default=None),
+            max_num_logprobs=-1 if wants_scores else None,  # all of them: what a row gets of them is not vLLM's choice
             no_penalties=no_penalties,
             prompt_token_ids=None if no_penalties else self._prompts(rows),
             frequency_penalties=torch.tensor([p.frequency_penalty for p in params]),
@@ -138,7 +167,6 @@ class HostSampler:
             allowed_token_ids_mask=self._forbidden(params),
             bad_words_token_ids={i: p.bad_words_token_ids for i, p in enumerate(params) if p.bad_words_token_ids},
             logitsprocs=self._processors,
-            logprob_token_ids={i: p.logprob_token_ids for i, p in enumerate(params) if p.logprob_token_ids} or None,
         )
 
     def _prompts(self, rows: Sequence[RequestState]) -> torch.Tensor:

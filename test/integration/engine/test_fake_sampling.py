@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from engine import Engine, greedy
 from fake_runtime import expected_logits, expected_tokens
 from vllm import SamplingParams
 from vllm.v1.core.sched.output import GrammarOutput
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
 from qwen36_neuron.runtime import Output
 from vllm_integration.requests import RequestState
@@ -170,3 +172,78 @@ def test_grammar_rows_are_found_by_request():
     apply_grammar(rows, logits, GrammarOutput(["a", "b"], bitmask))
     allowed = [(row > -torch.inf).nonzero().flatten().tolist() for row in logits]
     assert allowed == [list(range(64)), [32], list(range(64)), [1, 2]]
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"])
+def test_a_neighbour_that_names_tokens_changes_nobody_else(fake_engine, mode):
+    served = fake_engine(num_gpu_blocks_override=60, max_num_seqs=8, max_logprobs=512, logprobs_mode=mode)
+    prompts = [text(90, seed) for seed in range(6)]
+    wanted = [
+        greedy(COUNT, logprobs=3),
+        greedy(COUNT, logprob_token_ids=[7, 300, 2, 11, 12]),
+        greedy(COUNT),
+        greedy(COUNT, logprobs=0),
+        greedy(COUNT, logprobs=1, logprob_token_ids=[511]),
+        greedy(COUNT, logprobs=-1),
+    ]
+    jobs = list(zip(prompts, wanted, strict=True))
+    together = mixed(served, jobs)
+    for job, output in zip(jobs, together, strict=True):
+        alone = mixed(served, [job])[0]
+        found = output.outputs[0].logprobs
+        assert found == alone.outputs[0].logprobs
+        if job[1].num_logprobs is None:
+            continue
+        tokens = list(output.outputs[0].token_ids)
+        for i, entries in enumerate(found):
+            logits = expected_logits(job[0] + tokens[:i])
+            expected = logits if mode.endswith("logits") else logits.log_softmax(-1)
+            count = 512 if job[1].logprobs == -1 else max(job[1].logprobs or 0, 1)
+            named = job[1].logprob_token_ids or expected.topk(count).indices.tolist()
+            assert set(entries) == {tokens[i], *named}
+            assert all(e.logprob == pytest.approx(float(expected[t]), abs=1e-5) for t, e in entries.items())
+
+
+class CountdownProcessor(LogitsProcessor):
+    """Forces the tokens 100, 101, 102, ... of a request, by a count that it keeps itself from the first on."""
+
+    updates: ClassVar[list[BatchUpdate]] = []
+
+    def __init__(self, *_) -> None:
+        self.counts: dict[int, int] = {}
+        self.updates.clear()
+
+    def is_argmax_invariant(self) -> bool:
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        if batch_update is not None:
+            self.updates.append(batch_update)
+            for row in batch_update.removed:
+                del self.counts[row]
+            for row, _, _, output in batch_update.added:
+                assert output == []
+                self.counts[row] = 99
+            for source, target, direction in batch_update.moved:
+                assert direction is MoveDirectionality.UNIDIRECTIONAL
+                self.counts[target] = self.counts.pop(source)
+        for row in self.counts:
+            self.counts[row] += 1
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        assert sorted(self.counts) == list(range(len(logits)))
+        logits.fill_(-torch.inf)
+        logits[range(len(logits)), [self.counts[row] for row in range(len(logits))]] = 0.0
+        return logits
+
+
+def test_a_stateful_processor_is_told_of_changes_only(fake_engine):
+    """Requests come and go; none is announced twice, and each keeps the count that the processor keeps for it."""
+    served = fake_engine(num_gpu_blocks_override=60, max_num_seqs=4, logits_processors=[CountdownProcessor])
+    lengths = [3, 9, 1, 6, 2, 7, 5, 4, 8]
+    outputs = mixed(served, [(text(20 + i, i), greedy(n, logprobs=0)) for i, n in enumerate(lengths)])
+    for n, output in zip(lengths, outputs, strict=True):
+        assert list(output.outputs[0].token_ids) == list(range(100, 100 + n))
+        assert [list(entries) for entries in output.outputs[0].logprobs] == [[100 + i] for i in range(n)]
+    assert sum(len(update.added) for update in CountdownProcessor.updates) == len(lengths)
+    assert any(update.moved for update in CountdownProcessor.updates)
