@@ -32,7 +32,7 @@ from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 from qwen36_neuron.runtime.config import DType
-from qwen36_neuron.runtime.step import Output, Row, Step
+from qwen36_neuron.step import Output, Row, Step
 
 VARIANTS = {
     "fp8-mlp": frozenset({"mlp"}),

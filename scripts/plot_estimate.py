@@ -17,11 +17,11 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot
 
-from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.config import ModelConfig
-from qwen36_neuron.estimate.delta_rule import DeltaRuleCost, Prefill, RowByRow
-from qwen36_neuron.estimate.model import Estimate, single_sequence
-from qwen36_neuron.estimate.report import CAVEAT, estimate_json
+from qwen36_neuron.graph.profile import Profile
+from qwen36_neuron.planning.delta_rule import DeltaRuleCost, Prefill, RowByRow
+from qwen36_neuron.planning.estimate import Estimate, single_sequence
+from qwen36_neuron.planning.report import CAVEAT, estimate_json
 from qwen36_neuron.provenance import provenance
 
 PUBLISHED: dict[str, dict[str, list[float]]] = {

@@ -18,11 +18,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .cache.plan import GIB, Plan, PlanRequest, WeightFormat
+from .checkpoint.weight_format import WeightFormat
 from .cli_compare import compare_models
 from .config import BLOCK_SIZE, ModelConfig
 from .errors import ConfigError
 from .ops.kernels import CpuKernels
+from .planning.plan import GIB, Plan, PlanRequest
 
 commands = typer.Typer(help="Qwen3.6 on AWS Trainium2, and on a CPU.", no_args_is_help=True, add_completion=False)
 
@@ -196,10 +197,10 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print how fast a profile would run on a trn2.3xlarge, and what binds each phase. Everything is modelled."""
-    from .artifact.profile import Profile
-    from .estimate import report
-    from .estimate.delta_rule import DeltaRuleCost, Prefill, RowByRow
-    from .estimate.model import Estimate, single_sequence
+    from .graph.profile import Profile
+    from .planning import report
+    from .planning.delta_rule import DeltaRuleCost, Prefill, RowByRow
+    from .planning.estimate import Estimate, single_sequence
 
     sizes = Profile.load(profile)
     kernel: DeltaRuleCost = RowByRow() if baseline else Prefill()

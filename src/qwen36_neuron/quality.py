@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .config import BLOCK_SIZE
 from .errors import ConfigError
-from .runtime.step import Output, Row, Runtime, Step
+from .step import Output, Row, Runtime, Step
 
 LOWEST, HIGHEST = 1e-12, 1e3
 """Divergences outside are counted at the end of the histogram that they are beyond, in nats."""

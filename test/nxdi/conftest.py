@@ -45,11 +45,11 @@ def parallel_state(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture
 def make_options() -> Callable[..., Any]:
-    """NeuronOptions of the tests' artifact, with changes."""
-    from qwen36_neuron.nxdi.buckets import Buckets
-    from qwen36_neuron.nxdi.options import NeuronOptions
+    """GraphOptions of the tests' artifact, with changes."""
+    from qwen36_neuron.graph.buckets import Buckets
+    from qwen36_neuron.graph.options import GraphOptions
 
-    def make(**changes: Any) -> NeuronOptions:
+    def make(**changes: Any) -> GraphOptions:
         settings: dict[str, Any] = {
             "max_model_len": 512,
             "num_lanes": 4,
@@ -58,7 +58,7 @@ def make_options() -> Callable[..., Any]:
             "dtype": "float32",
             "buckets": Buckets.grid(BUCKETS, BUCKETS, BUCKETS),
         }
-        return NeuronOptions(**(settings | changes))
+        return GraphOptions(**(settings | changes))
 
     return make
 

@@ -85,11 +85,11 @@ def rows(prefill: bool, active: int, prefix: int, lanes: int) -> list[Any]:
 
 def options(checkpoint_dtype: str) -> Any:
     """Sizes of the graphs that are lowered."""
-    from qwen36_neuron.nxdi.buckets import Buckets
-    from qwen36_neuron.nxdi.options import NeuronOptions
+    from qwen36_neuron.graph.buckets import Buckets
+    from qwen36_neuron.graph.options import GraphOptions
 
     buckets = Buckets.grid((128, 256), (256,), (256, 512))
-    return NeuronOptions(
+    return GraphOptions(
         max_model_len=257,
         num_lanes=4,
         num_blocks=17,
@@ -111,7 +111,7 @@ def application(checkpoint: Path, dtype: str) -> Any:
 
 def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     """Lower one graph, look at it, run it, and compare with the same module run eagerly."""
-    from qwen36_neuron.nxdi.inputs import decode_inputs, graph_inputs
+    from qwen36_neuron.graph.inputs import decode_inputs, graph_inputs
 
     instance = wrapper.get_model_instance()
     instance.load_module()

@@ -19,10 +19,10 @@ from neuronx_distributed.parallel_layers.parallel_state import initialize_model_
 from rig.container import CpuContainer  # noqa: E402
 from rows import rows  # noqa: E402
 
+from qwen36_neuron.graph.buckets import Buckets  # noqa: E402
+from qwen36_neuron.graph.options import GraphOptions  # noqa: E402
 from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM  # noqa: E402
-from qwen36_neuron.nxdi.buckets import Buckets  # noqa: E402
 from qwen36_neuron.nxdi.config import Qwen36InferenceConfig  # noqa: E402
-from qwen36_neuron.nxdi.options import NeuronOptions  # noqa: E402
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=count, rank=mine)
     initialize_model_parallel(tensor_model_parallel_size=count, skip_collective_init=True)
     buckets = Buckets.grid((128, 256), (128, 512), (512,))
-    options = NeuronOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, dtype="float32")
+    options = GraphOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, dtype="float32")
     app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
     CpuContainer(app, mine)
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
 from qwen36_neuron.runtime import Commit, Output, Row, Step
 
 from .conftest import BUCKETS

@@ -16,8 +16,8 @@ from neuronx_distributed_inference.utils.hf_adapter import load_pretrained_confi
 
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.graph.compiler import decode_options, prefill_options
 from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
-from qwen36_neuron.nxdi.compiler import decode_options, prefill_options
 from qwen36_neuron.nxdi.config import UNSUPPORTED, Qwen36InferenceConfig, Qwen36NeuronConfig
 from qwen36_neuron.nxdi.register import register
 

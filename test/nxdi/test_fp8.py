@@ -19,13 +19,13 @@ from qwen36_neuron.artifact import build
 from qwen36_neuron.artifact.audit import LaunchArguments, audit
 from qwen36_neuron.artifact.check import check
 from qwen36_neuron.artifact.manifest import read_manifest
-from qwen36_neuron.artifact.profile import Profile
-from qwen36_neuron.cache.plan import WeightFormat
 from qwen36_neuron.checkpoint.conversion import FORMATS, Conversion, part_of
 from qwen36_neuron.checkpoint.fp8 import BLOCK, STORED
 from qwen36_neuron.checkpoint.maker import write_weights
 from qwen36_neuron.checkpoint.quantiser import Quantiser
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.graph.profile import Profile
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 
 from .support import BLOCKS, last, logits, neuron

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from qwen36_neuron.artifact.check import check
-from qwen36_neuron.artifact.profile import Profile
-from qwen36_neuron.cache.plan import WeightFormat
 from qwen36_neuron.checkpoint.conversion import FORMATS, Conversion
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 from qwen36_neuron.checkpoint.quantiser import Quantiser
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.graph.profile import Profile
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 
 from .support import BLOCKS, last, logits, neuron

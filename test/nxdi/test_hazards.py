@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.inputs import DecodeInputs, PrefillInputs
 from qwen36_neuron.nxdi.config import Qwen36NeuronConfig
-from qwen36_neuron.nxdi.inputs import DecodeInputs, PrefillInputs
 from qwen36_neuron.nxdi.instance import check_fp32
 from qwen36_neuron.runtime import Commit, Row, Step
 

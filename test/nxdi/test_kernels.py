@@ -15,9 +15,9 @@ import torch
 
 from nki_kernels.interpreter import launch
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.options import GraphOptions
 from qwen36_neuron.nxdi.config import Qwen36InferenceConfig
-from qwen36_neuron.nxdi.options import NeuronOptions
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Step, open_runtime
 
 from .rig.container import CpuContainer
@@ -40,7 +40,7 @@ from .test_runtime import test_opened_from_a_folder, test_results_are_what_was_a
 
 
 @pytest.fixture
-def make_options(make_options: Callable[..., NeuronOptions]) -> Callable[..., NeuronOptions]:
+def make_options(make_options: Callable[..., GraphOptions]) -> Callable[..., GraphOptions]:
     """The tests' options with kernels. The tiny checkpoint has one key head, which two cores cannot share."""
     return lambda **changes: make_options(**({"kernels": "nki", "logical_cores": 1} | changes))
 
@@ -62,7 +62,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[str, int]]:
 def test_two_cores_a_rank(
     demo_checkpoint: Path,
     parallel_state: None,
-    make_options: Callable[..., NeuronOptions],
+    make_options: Callable[..., GraphOptions],
     launches: Counter[tuple[str, int]],
     tokens: list[int],
 ) -> None:
@@ -130,7 +130,7 @@ def test_the_artifact_keeps_the_choice_and_a_start_must_agree(load: Callable[...
 
 
 def test_what_the_kernels_do_not_take_is_refused(
-    make_app: Callable[..., Any], make_options: Callable[..., NeuronOptions]
+    make_app: Callable[..., Any], make_options: Callable[..., GraphOptions]
 ) -> None:
     with pytest.raises(ConfigError, match="1 DeltaNet key heads a rank must be a multiple of 2 on 2 physical cores"):
         make_app(logical_cores=2)

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 import torch
 
-from qwen36_neuron.nxdi.options import NeuronOptions
+from qwen36_neuron.graph.options import GraphOptions
 from qwen36_neuron.ops.nki import NkiKernels
 
 from .test_hazards import test_no_shape_or_branch_depends_on_data, test_unused_inputs  # noqa: F401
 
 
 @pytest.fixture
-def make_options(make_options: Callable[..., NeuronOptions]) -> Callable[..., NeuronOptions]:
+def make_options(make_options: Callable[..., GraphOptions]) -> Callable[..., GraphOptions]:
     """The tests' options with kernels."""
     return lambda **changes: make_options(**({"kernels": "nki", "logical_cores": 1} | changes))
 

@@ -44,7 +44,7 @@ def test_logits_are_fetched_before_the_next_call(
     load: Callable[..., Any], tokens: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device may use the memory of a graph's outputs again. Two rows with a checkpoint each take two calls."""
-    from qwen36_neuron.nxdi.logits import Logits
+    from qwen36_neuron.graph.logits import Logits
 
     container = load(decode_commits=1)
     runtime = neuron(container)
@@ -66,7 +66,7 @@ def test_logits_are_fetched_before_the_next_call(
 
 
 def test_a_prompt_longer_than_any_bucket(load: Callable[..., Any], cpu: Any, tokens: list[int]) -> None:
-    from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
+    from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
 
     container = load(buckets=Buckets((PrefillBucket(128, 512),), (512,)))
     row = last(1, tokens[:509], 0, BLOCKS)

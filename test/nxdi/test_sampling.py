@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.graph.sampling import parameter_tensor
 from qwen36_neuron.ops.sampling import UNDECIDED, sample_all
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Sampling, Step, StepError, open_runtime
-from qwen36_neuron.runtime.choose import parameter_tensor
 
 from .support import BLOCKS, logits, neuron
 
@@ -47,7 +47,7 @@ def cpu(tiny_checkpoint: Any) -> Any:
 @pytest.fixture
 def fetched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows of logits each fetch took from the device."""
-    from qwen36_neuron.nxdi.logits import Logits
+    from qwen36_neuron.graph.logits import Logits
 
     counts: list[int] = []
     fetch = Logits.fetch

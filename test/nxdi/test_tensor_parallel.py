@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
+from qwen36_neuron.graph.sampling import parameter_tensor
 from qwen36_neuron.ops.sampling import sample_all
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step, open_runtime
-from qwen36_neuron.runtime.choose import parameter_tensor
 
 from .conftest import SOURCES
 from .rows import sampling

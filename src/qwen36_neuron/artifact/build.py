@@ -9,11 +9,11 @@ from pathlib import Path
 
 from nki_kernels.interpreter.install import real_nki_present
 
-from ..cache.plan import WeightFormat
 from ..checkpoint.conversion import FORMATS, Conversion
 from ..checkpoint.fp8 import Scales
 from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
 from ..checkpoint.quantiser import Quantiser, read_manifest, verify
+from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
 from ..ops.kernels import NeuronKernels
 from .check import Checked, check

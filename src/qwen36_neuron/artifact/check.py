@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..cache.plan import GIB, Plan
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
+from ..graph.profile import Profile
 from ..ops.kernels import check_shapes
+from ..planning.plan import GIB, Plan, plan_profile
 from .graphs import PREFILL, Graph, graphs
-from .profile import Profile
 
 SMALLEST_PREFILL = 128
 SPILLING_PREFILL = 2048
@@ -57,7 +57,7 @@ def check(profile: Profile, model: ModelConfig) -> Checked:
     Raises:
         ConfigError: the model cannot be split or run in these sizes at all.
     """
-    plan, listed = profile.plan(model), graphs(profile, model)
+    plan, listed = plan_profile(profile, model), graphs(profile, model)
     findings = [
         *_memory(plan),
         *_buckets(profile),

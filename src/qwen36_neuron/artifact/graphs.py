@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import BLOCK_SIZE, ModelConfig
-from ..nxdi.compiler import decode_options, prefill_options
-from ..nxdi.inputs import DecodeInputs, PrefillInputs, empty_decode, empty_prefill
-from .profile import Profile
+from ..graph.compiler import decode_options, prefill_options
+from ..graph.inputs import DecodeInputs, PrefillInputs, empty_decode, empty_prefill
+from ..graph.profile import Profile
 
 PREFILL, DECODE = "context_encoding_model", "token_generation_model"
 """NxDI's tags."""

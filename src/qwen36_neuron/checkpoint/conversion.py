@@ -11,7 +11,7 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from ..cache.plan import WeightFormat
+from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
 from .files import DTYPES, FP8, INDEX, PUBLISHED_SCALE, SCALE, SINGLE, scaled_weight
 from .fp8 import BLOCK, Scales

@@ -14,19 +14,19 @@ from neuronx_distributed_inference.models.model_wrapper import CONTEXT_ENCODING_
 from safetensors.torch import save_file
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ..cache.plan import WeightFormat
 from ..checkpoint.load import load_weights
 from ..checkpoint.names import canonical_name
 from ..checkpoint.sharding import arrange
-from ..runtime.step import Row
-from .batch import batch_rows
-from .compiler import CompilerOptions, decode_options, prefill_options
+from ..checkpoint.weight_format import WeightFormat
+from ..graph.batch import batch_rows
+from ..graph.compiler import CompilerOptions, decode_options, prefill_options
+from ..graph.inputs import decode_groups, prefill_pieces
+from ..graph.logits import Logits
+from ..graph.options import GraphOptions
+from ..step import Row
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import lay_out
-from .inputs import decode_groups, prefill_pieces
-from .logits import Logits
 from .model import NETWORK, RANK_PARAMETERS, NeuronQwen36Model
-from .options import NeuronOptions
 from .wrapper import Qwen36ModelWrapper
 
 
@@ -57,8 +57,8 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         return Qwen36ModelWrapper
 
     @cached_property
-    def options(self) -> NeuronOptions:
-        options: NeuronOptions = self.neuron_config.options
+    def options(self) -> GraphOptions:
+        options: GraphOptions = self.neuron_config.options
         return options
 
     # ---- the graphs --------------------------------------------------------------------------------------------------

@@ -10,13 +10,13 @@ from typing import Any
 
 from neuronx_distributed_inference.models.config import InferenceConfig, NeuronConfig
 
-from ..cache.plan import WeightFormat
 from ..checkpoint.fp8 import BLOCK, Scales
+from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
+from ..graph.buckets import Buckets
+from ..graph.options import GraphOptions
 from ..ops.kernels import check_shapes
-from .buckets import Buckets
-from .options import NeuronOptions
 
 UNSUPPORTED: dict[str, tuple[object, str]] = {
     "async_mode": (
@@ -56,16 +56,16 @@ UNSUPPORTED: dict[str, tuple[object, str]] = {
 
 
 class Qwen36NeuronConfig(NeuronConfig):
-    """NxDI's device settings, derived from `NeuronOptions`.
+    """NxDI's device settings, derived from `GraphOptions`.
 
     Built either from `options`, or, as NxDI's own tools do, from NxDI's settings alone.
     """
 
-    def __init__(self, options: NeuronOptions | dict[str, Any] | None = None, **settings: Any) -> None:
+    def __init__(self, options: GraphOptions | dict[str, Any] | None = None, **settings: Any) -> None:
         if options is None:
             options = options_from_settings(settings)
         elif isinstance(options, dict):
-            options = NeuronOptions.from_json(options)
+            options = GraphOptions.from_json(options)
         self.qwen36: dict[str, Any] = options.to_json()  # plain, because NxDI writes this object to JSON
         settings.pop("qwen36", None)
         for name, (value, reason) in UNSUPPORTED.items():
@@ -96,12 +96,12 @@ class Qwen36NeuronConfig(NeuronConfig):
         super().__init__(**{**settings, **derived, **fixed})
 
     @property
-    def options(self) -> NeuronOptions:
+    def options(self) -> GraphOptions:
         """What the artifact is compiled for."""
-        return NeuronOptions.from_json(self.qwen36)
+        return GraphOptions.from_json(self.qwen36)
 
 
-def quantisation(options: NeuronOptions) -> dict[str, Any]:
+def quantisation(options: GraphOptions) -> dict[str, Any]:
     """NxDI's settings of FP8 weights: which of our layers NxD exchanges for its quantised ones, and their scales."""
     if not options.quantised_layers:
         return {"quantized": False}
@@ -119,11 +119,11 @@ def quantisation(options: NeuronOptions) -> dict[str, Any]:
     }
 
 
-def options_from_settings(settings: dict[str, Any]) -> NeuronOptions:
+def options_from_settings(settings: dict[str, Any]) -> GraphOptions:
     """Our options from the settings that NxDI's tools give; its buckets become a full grid."""
     saved = settings.get("qwen36")
     if saved is not None:
-        return NeuronOptions.from_json(saved)
+        return GraphOptions.from_json(saved)
     length = int(settings.get("seq_len", 128))
     lanes = int(settings.get("batch_size", 1))
     positions = -(-length // BLOCK_SIZE) * BLOCK_SIZE
@@ -131,7 +131,7 @@ def options_from_settings(settings: dict[str, Any]) -> NeuronOptions:
     prefix = settings.pop("prefix_buckets", None) or [positions]
     decode = settings.pop("token_generation_buckets", None) or [positions]
     dtype = str(settings.get("torch_dtype", "bfloat16")).removeprefix("torch.")
-    return NeuronOptions(
+    return GraphOptions(
         max_model_len=length,
         num_lanes=lanes,
         num_blocks=int(settings.get("pa_num_blocks", lanes * positions // BLOCK_SIZE)) + 1,
@@ -176,7 +176,7 @@ class Qwen36InferenceConfig(InferenceConfig):
         return Qwen36NeuronConfig
 
     @classmethod
-    def from_checkpoint(cls, folder: str | Path, options: NeuronOptions, **settings: Any) -> Qwen36InferenceConfig:
+    def from_checkpoint(cls, folder: str | Path, options: GraphOptions, **settings: Any) -> Qwen36InferenceConfig:
         """Read a checkpoint's config.json directly, so that no transformers release has to know the model.
 
         Raises:

@@ -7,8 +7,8 @@ from neuronx_distributed.parallel_layers.mappings import reduce_from_tensor_mode
 from torch import nn
 
 from ..config import ModelConfig
+from ..graph.options import GraphOptions
 from ..ops.nki import MLP_TOKENS, NkiKernels
-from .options import NeuronOptions
 
 PARTS = ("gate", "up", "down")
 
@@ -39,7 +39,7 @@ class Fp8MLP(nn.Module):
         return y
 
 
-def set_mlp(network: nn.Module, config: ModelConfig, options: NeuronOptions) -> None:
+def set_mlp(network: nn.Module, config: ModelConfig, options: GraphOptions) -> None:
     """Put the kernel in the place of every MLP of a network that has no weights yet."""
     for layer in network.layers:  # type: ignore[union-attr]
         layer.mlp = Fp8MLP(config, options.tp_degree, NkiKernels(options.logical_cores))

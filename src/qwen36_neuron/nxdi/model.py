@@ -6,17 +6,17 @@ import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
+from ..cache.banks import HybridCacheManager
+from ..graph.inputs import DecodeInputs, PrefillInputs
+from ..graph.state import GraphDecode, GraphPrefill
 from ..model import Qwen36Model
 from ..model.norm import set_gated_norm
 from ..ops.kernels import open_kernels
 from ..ops.sampling import draw
-from .cache import HybridCacheManager
 from .candidates import candidates, gathered
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import set_mlp
-from .inputs import DecodeInputs, PrefillInputs
 from .layers import NxdLayers
-from .state import GraphDecode, GraphPrefill
 
 NETWORK = "network."
 """What the network's parameter names start with in this module."""

@@ -8,8 +8,7 @@ from functools import cached_property
 import torch
 from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
 
-from ..runtime.step import Row
-from .inputs import (
+from ..graph.inputs import (
     DecodeInputs,
     PrefillInputs,
     decode_inputs,
@@ -18,9 +17,10 @@ from .inputs import (
     graph_inputs,
     prefill_inputs,
 )
+from ..graph.logits import Logits
+from ..graph.options import GraphOptions
+from ..step import Row
 from .instance import Qwen36ModelInstance
-from .logits import Logits
-from .options import NeuronOptions
 
 
 class Qwen36ModelWrapper(ModelWrapper):
@@ -36,8 +36,8 @@ class Qwen36ModelWrapper(ModelWrapper):
     lazy_logits = False
 
     @cached_property
-    def options(self) -> NeuronOptions:
-        options: NeuronOptions = self.neuron_config.options
+    def options(self) -> GraphOptions:
+        options: GraphOptions = self.neuron_config.options
         return options
 
     @property

@@ -4,8 +4,7 @@ from importlib.util import find_spec
 
 from ..errors import ConfigError
 from ..ops.kernels import CpuKernels
-from .config import RuntimeConfig
-from .step import (
+from ..step import (
     Capacity,
     Commit,
     DeviceError,
@@ -19,6 +18,7 @@ from .step import (
     StepError,
     StepResult,
 )
+from .config import RuntimeConfig
 
 __all__ = [
     "Capacity",

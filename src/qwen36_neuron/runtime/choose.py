@@ -2,24 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
-from ..ops.sampling import GREEDY, sample_all
-from .step import Row, Sampling
-
-
-def parameters(sampling: Sampling | None) -> tuple[float, ...]:
-    """A row of sampling parameters in the order of `ops.sampling.COLUMNS`."""
-    if sampling is None:
-        return GREEDY
-    return (sampling.temperature, float(sampling.top_k), sampling.top_p, sampling.min_p, sampling.uniform)
-
-
-def parameter_tensor(samplings: Sequence[Sampling | None]) -> torch.Tensor:
-    """fp32 [rows, columns]."""
-    return torch.tensor([parameters(sampling) for sampling in samplings], dtype=torch.float32)
+from ..graph.sampling import parameter_tensor
+from ..ops.sampling import sample_all
+from ..step import Row
 
 
 def choose(row: Row, logits: torch.Tensor, candidates: int) -> int:

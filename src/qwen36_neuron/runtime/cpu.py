@@ -12,12 +12,12 @@ from ..config import BLOCK_SIZE, ModelConfig
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.paged_attention import PagedRow
+from ..step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose
 from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, lane_index
-from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
 
 PADDING_LIMIT = 0.25
 """Prefill rows are run together while padding stays below this part of the call."""

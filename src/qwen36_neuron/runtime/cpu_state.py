@@ -14,7 +14,7 @@ from ..ops.causal_conv1d import causal_conv1d_cpu, causal_conv1d_step
 from ..ops.gated_delta_rule import gated_delta_rule_step
 from ..ops.gated_delta_rule_cpu import StateCopy, gated_delta_rule_prefill_cpu
 from ..ops.paged_attention import PagedRow, attend, write_kv
-from .step import Commit
+from ..step import Commit
 
 
 def lane_index(lanes: Sequence[int]) -> slice | torch.Tensor:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from .step import DeviceError
+from ..step import DeviceError
 
 T = TypeVar("T")
 

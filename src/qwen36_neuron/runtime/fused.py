@@ -23,11 +23,11 @@ from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.fused_cpu.scalar import Array, array, f32, use_threads
 from ..ops.fused_cpu.weights import DeltaNetWeights
 from ..ops.paged_attention import PagedRow, attend
+from ..step import Row, RowResult
 from .config import RuntimeConfig
 from .cpu import CpuRuntime
 from .cpu_layers import PlainLinear, linear
 from .fused_decode import DecodeProgram, block_tables
-from .step import Row, RowResult
 
 SHORT = 1024
 """Tokens up to which all of attention is one call; beyond, torch's is as fast or faster."""

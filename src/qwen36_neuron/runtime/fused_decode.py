@@ -23,7 +23,7 @@ from ..ops.fused_cpu.rows import normalise
 from ..ops.fused_cpu.scalar import Array, array, f32
 from ..ops.fused_cpu.weights import DeltaNetWeights
 from ..ops.rope import rotary_tables
-from .step import Row
+from ..step import Row
 
 
 class StepRows(NamedTuple):

@@ -9,7 +9,7 @@ import torch
 
 from ..config import BLOCK_SIZE
 from ..errors import ConfigError
-from .step import Output, Row, Runtime, Step
+from ..step import Output, Row, Runtime, Step
 
 LANE = 1
 

@@ -1,6 +1,6 @@
 """The CPU runtime whose operations are the NKI kernels, run by their interpreter: what a device is told, run here.
 
-The memory, the layout of a call and the steps are those of the graphs that are compiled for a device (`nxdi`); only
+The memory, the layout of a call and the steps are those of the graphs that are compiled for a device (`graph`); only
 the sizes are made to fit each call. It is slow, and meant for proof: it must give what the plain CPU runtime gives.
 """
 
@@ -10,16 +10,24 @@ from collections.abc import Sequence
 
 import torch
 
+from ..cache.banks import HybridCacheManager
 from ..config import BLOCK_SIZE, ModelConfig
+from ..graph.buckets import PrefillBucket
+from ..graph.inputs import (
+    DecodeInputs,
+    PrefillInputs,
+    decode_inputs,
+    empty_decode,
+    empty_prefill,
+    prefill_inputs,
+    split,
+)
+from ..graph.state import GraphDecode, GraphPrefill
 from ..model.norm import set_gated_norm
-from ..nxdi.buckets import PrefillBucket
-from ..nxdi.cache import HybridCacheManager
-from ..nxdi.inputs import DecodeInputs, PrefillInputs, decode_inputs, empty_decode, empty_prefill, prefill_inputs, split
-from ..nxdi.state import GraphDecode, GraphPrefill
 from ..ops.kernels import ROWS, check_shapes, open_kernels
+from ..step import Output, Row, RowResult
 from .config import RuntimeConfig
 from .cpu import CpuRuntime
-from .step import Output, Row, RowResult
 
 CHUNK = 512
 """Places of one prefill call at most; longer rows are cut at block boundaries, as a device's buckets do."""

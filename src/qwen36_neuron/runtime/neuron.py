@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from ..errors import ConfigError
+from ..graph.inputs import split
+from ..graph.options import GraphOptions
 from ..nxdi.application import Answer, NeuronQwen36ForCausalLM
 from ..nxdi.config import Qwen36InferenceConfig
-from ..nxdi.inputs import split
-from ..nxdi.options import NeuronOptions
 from ..ops.sampling import UNDECIDED
+from ..step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose
 from .config import RuntimeConfig
 from .device_thread import DeviceThread
-from .step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
 
 STEP_TIMEOUT = 120.0
 """Seconds for one step; the longest is a whole step of context encoding at the longest prefix."""
@@ -130,7 +130,7 @@ class NeuronRuntime:
         return torch.cat([*parts, *(answer.logits.fetch() for answer in self.app.decode([row]))])
 
 
-def check_artifact(config: RuntimeConfig, options: NeuronOptions) -> None:
+def check_artifact(config: RuntimeConfig, options: GraphOptions) -> None:
     """Raises ConfigError naming every size that the artifact was compiled with and the configuration contradicts."""
     wrong = [
         f"{field} is {compiled}, asked for {asked}"

@@ -12,9 +12,9 @@ from engine import Engine, greedy
 from fake_runtime import expected_logits
 from vllm import SamplingParams
 
+from qwen36_neuron.graph.sampling import parameter_tensor
 from qwen36_neuron.ops.sampling import sample_all
 from qwen36_neuron.runtime import Output, Row, Sampling
-from qwen36_neuron.runtime.choose import parameter_tensor
 
 COUNT = 8
 CANDIDATES = 64

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.graph.profile import Profile
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
 

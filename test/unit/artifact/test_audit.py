@@ -19,11 +19,11 @@ from qwen36_neuron.artifact import audit as audit_module
 from qwen36_neuron.artifact.audit import LaunchArguments, Mismatch, audit
 from qwen36_neuron.artifact.check import check
 from qwen36_neuron.artifact.manifest import MANIFEST, read_manifest, write_manifest
-from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.checkpoint.conversion import Conversion
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.graph.profile import Profile
 
 Audit = Callable[..., list[Mismatch]]
 

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from qwen36_neuron.artifact import build
 from qwen36_neuron.artifact.check import check
-from qwen36_neuron.artifact.profile import Profile
-from qwen36_neuron.cache.plan import WeightFormat
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.graph.profile import Profile
 
 from .conftest import PROFILES
 

@@ -11,11 +11,11 @@ import pytest
 
 from qwen36_neuron.artifact.check import Checked, check
 from qwen36_neuron.artifact.graphs import DECODE, PREFILL
-from qwen36_neuron.artifact.profile import Profile
-from qwen36_neuron.cache.plan import GIB
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.nxdi.inputs import PrefillInputs
+from qwen36_neuron.graph.inputs import PrefillInputs
+from qwen36_neuron.graph.profile import Profile
+from qwen36_neuron.planning.plan import GIB
 
 from .conftest import PROFILES
 

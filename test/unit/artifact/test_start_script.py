@@ -12,8 +12,8 @@ import pytest
 
 from qwen36_neuron.artifact.check import check
 from qwen36_neuron.artifact.manifest import write_manifest
-from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.graph.profile import Profile
 
 from .conftest import PROFILES
 

@@ -19,8 +19,8 @@ from shapes import CONFIG
 from nki_kernels.interpreter import launch
 from qwen36_neuron.cli import app
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.nxdi.inputs import decode_inputs
-from qwen36_neuron.nxdi.state import GraphDecode
+from qwen36_neuron.graph.inputs import decode_inputs
+from qwen36_neuron.graph.state import GraphDecode
 from qwen36_neuron.runtime import Commit, Output, Row, Runtime, RuntimeConfig, Step, open_runtime
 from qwen36_neuron.runtime.generate import Generation, generate
 from qwen36_neuron.runtime.interpreted import InterpretedRuntime

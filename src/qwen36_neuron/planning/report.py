@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from .model import Estimate
+from .estimate import Estimate
 from .rates import Phase, Rates
 
 PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
-from qwen36_neuron.nxdi.inputs import (
+from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.inputs import (
     decode_groups,
     decode_inputs,
     empty_decode,

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import torch
 
 from ..config import BLOCK_SIZE
-from ..runtime.choose import parameter_tensor
-from ..runtime.step import Output, Row
+from ..step import Output, Row
 from .buckets import Buckets, PrefillBucket
+from .sampling import parameter_tensor
 
 
 class PrefillInputs(NamedTuple):

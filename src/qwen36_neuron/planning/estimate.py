@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from ..artifact.profile import Profile
-from ..cache.plan import QUANTISED
 from ..checkpoint.names import text_shapes
 from ..checkpoint.sharding import Part, rank_weights
+from ..checkpoint.weight_format import QUANTISED
 from ..config import BLOCK_SIZE, LayerType, ModelConfig
-from ..nxdi.buckets import PrefillBucket
+from ..graph.buckets import PrefillBucket
+from ..graph.profile import Profile
 from .delta_rule import DeltaRuleCost
 from .rates import Phase, Rates
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from ..cache.plan import Plan, PlanRequest, WeightFormat
-from ..config import ModelConfig
+from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
-from ..nxdi.buckets import Buckets, PrefillBucket
-from ..nxdi.options import NeuronOptions
+from .buckets import Buckets, PrefillBucket
+from .options import GraphOptions
 
 SIZES = (
     "max_model_len",
@@ -41,7 +40,7 @@ class Profile:
 
     name: str
     description: str
-    options: NeuronOptions
+    options: GraphOptions
 
     @property
     def weights(self) -> WeightFormat:
@@ -75,7 +74,7 @@ class Profile:
             if field not in raw:
                 raise ConfigError(field, None, "is missing", f"Add it to profile {name}")
         sizes = {field: _integer(field, raw[field]) for field in SIZES}
-        options = NeuronOptions(
+        options = GraphOptions(
             max_model_len=sizes["max_model_len"],
             num_lanes=sizes["max_num_seqs"],
             num_blocks=sizes["num_blocks"],
@@ -92,21 +91,6 @@ class Profile:
             kernels=raw["kernels"],
         )
         return cls(name, str(raw["description"]), options)
-
-    def plan(self, model: ModelConfig) -> Plan:
-        """Its device memory. Raises ConfigError if the model cannot be split or run so."""
-        options = self.options
-        model.rank(options.tp_degree)
-        request = PlanRequest(
-            max_model_len=options.max_model_len,
-            max_num_seqs=options.num_lanes,
-            slots=options.num_slots,
-            tp=options.tp_degree,
-            weights=self.weights,
-            kv_dtype=options.torch_dtype,
-            num_blocks=options.num_blocks,
-        )
-        return Plan(model, request)
 
 
 def _integer(field: str, value: object) -> int:

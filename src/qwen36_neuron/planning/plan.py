@@ -6,45 +6,22 @@ Sizes come from the same tables that loading and allocation go by: the shapes of
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 
+from ..cache import CacheSpec
 from ..checkpoint.names import mtp_shapes, text_shapes
 from ..checkpoint.sharding import Part, rank_weights
+from ..checkpoint.weight_format import QUANTISED, WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
-from .spec import CacheSpec
+from ..graph.profile import Profile
 
 GIB, MIB = 1 << 30, 1 << 20
 SCALE_BYTES = 4  # one fp32 scale for each output channel of an FP8 matrix
-
-
-class WeightFormat(StrEnum):
-    """How the matrices are stored; everything else is bf16, or fp32 where the network keeps fp32."""
-
-    BF16 = "bf16"
-    FP8_MLP = "fp8-mlp"
-    FP8 = "fp8"
-
-
-QUANTISED: dict[WeightFormat, tuple[str, ...]] = {
-    WeightFormat.BF16: (),
-    WeightFormat.FP8_MLP: ("gate_up_proj.weight", "down_proj.weight"),
-    WeightFormat.FP8: (
-        "gate_up_proj.weight",
-        "down_proj.weight",
-        "in_proj_qkvz.weight",
-        "in_proj_qgkv.weight",
-        "out_proj.weight",
-        "o_proj.weight",
-        "lm_head.weight",
-    ),
-}
-"""Endings of the names of the matrices held in FP8. The draft layer stays in bf16 throughout."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,3 +237,19 @@ class Plan:
 
     def _reserve_line(self) -> Line:
         return Line("reserve", self.machine.reserve_bytes, "graphs, scratchpad, runtime (estimate)")
+
+
+def plan_profile(profile: Profile, model: ModelConfig) -> Plan:
+    """The device memory of a profile. Raises ConfigError if the model cannot be split or run so."""
+    options = profile.options
+    model.rank(options.tp_degree)
+    request = PlanRequest(
+        max_model_len=options.max_model_len,
+        max_num_seqs=options.num_lanes,
+        slots=options.num_slots,
+        tp=options.tp_degree,
+        weights=profile.weights,
+        kv_dtype=options.torch_dtype,
+        num_blocks=options.num_blocks,
+    )
+    return Plan(model, request)

@@ -6,12 +6,12 @@ import torch
 
 from ..config import BLOCK_SIZE
 from ..errors import ConfigError
-from ..runtime.step import Output, Row
-from .options import NeuronOptions
+from ..step import Output, Row
+from .options import GraphOptions
 
 
 def batch_rows(
-    options: NeuronOptions,
+    options: GraphOptions,
     input_ids: torch.Tensor,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor,

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..cache import CacheSpec
-from ..cache.plan import WeightFormat
 from ..checkpoint.fp8 import Scales
+from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from ..ops.kernels import NeuronKernels, check_choice, check_tokens
@@ -21,7 +21,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True)
-class NeuronOptions:
+class GraphOptions:
     """Sizes that the graphs have for good.
 
     Attributes:
@@ -139,7 +139,7 @@ class NeuronOptions:
         return asdict(self) | {"buckets": shapes, "decode_rows": list(self.decode_rows)}
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any]) -> NeuronOptions:
+    def from_json(cls, raw: Mapping[str, Any]) -> GraphOptions:
         """The inverse of `to_json`. Raises ConfigError on a value that cannot be used."""
         pairs = tuple(PrefillBucket(*pair) for pair in raw["buckets"]["prefill"])
         changed = {"buckets": Buckets(pairs, tuple(raw["buckets"]["decode"])), "decode_rows": tuple(raw["decode_rows"])}

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from nki_kernels.interpreter import profile as price
-from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.cli import app
 from qwen36_neuron.config import ModelConfig
-from qwen36_neuron.estimate.delta_rule import Prefill, RowByRow
-from qwen36_neuron.estimate.model import Estimate, single_sequence
-from qwen36_neuron.estimate.rates import Phase, Rates
-from qwen36_neuron.nxdi.buckets import PrefillBucket
+from qwen36_neuron.graph.buckets import PrefillBucket
+from qwen36_neuron.graph.profile import Profile
+from qwen36_neuron.planning.delta_rule import Prefill, RowByRow
+from qwen36_neuron.planning.estimate import Estimate, single_sequence
+from qwen36_neuron.planning.plan import plan_profile
+from qwen36_neuron.planning.rates import Phase, Rates
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
 PUBLISHED_PREFILL = (404, 602)  # tokens/s over 512 to 64K tokens, row-by-row solve
@@ -104,7 +105,7 @@ def test_the_kernels_price_grows_by_the_tile_and_is_far_below_the_baselines(big:
 
 def test_weights_are_read_at_the_rate_that_the_plan_counts(ours: Estimate) -> None:
     (weights,) = (phase for phase in ours.decode_phases(8, 1024) if phase.name == "weights")
-    lines = {line.name: line.rank_bytes for line in ours.profile.plan(ours.model).lines}
+    lines = {line.name: line.rank_bytes for line in plan_profile(ours.profile, ours.model).lines}
     planned = (
         sum(lines[f"weights: {part}"] for part in ("attention", "deltanet", "mlp")) + lines["weights: embeddings"] / 2
     )

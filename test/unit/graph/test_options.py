@@ -7,27 +7,27 @@ from typing import Any
 import pytest
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.nxdi.buckets import Buckets
-from qwen36_neuron.nxdi.options import NeuronOptions
+from qwen36_neuron.graph.buckets import Buckets
+from qwen36_neuron.graph.options import GraphOptions
 
 
-def make(**changes: Any) -> NeuronOptions:
+def make(**changes: Any) -> GraphOptions:
     settings = {
         "max_model_len": 1000,
         "num_lanes": 8,
         "num_blocks": 129,
         "buckets": Buckets.grid((128, 512), (1024,), (256, 1024)),
     }
-    return NeuronOptions(**(settings | changes))
+    return GraphOptions(**(settings | changes))
 
 
 def test_as_json_and_back() -> None:
     options = make(
         num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, decode_rows=(1, 4), sampling_candidates=64
     )
-    assert NeuronOptions.from_json(options.to_json()) == options
+    assert GraphOptions.from_json(options.to_json()) == options
     options = make(num_slots=7, kernels="nki")
-    assert NeuronOptions.from_json(options.to_json()) == options
+    assert GraphOptions.from_json(options.to_json()) == options
 
 
 def test_decode_graphs_and_which_one_a_call_takes() -> None:

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from qwen36_neuron.artifact.profile import Profile
 from qwen36_neuron.config import LayerType, ModelConfig
-from qwen36_neuron.estimate.delta_rule import RowByRow
-from qwen36_neuron.estimate.model import Estimate
-from qwen36_neuron.estimate.rates import Phase
+from qwen36_neuron.graph.buckets import PrefillBucket
+from qwen36_neuron.graph.profile import Profile
 from qwen36_neuron.model.decoder import Qwen36Model
 from qwen36_neuron.model.state import Mixing
-from qwen36_neuron.nxdi.buckets import PrefillBucket
+from qwen36_neuron.planning.delta_rule import RowByRow
+from qwen36_neuron.planning.estimate import Estimate
+from qwen36_neuron.planning.rates import Phase
 
 PROFILE = Path(__file__).resolve().parents[3] / "profiles" / "128k.yaml"
 NEW, HELD = 512, 1536

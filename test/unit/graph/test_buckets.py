@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.nxdi.buckets import Buckets, PrefillBucket
+from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
 
 GRID = Buckets.grid((128, 512), (256, 1024), (256, 1024))
 

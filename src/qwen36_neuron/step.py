@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from ..config import BLOCK_SIZE
+from .config import BLOCK_SIZE
 
 
 class Output(Enum):

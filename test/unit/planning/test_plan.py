@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from qwen36_neuron.cache.hybrid import HybridCache
-from qwen36_neuron.cache.plan import GIB, Plan, PlanRequest, WeightFormat
 from qwen36_neuron.checkpoint.load import load_weights
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.cli import app
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.planning.plan import GIB, Plan, PlanRequest
 
 
 @pytest.fixture
