@@ -6,16 +6,24 @@ from .install import install, uninstall
 from .launch import jit, simulate
 from .races import RaceError
 from .report import Report, cost_table, profile
+from .rules import RULES, Rule, RuleError
+from .target import Target, compiling_for, current_target
 
 __all__ = [
+    "RULES",
     "CapacityError",
     "DivergenceError",
     "KernelError",
     "NotSimulatedError",
     "RaceError",
     "Report",
+    "Rule",
+    "RuleError",
+    "Target",
     "UndefinedReadError",
+    "compiling_for",
     "cost_table",
+    "current_target",
     "install",
     "jit",
     "moves_carry_undefined",

@@ -109,6 +109,10 @@ class Arguments:
             self._inputs.append((source, storage))
         return Tensor.whole(storage)
 
+    def written(self) -> list[Storage]:
+        """Arguments that the kernel wrote to."""
+        return [s for _, s in self._inputs if s.info.first >= 0]
+
     def write_back(self) -> None:
         """Copy inputs that the kernel wrote to back into the caller's arrays."""
         for source, storage in self._inputs:

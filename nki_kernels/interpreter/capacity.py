@@ -57,7 +57,7 @@ def check_capacity(core: Core) -> None:
     tensors = on_chip_tensors(core)
     for buffer, limit, unit in (
         (MemoryRegion.sbuf, HW.sbuf_bytes, "bytes a partition"),
-        (MemoryRegion.psum, HW.psum_banks, "banks"),
+        (MemoryRegion.psum, core.target.psum_banks, "banks"),
     ):
         used, at, holders = peak(tensors, buffer)
         if used > limit:

@@ -12,7 +12,9 @@ from .dtypes import DType, as_dtype
 from .enums import Engine, MemoryRegion
 from .errors import KernelError, fail
 from .hardware import HW
+from .rules import RULES, raise_broken, span_error
 from .storage import ON_CHIP, Storage, StorageInfo
+from .target import Target
 
 if TYPE_CHECKING:
     from .launch import Launch
@@ -52,6 +54,7 @@ class Core:
     Attributes:
         program_id, num_programs: SPMD position; ``num_programs`` is 1 without LNC2.
         has_grid: The launch named an LNC degree.
+        target, rules: What it compiles for, and the rules that holds it to.
         trace: Instructions in program order.
         events: Control flow that both cores of an LNC2 launch must share.
         scalar_regs, vector_regs: float32 [128] accumulation registers of ScalarE and VectorE.
@@ -62,6 +65,8 @@ class Core:
         self.num_programs = num_programs
         self.has_grid = has_grid
         self.launch = launch
+        self.target: Target = launch.target
+        self.rules: frozenset[str] = launch.rules
         self.trace: list[Instr] = []
         self.events: list[tuple[Any, ...]] = []
         self.scalar_regs = np.zeros(HW.partitions, dtype=np.float32)
@@ -122,6 +127,8 @@ class Core:
                 fail("ndarray", "address", f"partitions {address[0]}..{address[0] + dims[0]} of {HW.partitions}")
             if buffer is MemoryRegion.psum and at % HW.psum_bank_bytes:
                 fail("ndarray", "address", f"byte {at} is not the beginning of a {HW.psum_bank_bytes}-byte PSUM bank")
+        if buffer is MemoryRegion.psum and row > HW.psum_bank_bytes:
+            refuse("psum-tile", "ndarray", "shape", f"{dims} of {kind} takes {row} bytes a partition")
         if at + row > limit:
             fail("ndarray", "shape", f"{dims} of {kind} needs {at + row} bytes a partition, {buffer.value} has {limit}")
 
@@ -139,6 +146,8 @@ class Core:
         at = len(self.trace)
         for access in reads:
             access[0].last = at
+            if access[0].buffer is MemoryRegion.psum:
+                access[0].consumed.append(access)
         for access in writes:
             info = access[0]
             if info.first < 0:
@@ -201,6 +210,26 @@ def core_or_none() -> Core | None:
     return getattr(_local, "core", None)
 
 
+def refuse(rule_id: str, instruction: str, operand: str, detail: str) -> None:
+    """A rule of :data:`~.rules.RULES` is broken: raise, if the running launch enforces it.
+
+    Raises:
+        RuleError: with ``detail``, the rule's remedy and its error code.
+    """
+    core = core_or_none()
+    if core is not None and rule_id in core.rules:
+        raise_broken(RULES[rule_id], core.target, instruction, operand, detail)
+
+
+def check_span(name: str) -> None:
+    """Refuse a function or method that the running launch's target lacks."""
+    core = core_or_none()
+    if core is not None and "sdk-api" in core.rules:
+        wrong = span_error(name, core.target)
+        if wrong:
+            refuse("sdk-api", name, "", wrong)
+
+
 @contextmanager
 def moves_carry_undefined() -> Iterator[None]:
     """Let transposes, tensor_copy, nc_stream_shuffle and sendrecv move undefined elements, which stay undefined.
@@ -237,6 +266,11 @@ def scalar_value(ins: str, operand: str, source: Any) -> int:
     if isinstance(source, Tensor):
         if source.size != 1 or not source.dtype.is_int:
             fail(ins, operand, f"scalar_offset must be a (1, 1) integer tensor, not {source!r}")
+        if source.offset or source.storage.info.row_bytes != source.dtype.itemsize:
+            refuse(
+                "index-tile", ins, f"{operand}.scalar_offset",
+                f"lies at element {source.offset} of '{source.name}' {source.storage.shape}",
+            )  # fmt: skip
         source.check_defined(ins, f"{operand}.scalar_offset")
         return int(source.array.reshape(-1)[0])
     return fail(ins, operand, f"scalar_offset must be a register or a (1, 1) tensor, not {type(source).__name__}")

@@ -29,14 +29,13 @@ HW = Hardware()
 
 
 class TileSize:
-    """``nl.tile_size``."""
+    """What ``nl.tile_size`` says on every target; see :class:`~.language.TargetTileSize`."""
 
     pmax = HW.partitions
     psum_fmax = HW.psum_bank_bytes // 4
     psum_bank_fmax = HW.psum_bank_bytes // 4
     psum_bank_fmax_bytes = HW.psum_bank_bytes
     psum_fmax_bytes = HW.psum_banks * HW.psum_bank_bytes
-    psum_num_banks = HW.psum_banks
     gemm_stationary_fmax = HW.stationary_free
     gemm_moving_fmax = HW.moving_free
     bn_stats_fmax = HW.bn_stats_free

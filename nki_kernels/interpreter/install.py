@@ -10,7 +10,6 @@ from . import dtypes, elementwise, isa, language, launch
 from .alu import OPS
 from .enums import MemoryRegion
 from .errors import NotSimulatedError
-from .hardware import TileSize
 from .isa.vector_reduce import FP32_MIN
 from .registers import Register, dynamic_range, fori_loop, while_loop
 from .tensor import Tensor
@@ -30,7 +29,8 @@ def _language() -> dict[str, Any]:
     names |= elementwise.FUNCTIONS
     names |= OPS
     names |= {
-        "ndarray": Tensor, "tensor": Tensor, "NkiTensor": Tensor, "tile_size": TileSize, "dtype": dtypes.DType,
+        "ndarray": Tensor, "tensor": Tensor, "NkiTensor": Tensor, "dtype": dtypes.DType,
+        "tile_size": language.TargetTileSize(),
         "NKIObject": language.NKIObject, "MemoryRegion": MemoryRegion,
         "sbuf": MemoryRegion.sbuf, "psum": MemoryRegion.psum, "hbm": MemoryRegion.private_hbm,
         "private_hbm": MemoryRegion.private_hbm, "shared_hbm": MemoryRegion.shared_hbm,

@@ -13,7 +13,9 @@ from .alu import OPS, Op
 from .dtypes import as_dtype, uint8
 from .enums import MemoryRegion
 from .errors import fail
+from .hardware import TileSize
 from .storage import Storage
+from .target import current_target
 from .tensor import DynSlice, Tensor
 
 _SBUF = MemoryRegion.sbuf
@@ -53,6 +55,16 @@ class NKIObject:
             setattr(self, name, value)
 
 
+class TargetTileSize(TileSize):
+    """``nl.tile_size``."""
+
+    @property
+    def psum_num_banks(self) -> int:
+        """PSUM banks that the kernel may fill."""
+        core = context.core_or_none()
+        return (current_target() if core is None else core.target).psum_banks
+
+
 # ---- allocation
 def _filled(ins: str, shape: Any, dtype: Any, buffer: MemoryRegion, name: str, value: float) -> Tensor:
     t = context.current(ins).allocate(shape, dtype, buffer, name, None)
@@ -90,6 +102,8 @@ def empty_like(x: Tensor, dtype: Any = None, buffer: MemoryRegion | None = None,
 def shared_constant(constant: Any, dtype: Any = None) -> Tensor:
     """A numpy array, or the path of a ``.npy`` file, as a tensor in shared HBM."""
     context.current("shared_constant")
+    if not isinstance(constant, (str, os.PathLike)):
+        context.refuse("constant-argument", "shared_constant", "constant", f"is a {type(constant).__name__}")
     data = np.load(constant) if isinstance(constant, (str, os.PathLike)) else np.asarray(constant)
     kind = as_dtype(data.dtype if dtype is None else dtype)
     return Tensor.whole(

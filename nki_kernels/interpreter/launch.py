@@ -14,7 +14,9 @@ from .context import Core
 from .dtypes import DType
 from .enums import MemoryRegion
 from .errors import DivergenceError, KernelError, fail
+from .rules import RULES, raise_broken, rules_of
 from .storage import Storage
+from .target import Target, current_target
 from .tensor import Tensor
 
 
@@ -28,11 +30,14 @@ class Launch:
 
     Attributes:
         lnc: Programs, 1 or 2.
+        target: What it is compiled for.
         cores: Their state and traces, after the run.
     """
 
-    def __init__(self, lnc: int | None) -> None:
+    def __init__(self, lnc: int | None, target: Target | None = None) -> None:
         self.lnc = lnc or 1
+        self.target = target or current_target()
+        self.rules = rules_of(self.target)
         self.cores = [Core(i, self.lnc, lnc is not None, self) for i in range(self.lnc)]
         self._shared: list[Storage] = []
         self._posts: list[dict[int, tuple[Any, Any]]] = []
@@ -83,6 +88,7 @@ class Launch:
 
     def run(self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``fn`` and return its results as the caller's kind of array; inputs it wrote to are updated in place."""
+        self._check_grid(fn)
         marshal = Arguments(fn, args, kwargs, shared=self.lnc == 2)
         results: list[Any] = [None] * self.lnc
 
@@ -119,10 +125,27 @@ class Launch:
         self._check_same_control_flow(results)
         for storage in {id(s): s for s in self._returned(results[0])}.values():
             Tensor.whole(storage).check_defined("return", storage.info.name)
+        self._check_handles(results[0], marshal)
         for core in self.cores:
             check_capacity(core)
         marshal.write_back()
         return marshal.to_caller(results[0])
+
+    def _check_grid(self, fn: Callable[..., Any]) -> None:
+        rule, lnc = RULES["launch-grid"], self.target.lnc
+        if lnc is not None and lnc != self.lnc and rule.id in self.rules:
+            name = getattr(fn, "__name__", "kernel")
+            raise_broken(rule, self.target, name, "", f"launched on {self.lnc} of a logical core's {lnc} cores")
+
+    def _check_handles(self, value: Any, marshal: Arguments) -> None:
+        """Every argument that was written is among the results."""
+        returned = {s.info.uid for s in self._returned(value)}
+        for storage in marshal.written():
+            rule = RULES["returned-handles"]
+            if storage.info.uid not in returned and rule.id in self.rules:
+                writer = next(i for c in self.cores for i in c.trace if any(a[0] is storage.info for a in i.writes))
+                detail = f"is written, first by {writer.name or writer.op}, and not returned"
+                raise_broken(rule, self.target, "return", storage.info.name, detail)
 
     def _check_same_control_flow(self, results: list[Any]) -> None:
         if self.lnc == 1:
@@ -156,11 +179,15 @@ class Launch:
         return []
 
 
-def run(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Launch]:
-    """Run a kernel (``k``, ``k[2]`` or a plain function) and return (results, launch with its traces)."""
+def run(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any], target: Target | None = None) -> tuple[Any, Launch]:
+    """Run a kernel (``k``, ``k[2]`` or a plain function) and return (results, launch with its traces).
+
+    Args:
+        target: What to compile for; None: what :func:`~.target.compiling_for` says.
+    """
     bound = kernel if isinstance(kernel, (Kernel, BoundKernel)) else Kernel(kernel)
     fn, lnc = (bound.func, None) if isinstance(bound, Kernel) else (bound.kernel.func, bound.lnc)
-    launch = Launch(lnc)
+    launch = Launch(lnc, target)
     return launch.run(fn, args, kwargs), launch
 
 
@@ -207,6 +234,8 @@ def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
     return Kernel(fn)
 
 
-def simulate(kernel: Any) -> Callable[..., Any]:
-    """``nki.simulate(kernel)(...)``: run on CPU."""
+def simulate(kernel: Any, target: Target | None = None) -> Callable[..., Any]:
+    """``nki.simulate(kernel)(...)``: run on CPU, compiled for ``target`` if one is given."""
+    if target is not None:
+        return lambda *args, **kwargs: run(kernel, args, kwargs, target)[0]
     return kernel if isinstance(kernel, (Kernel, BoundKernel)) else Kernel(kernel)

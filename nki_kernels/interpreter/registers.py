@@ -23,6 +23,8 @@ class Register:
 
     def __bool__(self) -> bool:
         core = context.current("while")
+        if core.target.traces:
+            context.refuse("sdk-api", "while", "register", "a register's value is not known while a kernel is traced")
         core.events.append(("while", bool(self.value)))
         return bool(self.value)
 
@@ -98,11 +100,16 @@ def _bound(ins: str, operand: str, value: Any) -> int:
 
 def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Register]:
     """Loop in hardware; yields the frozen induction register. Bounds may be registers, the step may not."""
-    core = context.current("dynamic_range")
+    context.check_span("dynamic_range")
+    yield from _loop("dynamic_range", start, stop, step)
+
+
+def _loop(ins: str, start: Any, stop: Any, step: int) -> Iterator[Register]:
+    core = context.current(ins)
     lo, hi = (0, start) if stop is None else (start, stop)
     if isinstance(step, bool) or not isinstance(step, int) or step < 1:
-        fail("dynamic_range", "step", f"must be a positive int known at compile time, not {step!r}")
-    first, last = _bound("dynamic_range", "start", lo), _bound("dynamic_range", "stop", hi)
+        fail(ins, "step", f"must be a positive int known at compile time, not {step!r}")
+    first, last = _bound(ins, "start", lo), _bound(ins, "stop", hi)
     core.events.append(("dynamic_range", max(0, -(-(last - first) // step))))
     for i in range(first, last, step):
         core.record("loop_iteration", Engine.sync, 1, (), ())
@@ -111,7 +118,8 @@ def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Regis
 
 def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Register], Any], step: int = 1) -> None:
     """``for i in [lower, upper) step: body_fun(i)``; the body returns None and keeps state in tensors."""
-    for i in dynamic_range(lower, upper, step):
+    context.check_span("fori_loop")
+    for i in _loop("fori_loop", lower, upper, step):
         if body_fun(i) is not None:
             fail("fori_loop", "body_fun", "must return None: carry state in tensors")
 
@@ -119,6 +127,7 @@ def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Register], Any], step:
 def while_loop(init: Any, body_fun: Callable[[Register], Register]) -> None:
     """Run ``body_fun`` while its last result (first: ``init``) is not zero."""
     core = context.current("while_loop")
+    context.check_span("while_loop")
     reg = init if isinstance(init, Register) else Register(_bound("while_loop", "init", init))
     while True:
         core.events.append(("while_loop", bool(reg.value)))

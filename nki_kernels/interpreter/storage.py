@@ -1,6 +1,7 @@
 """Memory of the simulated device: one object an allocation, with the record of what has been written."""
 
 from itertools import count
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +25,13 @@ class StorageInfo:
         address: Byte offset in the partition, if the kernel chose it.
         core: Core that allocated it (-1: visible to both).
         owns: Its address has not been written through another tensor since it was last written.
+        consumed: PSUM only: what has been read of it since a matmul last began a sum there.
         first, last: Positions in the core's trace of the first and last instruction that touched it; -1 if none.
     """
 
     __slots__ = (
-        "address", "base_row", "buffer", "core", "first", "last", "name", "owns", "row_bytes", "rows", "uid",
+        "address", "base_row", "buffer", "consumed", "core", "first", "last", "name", "owns", "row_bytes", "rows",
+        "uid",
     )  # fmt: skip
 
     def __init__(self, buffer: MemoryRegion, name: str, rows: int, row_bytes: int, core: int) -> None:
@@ -40,6 +43,7 @@ class StorageInfo:
         self.base_row = 0
         self.address: int | None = None
         self.core = core
+        self.consumed: list[Any] = []
         self.first = -1
         self.last = -1
         self.owns = False

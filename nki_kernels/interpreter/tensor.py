@@ -149,6 +149,13 @@ class Tensor(ViewMethods):
         """(stride, count) pairs, outermost first."""
         return tuple(zip(self.strides, self.shape, strict=True))
 
+    def whole_rows(self) -> bool:
+        """Whether the view covers every element of each partition that it touches, in order."""
+        row = contiguous_strides(self.shape[1:])
+        return self.size * self.dtype.itemsize == self.shape[0] * self.storage.info.row_bytes and (
+            self.strides[1:] == row
+        )
+
     def is_contiguous(self) -> bool:
         return self.strides == contiguous_strides(self.shape)
 
@@ -343,6 +350,7 @@ class Tensor(ViewMethods):
         """Same bytes, other element type; the last dimension must be contiguous."""
         new = as_dtype(dtype)
         old = self.dtype.itemsize
+        self._check_psum_view("view", new)
         if new.itemsize == old:
             return Tensor.of(self.storage, new, self.shape, self.strides, self.offset)
         if self.strides[-1] != 1 and self.shape[-1] != 1:
@@ -367,7 +375,7 @@ class Tensor(ViewMethods):
         Args:
             pattern: (stride, count) pairs, outermost first, in elements of ``dtype``. On chip the first pair is the
                 partition's and its stride is the storage's elements a partition. Stride 0 repeats.
-            offset: Element offset from the beginning of the storage; None keeps this view's.
+            offset: Elements of ``dtype`` after this view's own offset.
             scalar_offset: Register or (1, 1) integer SBUF tensor, added in units of ``prod(shape[indirect_dim + 1:])``
                 of the tensor that ``ap`` is called on.
             vector_offset: (P, 1) integer SBUF tensor of row indices; HBM only, DMA only.
@@ -375,12 +383,10 @@ class Tensor(ViewMethods):
             dtype: Element type of the view.
         """
         new = self.dtype if dtype is None else as_dtype(dtype)
+        self._check_psum_view("ap", new)
         if scalar_offset is not None and vector_offset is not None:
             fail("ap", self.name, "scalar_offset and vector_offset exclude each other")
-        if offset is not None and self.offset and offset != self.offset:
-            fail("ap", self.name, f"explicit offset {offset} on a view that has offset {self.offset}: "
-                 "documents disagree whether it adds or replaces; use .ap on the whole tensor")  # fmt: skip
-        base = self.offset * self.dtype.itemsize // new.itemsize if offset is None else int(offset)
+        base = self.offset * self.dtype.itemsize // new.itemsize + (0 if offset is None else int(offset))
         shape = tuple(int(c) for _, c in pattern)
         strides = tuple(int(s) for s, _ in pattern)
         row = self.storage.info.row_bytes // new.itemsize
@@ -397,6 +403,10 @@ class Tensor(ViewMethods):
             out.indirect_dim = indirect_dim
             out.row_elems = _prod(self.shape[indirect_dim + 1 :])
         return out
+
+    def _check_psum_view(self, what: str, new: DType) -> None:
+        if self.buffer is MemoryRegion.psum and new.itemsize != self.storage.dtype.itemsize:
+            context.refuse("psum-view", what, self.name, f"a {self.storage.dtype} PSUM tile is viewed as {new}")
 
     def resolved(self, ins: str, operand: str) -> "Tensor":
         """This view with its scalar offset read and applied; itself when there is none."""

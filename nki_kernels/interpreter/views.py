@@ -6,6 +6,7 @@ A kernel that must run on 0.3 uses ``[...]``, ``reshape``, ``ap`` and ``view`` i
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .context import check_span
 from .errors import NotSimulatedError, fail
 
 if TYPE_CHECKING:
@@ -35,11 +36,13 @@ class ViewMethods:
 
     def slice(self: "Tensor", dim: int, start: int, end: int, step: int = 1) -> "Tensor":  # type: ignore[misc]
         """Elements ``start:end:step`` of one dimension."""
+        check_span("slice")
         dim = self._dim("slice", dim, free_only=False)
         return self[(slice(None),) * dim + (slice(start, end, step),)]
 
     def select(self: "Tensor", dim: int, index: Any) -> "Tensor":  # type: ignore[misc]
         """One index of a dimension, which is dropped; a (1, 1) tensor makes the index dynamic."""
+        check_span("select")
         from .tensor import Tensor
 
         dim = self._dim("select", dim, free_only=isinstance(index, Tensor))
@@ -52,12 +55,14 @@ class ViewMethods:
 
     def vector_select(self: "Tensor", dim: int = 0, vector_offset: Any = None) -> "Tensor":  # type: ignore[misc]
         """Rows by an index tensor."""
+        check_span("vector_select")
         rows = [(s, n) for s, n in self.get_pattern()]
         rows[0] = (rows[0][0], vector_offset.size)
         return self.ap(rows, vector_offset=vector_offset, indirect_dim=dim)
 
     def permute(self: "Tensor", dims: Sequence[int]) -> "Tensor":  # type: ignore[misc]
         """Dimensions in another order; the partition stays first."""
+        check_span("permute")
         order = tuple(dims)
         if sorted(order) != list(range(len(self.shape))):
             fail("permute", self.name, f"{order} is not an order of {len(self.shape)} dimensions")
@@ -67,6 +72,7 @@ class ViewMethods:
 
     def broadcast(self: "Tensor", dim: int, size: int) -> "Tensor":  # type: ignore[misc]
         """Repeat a dimension of size 1 by stride 0."""
+        check_span("broadcast")
         dim = self._dim("broadcast", dim)
         if self.shape[dim] != 1:
             fail("broadcast", self.name, f"dimension {dim} has size {self.shape[dim]}, must be 1")
@@ -76,6 +82,7 @@ class ViewMethods:
 
     def expand_dim(self: "Tensor", dim: int) -> "Tensor":  # type: ignore[misc]
         """Insert a dimension of size 1."""
+        check_span("expand_dim")
         if dim == 0 and self.on_chip:
             fail("expand_dim", self.name, "dimension 0 is the partition")
         shape, strides = list(self.shape), list(self.strides)
@@ -85,6 +92,7 @@ class ViewMethods:
 
     def squeeze_dim(self: "Tensor", dim: int) -> "Tensor":  # type: ignore[misc]
         """Drop a dimension of size 1."""
+        check_span("squeeze_dim")
         dim = self._dim("squeeze_dim", dim)
         if self.shape[dim] != 1:
             fail("squeeze_dim", self.name, f"dimension {dim} has size {self.shape[dim]}, must be 1")
@@ -92,6 +100,7 @@ class ViewMethods:
 
     def reshape_dim(self: "Tensor", dim: int, shape: Sequence[int]) -> "Tensor":  # type: ignore[misc]
         """Split one dimension."""
+        check_span("reshape_dim")
         dim = self._dim("reshape_dim", dim)
         if _prod(shape) != self.shape[dim]:
             fail("reshape_dim", self.name, f"dimension {dim} has size {self.shape[dim]}, {tuple(shape)} differs")
@@ -103,6 +112,7 @@ class ViewMethods:
 
     def flatten_dims(self: "Tensor", start: int, end: int) -> "Tensor":  # type: ignore[misc]
         """Merge dimensions ``start`` to ``end``, both included; they must be contiguous with each other."""
+        check_span("flatten_dims")
         start, end = self._dim("flatten_dims", start), self._dim("flatten_dims", end)
         for d in range(start, end):
             if self.strides[d] != self.strides[d + 1] * self.shape[d + 1]:

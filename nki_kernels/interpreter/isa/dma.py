@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from .. import context
+from ..context import refuse
 from ..dtypes import int32, round_to, to_f32, uint32
 from ..enums import DgeMode, Engine, MemoryRegion, OobMode, require_enum
 from ..errors import fail
@@ -92,6 +93,10 @@ def dma_copy(
     indirect = dst.vector_offset is not None or src.vector_offset is not None
     if src.size != dst.size:
         fail(ins, "src", f"has {src.size} elements {src.shape}, dst has {dst.size} {dst.shape}")
+    if (src.on_chip or dst.on_chip) and src.shape[0] != dst.shape[0]:
+        refuse("dma-leading", ins, "src", f"src is {src.shape}, dst is {dst.shape}")
+    if src.scalar_offset is not None and dst.scalar_offset is not None and not (src.on_chip or dst.on_chip):
+        refuse("dynamic-copy", ins, "dst", f"'{src.name}' and '{dst.name}' both have a dynamic offset")
     if mode is DgeMode.hwdge:
         if src.dtype is not dst.dtype:
             fail(ins, "src", f"hwdge moves bytes: src is {src.dtype}, dst is {dst.dtype}; use .view(dtype)")

@@ -3,6 +3,7 @@
 from typing import Any
 
 from .. import context
+from ..context import refuse
 from ..enums import DmaEngine, Engine, MemoryRegion, NcVersion, require_enum
 from ..errors import fail
 from ..operands import SBUF, operand, read_moving, write_moved
@@ -38,6 +39,9 @@ def sendrecv(
     if kind is DmaEngine.gpsimd_dma and src.N * src.dtype.itemsize > _GPSIMD_DMA_BYTES[src.dtype.itemsize]:
         limit = _GPSIMD_DMA_BYTES[src.dtype.itemsize]
         fail(ins, "src", f"{src.N * src.dtype.itemsize} bytes a partition, gpsimd_dma carries {limit}")
+    for role, t in (("src", src), ("dst", dst)):
+        if not t.whole_rows():
+            refuse("sendrecv-tile", ins, role, f"{t.get_pattern()} is a part of each partition of '{t.name}'")
     own, known = read_moving(ins, "src", src, raw=True)
     core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), {}, name)
     key = ("sendrecv", pipe_id, src.P, src.N, str(src.dtype))

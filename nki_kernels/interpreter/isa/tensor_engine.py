@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 
 from .. import context
+from ..context import refuse
 from ..dtypes import FP8, DType, float8_e4m3fn, float32, tfloat32
 from ..enums import Engine, MatmulPerfMode, MemoryRegion, require_enum
 from ..errors import fail
+from ..footprint import box_of, overlap
 from ..hardware import HW
 from ..operands import PSUM, SBUF, operand, read_f32, read_moving, write, write_moved
 from ..tensor import Tensor
@@ -63,6 +65,7 @@ def nc_matmul(
         if dst.dtype is not stationary.dtype:
             fail(ins, "dst", f"a transpose keeps the type: dst is {dst.dtype}, data is {stationary.dtype}")
         _fp8_step(ins, dst)
+        _even_words(ins, dst)
     elif dst.dtype is not float32:
         fail(ins, "dst", f"must be float32 on trn2, not {dst.dtype}")
     bank_fit(ins, dst)
@@ -161,6 +164,17 @@ def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> tuple[
     return np.matmul(read_f32(ins, "stationary", stationary).T, eye), None
 
 
+def _even_words(ins: str, dst: Tensor) -> None:
+    """TensorE writes PSUM in words of 4 bytes, of which a transposed row of a narrow type must fill an even number."""
+    if dst.dtype.itemsize < 4:
+        start = dst.offset * dst.dtype.itemsize % 4
+        if dst.N % 2 or start:
+            refuse(
+                "odd-transpose", ins, "dst",
+                f"{dst.N} elements a partition of {dst.dtype}, from byte {start} of a 4-byte word",
+            )  # fmt: skip
+
+
 def _fp8_step(ins: str, dst: Tensor) -> None:
     """A transpose on TensorE writes 8-bit data into 16-bit PSUM elements: dst is every second byte."""
     if dst.dtype.itemsize == 1 and dst.N > 1 and dst.strides[-1] != 2:
@@ -169,6 +183,8 @@ def _fp8_step(ins: str, dst: Tensor) -> None:
 
 def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | None) -> None:
     mask = dst.matmul_mask()
+    if accumulate is not True:
+        _begins_anew(ins, dst, accumulate, mask)
     if accumulate is False:
         add = False
     elif accumulate is None:
@@ -196,6 +212,19 @@ def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | N
         mask[...] = True
 
 
+def _begins_anew(ins: str, dst: Tensor, accumulate: bool | None, mask: np.ndarray) -> None:
+    """A sum begins here, or with ``accumulate=None`` goes on where a matmul has written: if nobody has read it."""
+    consumed = dst.storage.info.consumed
+    if not consumed:
+        return
+    here = box_of(dst.access())
+    if accumulate is None and mask.any():
+        if any(overlap(here, box_of(read)) for read in consumed):
+            refuse("accumulate", ins, "dst", f"'{dst.name}' holds a finished sum that has been read")
+        return
+    consumed[:] = [read for read in consumed if not overlap(here, box_of(read))]
+
+
 def nc_transpose(dst: Tensor, data: Tensor, engine: Any = Engine.unknown, name: str | None = None) -> None:
     """``dst[f, p] = data[p, f]``, bit for bit, free dimensions flattened.
 
@@ -215,6 +244,7 @@ def nc_transpose(dst: Tensor, data: Tensor, engine: Any = Engine.unknown, name: 
             fail(ins, "data", "TensorE reads only SBUF")
         bank_fit(ins, dst)
         _fp8_step(ins, dst)
+        _even_words(ins, dst)
     elif asked is Engine.vector:
         limit = 32
     else:
