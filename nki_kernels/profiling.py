@@ -16,7 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .interpreter import cost_table, profile
+from .interpreter import PriceList, profile
 
 
 @dataclass(frozen=True)
@@ -68,25 +68,48 @@ def list_kernels() -> None:
         typer.echo(name)
 
 
+Prices = Annotated[Path | None, typer.Option(help="A price list (JSON) in place of the published prices.")]
+
+
+def load_prices(path: Path | None) -> PriceList:
+    """The list in a file, or the published one; ends the command with the reason if it cannot be used."""
+    try:
+        return PriceList() if path is None else PriceList.load(path)
+    except (OSError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+
+
 @app.command("constants")
-def constants() -> None:
-    """The constants of the cost model, with their sources."""
-    for row in cost_table():
-        mark = "estimate" if row["estimate"] else ""
-        typer.echo(f"{row['name']:<24}{row['value']:>10g} {row['unit']:<22}{mark:<10}{row['source']}")
+def constants(
+    prices: Prices = None, save: Annotated[Path | None, typer.Option(help="Also write the list to this file.")] = None
+) -> None:
+    """The constants of the cost model: low, centre, high, unit, kind, source, and what is uncertain."""
+    shown = load_prices(prices)
+    typer.echo(f"Prices: {shown.name}. Times that follow from them are modelled.")
+    for name, p in shown.prices.items():
+        values = f"{p.centre:>10g}" if p.low == p.high else f"{p.low:>10g} {p.centre:>9g} {p.high:>9g}"
+        typer.echo(f"{name:<30}{values:<32}{p.unit:<18}{p.kind:<12}{p.source}")
+        if p.uncertain:
+            typer.echo(f"{'':<30}uncertain: {p.uncertain}")
+    if save is not None:
+        shown.save(save)
 
 
 @app.command("profile")
 def profile_kernel(
-    name: str, out: Annotated[Path | None, typer.Option(help="Folder for JSON, timeline and plot.")] = None
+    name: str,
+    out: Annotated[Path | None, typer.Option(help="Folder for JSON, timeline and plot.")] = None,
+    prices: Prices = None,
 ) -> None:
     """Price one kernel; with --out also write NAME.json, NAME.trace.json (Perfetto) and NAME.png."""
     known = REGISTRY if name in REGISTRY else load_all()
     if name not in known:
         typer.echo(f"no kernel '{name}'; there are: {', '.join(sorted(known)) or 'none'}", err=True)
         raise typer.Exit(2)
+    listed = load_prices(prices)
     example = known[name]()
-    _, report = profile(example.kernel, *example.args, **example.kwargs)
+    _, report = profile(example.kernel, *example.args, prices=listed, **example.kwargs)
     report.name = name
     typer.echo(report.table() + (f"\n  {example.note}" if example.note else ""))
     if out is not None:

@@ -4,8 +4,9 @@ from .context import moves_carry_undefined
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
 from .launch import jit, simulate
+from .price_list import PriceList
 from .races import RaceError
-from .report import Report, cost_table, profile
+from .report import Report, profile
 from .rules import RULES, Rule, RuleError
 from .target import Target, compiling_for, current_target
 
@@ -15,6 +16,7 @@ __all__ = [
     "DivergenceError",
     "KernelError",
     "NotSimulatedError",
+    "PriceList",
     "RaceError",
     "Report",
     "Rule",
@@ -22,7 +24,6 @@ __all__ = [
     "Target",
     "UndefinedReadError",
     "compiling_for",
-    "cost_table",
     "current_target",
     "install",
     "jit",

@@ -1,13 +1,15 @@
-"""How long one instruction occupies its engine, from the constants of ``cost_table``.
+"""How long one instruction holds its engine, and how long until what it wrote may be used, from ``cost_table``.
 
-The formulas are the SDK 2.26 reference's latency tables scaled by the documented Trainium2 performance modes; N is
-elements a partition. Nothing depends on the number of partitions, except DMA.
+N is elements a partition. Nothing depends on the number of partitions, except DMA. An instruction's *service* is the
+time in which its elements pass; it *holds* its engine for the service and what issuing it takes; its result is *ready*
+for another instruction when the pipeline has drained.
 """
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from .context import Instr
-from .cost_table import Costs
+from .cost_table import ACT_PLAIN, ACT_SETS, Costs
 from .enums import Engine, MemoryRegion
 from .tensor import Access
 
@@ -16,6 +18,27 @@ _SBUF = MemoryRegion.sbuf
 _SEARCH = ("max8", "nc_find_index8", "nc_match_replace8")
 _GATHER = ("nc_n_gather", "tensor_partition_reduce", "nonzero_with_count", "sequence_bounds", "set_rng_seed")
 DMA_OPS = ("dma_copy", "dma_transpose", "dma_compute", "sendrecv")
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Times of one instruction in ns, from its start.
+
+    Attributes:
+        hold: It holds its engine.
+        ready: An instruction that reads what it wrote may start on the same engine.
+        setup: More time on the engine before it, unless the engine is in ``state`` already.
+        state: What the engine is set up for afterwards: a table of functions, a stationary, a pair of quadrants.
+        keeps: It leaves the engine's state as it is.
+        ahead: The setup needs no operand, so it can be done while they are awaited.
+    """
+
+    hold: float
+    ready: float
+    setup: float = 0.0
+    state: Hashable = None
+    keeps: bool = True
+    ahead: bool = False
 
 
 def clock(engine: Engine, c: Costs) -> float:
@@ -30,112 +53,171 @@ def _16bit(a: Access) -> bool:
     return a[1].itemsize == 2 and a[1].is_float
 
 
-def _inner_stride(a: Access) -> int:
+def _step(a: Access) -> int:
+    """Bytes from one element of a partition to the next."""
     for n, s in zip(reversed(a[3][1:]), reversed(a[4][1:]), strict=True):
         if n > 1:
             return abs(s)
     return a[1].itemsize
 
 
-def _strided(accesses: tuple[Access, ...], c: Costs) -> bool:
-    return any(_inner_stride(a) > c.strided_bytes for a in accesses)
+def step_factor(accesses: tuple[Access, ...], c: Costs) -> float:
+    """How much slower elements pass VectorE, ScalarE or GpSimd for the widest step among the operands."""
+    step = max((_step(a) for a in accesses), default=0)
+    if step < c.step_bytes:
+        return 1.0
+    ramp = (step - c.wide_step_bytes) / (c.widest_step_bytes - c.wide_step_bytes)
+    return c.step_factor + (c.wide_step_factor - c.step_factor) * min(max(ramp, 0.0), 1.0)
 
 
 def _contiguous(a: Access) -> bool:
-    return _inner_stride(a) in (0, a[1].itemsize)
+    return _step(a) in (0, a[1].itemsize)
 
 
-def instruction_ns(i: Instr, c: Costs) -> float:
-    """Time for which instruction ``i`` occupies its engine (for DMA: its trigger queue)."""
+def timing(i: Instr, c: Costs, written: int = 0) -> Timing:
+    """Times of instruction ``i`` (for DMA: of its trigger queue).
+
+    Args:
+        written: How often the matmul's stationary had been written, which tells it from an earlier one in its place.
+    """
     if i.op in DMA_OPS:
-        return _issue_ns(i, c)
+        ns = _issue_ns(i, c)
+        return Timing(ns, ns)
     if i.op == "core_barrier":
-        return c.barrier_ns
+        return Timing(c.barrier_ns, c.barrier_ns)
     if i.op.endswith((".send", ".arrive")):
-        return 0.0
+        return Timing(0.0, 0.0)
     if i.engine is Engine.sync:
-        return c.register_ns
-    cycles = {
-        Engine.tensor: _tensor, Engine.vector: _vector, Engine.scalar: _scalar, Engine.gpsimd: _gpsimd,
-    }[i.engine](i, c)  # fmt: skip
-    if i.engine is not Engine.tensor and _strided((*i.reads, *i.writes), c):
-        cycles *= c.strided_factor
-    return cycles / clock(i.engine, c)
+        ns = {"loop_iteration": c.loop_ns, "register_move": c.register_ns}.get(i.op, c.register_load_ns)
+        return Timing(ns, ns)
+    if i.engine is Engine.tensor:
+        return _tensor(i, c, written)
+    factor = step_factor((*i.reads, *i.writes), c)
+    if i.engine is Engine.vector:
+        return _vector(i, c, factor)
+    if i.engine is Engine.scalar:
+        return _scalar(i, c, factor)
+    service = _gpsimd(i, c) * factor / c.gpsimd_ghz
+    return Timing(service, service + c.pool_ready_ns)
+
+
+def static(i: Instr) -> bool:
+    """A DMA whose addresses are known before the launch, which holds no trigger queue unless the kernel asks."""
+    return i.attrs.get("dge") not in ("hwdge", "swdge") and not i.attrs.get("indirect")
 
 
 def _issue_ns(i: Instr, c: Costs) -> float:
     if i.op == "sendrecv":
         return c.register_ns
-    if i.attrs["indirect"] or i.attrs["dge"] == "swdge":
-        return c.dma_swdge_issue_ns
-    return c.dma_hwdge_issue_ns if i.attrs["dge"] == "hwdge" else 0.0
+    if i.attrs["indirect"]:
+        return c.dma_indirect_ns
+    if i.attrs["dge"] == "swdge":
+        return c.dma_swdge_ns + c.dma_swdge_row_ns * descriptors(i)
+    return c.dma_issue_ns
 
 
-def _tensor(i: Instr, c: Costs) -> float:
-    m, k = i.attrs["m"], i.attrs["k"]
+def _tensor(i: Instr, c: Costs, written: int) -> Timing:
+    """LoadStationary, unless the stationary is the one before's, then the moving columns."""
+    attrs, stationary = i.attrs, i.reads[0]
+    transpose = i.op == "nc_transpose" or attrs["transpose"]
+    fp32 = stationary[1].itemsize == 4 if i.op == "nc_transpose" else attrs["fp32"]
+    columns, passes, load = i.n, 1.0, c.tensor_load_cycles
     if i.op == "nc_transpose":
-        passes = c.fp32_transpose_passes if i.reads[0][1].itemsize == 4 else 1
-        return max(k, min(c.min_cycles, m)) * passes
-    passes = 1.0
-    if i.attrs["transpose"]:
-        passes = c.fp32_transpose_passes if i.attrs["fp32"] else 1
-    elif i.attrs["fp32"]:
-        passes = c.fp32_onezero_passes if i.attrs["onezero"] else c.fp32_passes
-    n = i.n
-    return max(max(n, c.min_cycles) * passes, m * c.load_stationary_factor)
+        columns = attrs["k"]  # the moving operand is an identity
+    if transpose:
+        passes = c.tensor_fp32_transpose_passes if fp32 else 1.0
+    elif fp32:
+        passes = c.tensor_fp32_onezero_passes if attrs["onezero"] else c.tensor_fp32_passes
+        load = c.tensor_fp32_load_cycles
+    if not transpose and attrs["k"] <= c.tensor_short_k:
+        passes *= c.tensor_short_k_fp32 if fp32 else c.tensor_short_k_bf16
+    if len(i.reads) > 1 and _step(i.reads[1]) >= c.step_bytes:
+        passes *= c.tensor_step_factor
+    moving = columns * passes / c.tensor_ghz * c.tensor_throttle
+    loading = load / c.tensor_ghz * c.tensor_throttle
+    hold = c.tensor_issue_ns + max(moving, c.tensor_min_cycles / c.tensor_ghz)
+    ready = max(c.tensor_ready_ns + c.tensor_ready_factor * moving - loading, hold)
+    state = (stationary[0].uid, written, *stationary[2:], attrs.get("tile"))
+    return Timing(hold, ready, loading, state, keeps=False)
 
 
 def _one_input(i: Instr, c: Costs) -> float:
-    """tensor_copy and tensor_scalar on VectorE, with its 16-bit modes."""
-    data = (i.reads[0], i.writes[0])
-    if all(_16bit(a) for a in data):
-        if any(a[0].buffer is _PSUM for a in data):
-            rate = c.dve_16bit_psum if all(_contiguous(a) for a in data) else 1
-        else:
-            rate = c.dve_16bit_contiguous if all(_contiguous(a) for a in data) else c.dve_16bit_strided
-    else:
-        rate = c.dve_fp32
-    return max(c.min_cycles, i.n / rate)
+    """Cycles an element of tensor_copy and tensor_scalar on VectorE."""
+    source, result = i.reads[0], i.writes[0]
+    narrow = _16bit(source) and _16bit(result)
+    if source[0].buffer is _PSUM or result[0].buffer is _PSUM:
+        return c.vector_psum_16bit if narrow and _contiguous(source) and _contiguous(result) else c.vector_psum
+    if narrow:
+        return c.vector_copy_16bit if _contiguous(source) and _contiguous(result) else c.vector_copy_16bit_step
+    if source[1].is_int and result[1].is_int:
+        return c.vector_copy_int
+    return c.vector_copy_widen if source[1].itemsize < 4 else c.vector_copy_fp32
 
 
 def _two_input(i: Instr, c: Costs) -> float:
     inputs = i.reads[:2]
+    if any(a[0].buffer is _PSUM for a in inputs):
+        return c.vector_psum
     if i.op == "scalar_tensor_tensor":
-        ops = (i.attrs["alu"], i.attrs["alu1"])
-        fast = all(_16bit(a) for a in (*inputs, *i.writes)) and i.n % 2 == 0
-        fast = fast and ops == ("subtract", "multiply")
-    else:
-        fast = any(a[0].buffer is _PSUM for a in inputs) or all(_16bit(a) for a in (*inputs, *i.writes))
-    return max(c.min_cycles, i.n * (1 if fast else c.dve_two_input))
+        return c.vector_scalar_tensor_tensor
+    return c.vector_two_input_16bit if all(_16bit(a) for a in (*inputs, *i.writes)) else c.vector_two_input
 
 
-def _vector(i: Instr, c: Costs) -> float:
-    op, n = i.op, i.n
+def _vector_rate(i: Instr, c: Costs) -> float:
+    """Cycles an element."""
+    op = i.op
     if op in ("tensor_copy", "tensor_scalar"):
         return _one_input(i, c)
     if op in ("tensor_tensor", "scalar_tensor_tensor"):
         return _two_input(i, c)
-    if op == "tensor_tensor_scan":
-        return max(c.min_cycles, n * c.dve_two_input)
     if op == "tensor_reduce":
-        fast = i.attrs["alu"] in ("add", "maximum") and _16bit(i.reads[0]) and _16bit(i.writes[0])
-        return max(c.min_cycles, n / 2 if fast else n)
-    if op == "reciprocal":
-        return max(c.min_cycles, n * c.dve_reciprocal)
-    if op in _SEARCH:
-        return n + c.dve_search_cycles
-    if op == "bn_aggr":
-        return max(c.min_cycles, 13 * n / 3)
-    if op == "memset":
-        return max(c.min_cycles, n / 2 if i.attrs["zero"] and _16bit(i.writes[0]) else n)
-    if op == "tensor_copy_predicated":
-        both = i.attrs["both_sbuf"] and all(a[0].buffer is _SBUF for a in i.reads)
-        return max(c.min_cycles, n * (c.dve_two_input if both else 1))
-    return max(c.min_cycles, n) + (c.dve_readout_cycles if i.attrs.get("reduce") else 0)
+        narrow = i.attrs["alu"] in ("add", "maximum") and _16bit(i.reads[0]) and _16bit(i.writes[0])
+        return c.vector_reduce_16bit if narrow else c.vector_reduce
+    return {
+        "tensor_tensor_scan": c.vector_scan, "reciprocal": c.vector_reciprocal, "bn_aggr": 13 / 3,
+        "memset": c.vector_memset, "tensor_copy_predicated": c.vector_predicated,
+    }.get(op, 1.0)  # fmt: skip
 
 
-def _scalar(i: Instr, c: Costs) -> float:
-    return max(c.min_cycles, i.n) + (c.act_readout_cycles if i.attrs.get("reduce") else 0)
+def _vector(i: Instr, c: Costs, factor: float) -> Timing:
+    if i.op == "nc_transpose":
+        a, b = (access[0].base_row + access[2] // max(access[0].row_bytes, 1) for access in (i.reads[0], i.writes[0]))
+        pair = (a // 32, b // 32)
+        ready = max(c.vector_transpose_ready_ns - c.vector_transpose_turn_ns, c.vector_transpose_ns)
+        return Timing(c.vector_transpose_ns, ready, c.vector_transpose_turn_ns, pair, keeps=False)
+    extra = 0.0
+    if i.op in _SEARCH:
+        extra = c.vector_search_cycles
+    elif i.attrs.get("reduce"):
+        extra = c.vector_readout_cycles
+    service = (i.n * _vector_rate(i, c) * factor + extra) / c.vector_ghz
+    hold = max(service, c.min_cycles / c.vector_ghz) + c.vector_issue_ns
+    after = c.vector_memset_ready_ns if i.op == "memset" else c.vector_ready_ns
+    if i.op == "tensor_tensor_scan" and len(i.reads) > 2:
+        after += c.vector_scan_seed_ns
+    elif i.op == "nc_stream_shuffle":
+        after += c.vector_shuffle_mask_ns
+    return Timing(hold, max(service + after, hold), keeps=False)
+
+
+def _scalar(i: Instr, c: Costs, factor: float) -> Timing:
+    psum = i.reads[0][0].buffer is _PSUM
+    service = i.n * (c.scalar_psum if psum else 1.0) * factor / c.scalar_ghz
+    hold = max(service, c.min_cycles / c.scalar_ghz) + c.scalar_issue_ns
+    gain = c.scalar_psum_gain_ns if psum else 0.0
+    function = i.attrs.get("act")
+    if function is None:
+        return Timing(hold, max(service + c.scalar_copy_ready_ns - gain, hold))
+    after = c.scalar_affine_ready_ns if function == "copy" else c.scalar_function_ready_ns
+    after += c.scalar_operand_ns * (len(i.reads) - 1)
+    ready = service + after - gain
+    if i.attrs.get("reduce"):
+        hold = max(service + c.scalar_reduce_ns, hold) + c.scalar_readout_ns
+        ready = max(ready, hold - c.scalar_readout_ns + c.scalar_readout_ready_ns)
+    plain = function in ACT_PLAIN
+    setup = c.scalar_plain_table_ns if plain else c.scalar_table_ns
+    table = ACT_SETS.get(function, function)
+    return Timing(hold, max(ready, hold), setup, table, keeps=plain and not setup, ahead=True)
 
 
 def _gpsimd(i: Instr, c: Costs) -> float:
@@ -152,7 +234,7 @@ def _gpsimd(i: Instr, c: Costs) -> float:
         return max(c.min_cycles, c.pool_rsqrt * n)
     if op == "tensor_tensor":
         return c.pool_fixed_cycles + c.pool_int * n
-    return max(c.min_cycles, n)
+    return max(c.min_cycles, c.pool_element * n)
 
 
 @dataclass(frozen=True)
@@ -163,6 +245,7 @@ class Transfer:
         ns: Time it keeps each DMA engine that it uses.
         engines: First and last+1 DMA engine.
         hbm_read, hbm_write, on_chip: Bytes by where they come from or go to (on_chip: SBUF to SBUF).
+        start_ns, notify_ns: From its issue to its first byte; from its last byte until a dependent may start.
     """
 
     ns: float
@@ -170,6 +253,8 @@ class Transfer:
     hbm_read: int
     hbm_write: int
     on_chip: int
+    start_ns: float
+    notify_ns: float
 
 
 def run_bytes(a: Access, on_chip: bool) -> int:
@@ -186,10 +271,19 @@ def run_bytes(a: Access, on_chip: bool) -> int:
     return expect
 
 
+def _sides(i: Instr) -> tuple[Access, Access]:
+    return (i.reads[-1] if i.attrs.get("indirect") else i.reads[0]), i.writes[0]
+
+
+def descriptors(i: Instr) -> int:
+    """Contiguous runs that a DMA instruction moves."""
+    runs = (run_bytes(a, a[0].buffer is _SBUF) for a in _sides(i))
+    return max(1, i.attrs["bytes"] // max(1, min(runs)))
+
+
 def transfer(i: Instr, c: Costs) -> Transfer:
     """Bytes and engine time of a DMA instruction."""
-    src = i.reads[-1] if i.attrs.get("indirect") else i.reads[0]
-    dst = i.writes[0]
+    src, dst = _sides(i)
     moved = i.attrs["bytes"]
     engines = (0, int(c.dma_engines))
     runs: list[int] = []
@@ -213,6 +307,9 @@ def transfer(i: Instr, c: Costs) -> Transfer:
     efficiency *= run / (run + c.dma_run_bytes)
     ns = moved / (engines[1] - engines[0]) / (c.dma_bytes_ns * efficiency)
     from_hbm, to_hbm = src[0].buffer is not _SBUF, dst[0].buffer is not _SBUF
+    start, notify = c.dma_load_start_ns, c.dma_load_notify_ns
+    if to_hbm and not from_hbm:
+        start, notify = c.dma_store_start_ns, c.dma_store_notify_ns
     return Transfer(
-        ns, engines, moved if from_hbm else 0, moved if to_hbm else 0, 0 if from_hbm or to_hbm else moved
+        ns, engines, moved if from_hbm else 0, moved if to_hbm else 0, 0 if from_hbm or to_hbm else moved, start, notify
     )  # fmt: skip

@@ -95,21 +95,21 @@ class Tracker:
         self._writes: dict[int, list[tuple[Box, int]]] = {}
         self._reads: dict[int, list[tuple[Box, int]]] = {}
 
-    def add(self, index: int, reads: tuple[Access, ...], writes: tuple[Access, ...]) -> set[int]:
-        """Record an instruction; returns the earlier ones it must wait for."""
-        deps: set[int] = set()
+    def add(self, index: int, reads: tuple[Access, ...], writes: tuple[Access, ...]) -> dict[int, bool]:
+        """Record an instruction; returns the earlier ones it must wait for, and whether it reads what they wrote."""
+        deps: dict[int, bool] = {}
         for a in reads:
             uid, box = a[0].uid, box_of(a)
             for other, at in self._writes.get(uid, ()):
                 if overlap(box, other):
-                    deps.add(at)
+                    deps[at] = True
             self._reads.setdefault(uid, []).append((box, index))
         for a in writes:
             uid, box = a[0].uid, box_of(a)
             kept = []
             for entry in self._writes.get(uid, ()):
                 if overlap(box, entry[0]):
-                    deps.add(entry[1])
+                    deps.setdefault(entry[1], False)
                     if _covers(box, entry[0]):
                         continue
                 kept.append(entry)
@@ -120,10 +120,10 @@ class Tracker:
                 left = []
                 for entry in readers:
                     if entry[1] != index and overlap(box, entry[0]):
-                        deps.add(entry[1])
+                        deps.setdefault(entry[1], False)
                         if _covers(box, entry[0]):
                             continue
                     left.append(entry)
                 self._reads[uid] = left
-        deps.discard(index)
+        deps.pop(index, None)
         return deps

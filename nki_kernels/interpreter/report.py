@@ -1,35 +1,46 @@
 """What a kernel costs: engine times, critical path, bytes, rooflines, as data, as a table, as a timeline, as a plot."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .capacity import on_chip_tensors, peak
 from .context import Core
-from .cost_table import TABLE, Costs
+from .cost_table import Costs
 from .enums import Engine, MemoryRegion
 from .launch import run
+from .price_list import LEVELS, PriceList
 from .schedule import Node, build, critical_length, program_order, reordered
 from .schedule import cells as array_cells
 
 _ENGINES = (Engine.tensor, Engine.vector, Engine.scalar, Engine.gpsimd)
 _LANES = ("tensor", "vector", "scalar", "gpsimd", "dma")
+_BOUNDS = (*_LANES, "issue")
+_WHAT = {"time_us": "in program order", "reordered_us": "reordered", "critical_us": "by its dependency chain"}
 
 
 @dataclass
 class Report:
     """Modelled cost of one launch. Every time is in microseconds, and modelled, not measured.
 
+    Times are at the centre of the price list unless said. They are of the kernel inside a graph; a launch of its own
+    adds ``launch_ns`` of the list.
+
     Attributes:
         name: Kernel.
+        prices: Name of the price list.
         lnc: Physical cores used; per-engine figures are of the busier core.
         instructions: Instructions executed, all cores.
         time_us: End to end, each engine in program order.
         reordered_us: The same if each engine may take any ready instruction (a lower estimate).
+        range_us: ``time_us`` with every price at its cheapest, and with every price at its dearest; also the other two.
         critical_us: Longest dependency chain with unlimited engines.
         roofline_us, roofline_by: Busy time of the busiest resource, and which that is.
-        busy_us: Engine -> time it executes. ``dma`` is the busiest DMA engine.
+        busy_us: Engine -> time it executes or is set up. ``dma`` is the busiest DMA engine, ``issue`` the resource that
+            issues transfers.
+        setup_us: What of that goes into setting engines up: ``tables`` of activation functions, ``stationary`` loads.
+        tables: Activation tables loaded, all cores.
         path_us: Engine -> time on the chain of waits that made ``time_us``; ``wait`` is latency between instructions.
         binds: The largest entry of ``path_us``.
         counts: Engine -> instructions.
@@ -37,18 +48,22 @@ class Report:
         hbm_read, hbm_write, dma_on_chip: Bytes.
         flops: Multiply-adds of nc_matmul times 2.
         sbuf_peak, psum_peak: Bytes a partition and banks, live at once, the larger of the cores.
-        estimates: Constants of the model that no document gives.
+        estimates: Constants of the price list that are neither measured nor documented.
     """
 
     name: str
+    prices: str
     lnc: int
     instructions: int
     time_us: float
     reordered_us: float
     critical_us: float
+    range_us: dict[str, tuple[float, float]]
     roofline_us: float
     roofline_by: str
     busy_us: dict[str, float]
+    setup_us: dict[str, float]
+    tables: int
     path_us: dict[str, float]
     binds: str
     counts: dict[str, int]
@@ -98,20 +113,27 @@ class Report:
         """The figures as text."""
         rows = [
             f"{self.name}: modelled, {self.lnc} physical core{'s' if self.lnc > 1 else ''}, "
-            f"{self.instructions} instructions",
+            f"{self.instructions} instructions, prices: {self.prices}",
+            "  between "
+            + ", ".join(f"{low:.2f} and {high:.2f} us {_WHAT[k]}" for k, (low, high) in self.range_us.items()),
             f"  program order {self.time_us:10.2f} us   reordered {self.reordered_us:10.2f} us   "
             f"dependency chain {self.critical_us:.2f} us",
             f"  roofline      {self.roofline_us:10.2f} us   by {self.roofline_by}; the path is bound by {self.binds}",
             f"  {'engine':<8}{'instr':>8}{'busy us':>12}{'of time':>9}{'on path us':>12}{'of path':>9}",
         ]
         total = sum(self.path_us.values()) or 1.0
-        for e in (*_LANES, "sync", "wait"):
+        for e in (*_LANES, "issue", "sync", "wait"):
             busy, path = self.busy_us.get(e, 0.0), self.path_us.get(e, 0.0)
             if busy or path:
                 rows.append(
                     f"  {e:<8}{self.counts.get(e, 0):>8}{busy:>12.2f}{busy / (self.time_us or 1):>9.1%}"
                     f"{path:>12.2f}{path / total:>9.1%}"
                 )
+        if self.tables:
+            rows.append(
+                f"  of which {self.setup_us['tables']:.2f} us load {self.tables} activation tables, "
+                f"{self.setup_us['stationary']:.2f} us load stationaries"
+            )
         rows.append(
             f"  HBM read {self.hbm_read / 1024:.1f} KiB, written {self.hbm_write / 1024:.1f} KiB; "
             f"SBUF {self.sbuf_peak} B a partition, PSUM {self.psum_peak} banks; "
@@ -146,7 +168,7 @@ class Report:
         figure.savefig(path)
 
 
-def _busy(nodes: list[Node], core: int) -> tuple[dict[str, float], dict[str, int]]:
+def _busy(nodes: list[Node], core: int, c: Costs) -> tuple[dict[str, float], dict[str, int]]:
     busy: dict[str, float] = {}
     counts: dict[str, int] = {}
     dma: dict[int, float] = {}
@@ -154,21 +176,23 @@ def _busy(nodes: list[Node], core: int) -> tuple[dict[str, float], dict[str, int
     for n in nodes:
         if n.core != core:
             continue
-        lane = "dma" if n.transfer is not None else n.instr.engine.name
+        queue, lane = n.instr.engine.name, "dma" if n.transfer is not None else n.instr.engine.name
         counts[lane] = counts.get(lane, 0) + 1
         if n.transfer is not None:
             for e in range(*n.transfer.engines):
                 dma[e] = dma.get(e, 0.0) + n.transfer.ns
             if n.instr.engine is not Engine.sync:
-                queue = n.instr.engine.name
                 busy[queue] = busy.get(queue, 0.0) + n.ns
-        elif n.instr.engine is Engine.tensor and n.instr.attrs.get("tile"):
+            if not (n.queued and n.instr.engine is Engine.gpsimd):
+                busy["issue"] = busy.get("issue", 0.0) + c.dma_issue_ns
+        elif n.instr.attrs.get("tile"):
+            busy[lane] = busy.get(lane, 0.0) + c.tensor_tile_share * n.ns + n.setup_ns
             for cell in array_cells(n.instr):
                 cells[cell] = cells.get(cell, 0.0) + n.ns
         else:
-            busy[lane] = busy.get(lane, 0.0) + n.ns
+            busy[lane] = busy.get(lane, 0.0) + n.ns + n.setup_ns
     if cells:
-        busy["tensor"] = busy.get("tensor", 0.0) + max(cells.values())
+        busy["tensor"] = max(busy.get("tensor", 0.0), max(cells.values()))
     if dma:
         busy["dma"] = max(dma.values())
     return busy, counts
@@ -194,9 +218,12 @@ def _path(nodes: list[Node]) -> dict[str, float]:
             out[lane] = out.get(lane, 0.0) + run_ns
             out["wait"] = out.get("wait", 0.0) + max(upper - begin - run_ns, 0.0)
         upper = begin
+        if n.setup_ns and (n.held_by_engine or not n.timing.ahead):
+            out[lane] = out.get(lane, 0.0) + n.setup_ns
+            upper -= n.setup_ns
         previous = n.held_by
         if previous >= 0 and not n.held_by_engine:
-            lag = begin - nodes[previous].finish
+            lag = upper - nodes[previous].finish
             if lag > 0:
                 out["wait"] = out.get("wait", 0.0) + lag
                 upper = nodes[previous].finish
@@ -206,14 +233,22 @@ def _path(nodes: list[Node]) -> dict[str, float]:
     return out
 
 
-def make_report(name: str, cores: list[Core], costs: Costs | None = None) -> Report:
-    """Schedule the traces of a launch and add them up."""
-    c = costs or Costs()
+def _placed(cores: list[Core], c: Costs) -> tuple[list[Node], dict[str, float]]:
+    """Nodes placed in program order, and the times that the report gives a range of, in us."""
     nodes = build(cores, c)
     total = program_order(nodes, len(cores), c)
     best = min(reordered(nodes, len(cores), c), total)
     chain, _ = critical_length(nodes, c)
-    per_core = [_busy(nodes, i) for i in range(len(cores))]
+    return nodes, {"time_us": total / 1e3, "reordered_us": best / 1e3, "critical_us": chain / 1e3}
+
+
+def make_report(name: str, cores: list[Core], prices: PriceList | None = None) -> Report:
+    """Schedule the traces of a launch at the list's centre and at both of its ends, and add them up."""
+    prices = prices or PriceList()
+    c = prices.costs()
+    nodes, times = _placed(cores, c)
+    low, high = (_placed(cores, prices.costs(level))[1] for level in LEVELS if level != "centre")
+    per_core = [_busy(nodes, i, c) for i in range(len(cores))]
     busy: dict[str, float] = {}
     counts: dict[str, int] = {}
     for b, k in per_core:
@@ -223,7 +258,7 @@ def make_report(name: str, cores: list[Core], costs: Costs | None = None) -> Rep
             counts[lane] = counts.get(lane, 0) + number
     moves = [n.transfer for n in nodes if n.transfer is not None]
     read, written = sum(m.hbm_read for m in moves), sum(m.hbm_write for m in moves)
-    bounds = {k: v for k, v in busy.items() if k in _LANES}
+    bounds = {k: v for k, v in busy.items() if k in _BOUNDS}
     bounds["hbm"] = (read + written) / (c.hbm_bytes_ns * len(cores))
     by = max(bounds, key=lambda k: bounds[k]) if nodes else "nothing"
     path = _path(nodes)
@@ -236,16 +271,23 @@ def make_report(name: str, cores: list[Core], costs: Costs | None = None) -> Rep
         if n.instr.op == "nc_matmul" and not n.instr.attrs["transpose"]
     )
     tensors = [on_chip_tensors(core) for core in cores]
+    setup = {"tables": Engine.scalar, "stationary": Engine.tensor}
     return Report(
         name=name,
+        prices=prices.name,
         lnc=len(cores),
         instructions=len(nodes),
-        time_us=total / 1e3,
-        reordered_us=best / 1e3,
-        critical_us=chain / 1e3,
-        roofline_us=bounds.get(by, 0.0) / 1e3,
+        **times,
+        range_us={k: (low[k], high[k]) for k in times},
+        # Loading tables and stationaries is part of an engine's time here, and another order may need less of it.
+        roofline_us=min(bounds.get(by, 0.0) / 1e3, times["reordered_us"]),
         roofline_by=by,
         busy_us={k: v / 1e3 for k, v in busy.items()},
+        setup_us={
+            k: sum(n.setup_ns for n in nodes if n.instr.engine is e and not n.transfer) / 1e3 / len(cores)
+            for k, e in setup.items()
+        },
+        tables=sum(n.setup_ns > 0 for n in nodes if n.instr.engine is Engine.scalar),
         path_us={k: v / 1e3 for k, v in path.items()},
         binds=max(path, key=lambda k: path[k]) if path else "nothing",
         counts=counts,
@@ -256,22 +298,20 @@ def make_report(name: str, cores: list[Core], costs: Costs | None = None) -> Rep
         flops=flops,
         sbuf_peak=max(peak(t, MemoryRegion.sbuf)[0] for t in tensors),
         psum_peak=max(peak(t, MemoryRegion.psum)[0] for t in tensors),
-        estimates=[k for k, v in TABLE.items() if v.estimate],
+        estimates=[k for k, v in prices.prices.items() if v.kind == "inferred"],
         nodes=nodes,
     )
 
 
-def profile(kernel: Any, *args: Any, costs: Costs | None = None, **kwargs: Any) -> tuple[Any, Report]:
+def profile(kernel: Any, *args: Any, prices: PriceList | None = None, **kwargs: Any) -> tuple[Any, Report]:
     """Run ``kernel`` (``k``, ``k[2]`` or a plain function) and price it.
+
+    Args:
+        prices: The published prices unless given; a kernel's own argument cannot have this name.
 
     Returns:
         (the kernel's results, :class:`Report`)
     """
     results, launch = run(kernel, args, kwargs)
     name = getattr(kernel, "__name__", type(kernel).__name__)
-    return results, make_report(name, launch.cores, costs)
-
-
-def cost_table() -> list[dict[str, Any]]:
-    """The constants with their sources, for printing."""
-    return [{"name": k} | asdict(v) for k, v in TABLE.items()]
+    return results, make_report(name, launch.cores, prices)

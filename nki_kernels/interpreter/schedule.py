@@ -1,24 +1,29 @@
 """Placing instructions in time: in program order on each engine, and reordered by a list scheduler.
 
-Model. An engine runs one instruction at a time (TensorE: one per 32x32 cell of its array, so that tiles on disjoint
-cells overlap). An instruction starts when its engine is free and every producer has finished, plus ``dependent_cycles``
-if the producer ran on the same engine (not between TensorE instructions) or a semaphore hop if on another. A DMA starts
-``dma_start_ns`` after its producers, takes the DMA engines of the partitions it touches, fills gaps between other
-transfers, and shares HBM bandwidth; its consumers wait for its completion only. A DMA with descriptors made by hardware
-or GpSimd holds its trigger queue, in order; one with static descriptors (any whose addresses are known before the
-launch, unless the kernel asks otherwise) holds none.
+Model. An engine runs one instruction at a time (TensorE: one per 32x32 cell of its array, so that products on disjoint
+cells overlap, as far as ``tensor_tile_share`` lets the next one start). An instruction starts when its engine is free
+and every producer's result is ready: on the same engine after ``Timing.ready`` (not between TensorE instructions, which
+add up in PSUM in order), on another a semaphore hop later. Only what reads a result waits for it to be ready on the
+same engine; what overwrites follows in order. An engine that is set up for something else is set up first.
+
+A DMA is issued on the core's one issue resource, or, with descriptors made by hardware on request, also on its trigger
+queue in order, or, with descriptors made by GpSimd, on GpSimd alone. It then takes the DMA engines of the partitions it
+touches, fills gaps between other transfers, and shares HBM bandwidth; its consumers wait until it has notified them.
 """
 
 import bisect
 import heapq
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from .context import Core, Instr
-from .cost import DMA_OPS, Transfer, clock, instruction_ns, transfer
+from .cost import DMA_OPS, Timing, Transfer, static, timing, transfer
 from .cost_table import Costs
 from .enums import Engine
 from .footprint import Tracker
 
+_CHOICE = 8
+"""Ready instructions among which the list scheduler chooses."""
 _ARRIVE = {"sendrecv": "sendrecv.send", "core_barrier": "core_barrier.arrive"}
 
 
@@ -29,22 +34,31 @@ class Node:
     Attributes:
         core: Core it runs on.
         instr: The instruction.
-        ns: Engine time.
+        timing: Engine times.
         transfer: DMA part, if any.
         deps: Producers, as (node index, latency in ns from its finish).
-        start, finish: Placed times, ns.
+        queued: It holds its engine or trigger queue; static DMA does not.
+        start, finish: Placed times, ns: of its own work, without the setup before it; a transfer's end is its notice.
+        setup_ns: Setup that was placed before it.
         held_by: Node that set ``start`` (-1: nothing), and whether it did so by holding the engine.
     """
 
     core: int
     instr: Instr
-    ns: float
+    timing: Timing
     transfer: Transfer | None
     deps: list[tuple[int, float]]
+    queued: bool = True
     start: float = 0.0
     finish: float = 0.0
+    setup_ns: float = 0.0
     held_by: int = -1
     held_by_engine: bool = False
+
+    @property
+    def ns(self) -> float:
+        """Engine time."""
+        return self.timing.hold if self.queued else 0.0
 
 
 @dataclass
@@ -98,30 +112,34 @@ def build(cores: list[Core], costs: Costs) -> list[Node]:
     tracker = Tracker()
     nodes: list[Node] = []
     arrivals: list[list[int]] = [[], []]
+    written: dict[int, int] = {}
     for core, instr in merged_order(cores):
         index = len(nodes)
         deps = tracker.add(index, instr.reads, instr.writes)
         if instr.op in _ARRIVE.values():
             arrivals[core].append(index)
         elif instr.op in _ARRIVE:
-            deps.add(arrivals[1 - core][len(arrivals[core]) - 1])
-            deps.add(arrivals[core][-1])
-        linked = [(d, _latency(nodes[d], instr, core, costs)) for d in deps]
+            deps[arrivals[1 - core][len(arrivals[core]) - 1]] = False
+            deps[arrivals[core][-1]] = False
+        linked = [(d, _latency(nodes[d], instr, core, flow, costs)) for d, flow in deps.items()]
         move = transfer(instr, costs) if instr.op in DMA_OPS and instr.op != "sendrecv" else None
-        nodes.append(Node(core, instr, instruction_ns(instr, costs), move, linked))
+        times = timing(instr, costs, written.get(instr.reads[0][0].uid, 0) if instr.reads else 0)
+        nodes.append(Node(core, instr, times, move, linked, queued=move is None or not static(instr)))
+        for access in instr.writes:
+            written[access[0].uid] = written.get(access[0].uid, 0) + 1
     return nodes
 
 
-def _latency(producer: Node, consumer: Instr, core: int, c: Costs) -> float:
+def _latency(producer: Node, consumer: Instr, core: int, flow: bool, c: Costs) -> float:
+    """From the producer's finish until the consumer may start; ``flow``: it reads what the producer wrote."""
     if producer.transfer is not None or producer.instr.op == "sendrecv":
         return 0.0
-    if consumer.op in DMA_OPS:
+    drain = producer.timing.ready - producer.timing.hold
+    if producer.instr.engine is not consumer.engine or producer.core != core or consumer.op in DMA_OPS:
+        return drain + c.semaphore_ns
+    if consumer.engine is Engine.tensor or not flow:
         return 0.0
-    if producer.instr.engine is not consumer.engine or producer.core != core:
-        return c.semaphore_ns
-    if consumer.engine is Engine.tensor:
-        return 0.0
-    return c.dependent_cycles / clock(consumer.engine, c)
+    return drain
 
 
 def cells(instr: Instr) -> range | list[int]:
@@ -139,50 +157,72 @@ class Placer:
         self.c = costs
         self.free: dict[tuple[int, Engine], float] = {}
         self.holder: dict[tuple[int, Engine], int] = {}
+        self.state: dict[tuple[int, Engine], Hashable] = {}
         self.cells = [[0.0] * 16 for _ in range(count)]
         self.cell_holder = [[-1] * 16 for _ in range(count)]
         self.gaps = [[_Gaps() for _ in range(int(costs.dma_engines))] for _ in range(count)]
         self.hbm = [_Gaps() for _ in range(count)]
+        self.issue = [_Gaps() for _ in range(count)]
 
     def engine_free(self, node: Node) -> tuple[float, int]:
         """(when the node's engine can take it, node that holds it until then)."""
-        if node.transfer is not None and node.ns == 0:
+        if not node.queued:
             return 0.0, -1
         key = (node.core, node.instr.engine)
         at, who = self.free.get(key, 0.0), self.holder.get(key, -1)
         if node.instr.engine is Engine.tensor:
-            # In order: not before the previous one started; its cells must be free.
+            # In order: not before the previous one lets it; its cells must be free.
             for cell in cells(node.instr):
                 if self.cells[node.core][cell] > at:
                     at, who = self.cells[node.core][cell], self.cell_holder[node.core][cell]
         return at, who
 
+    def setup(self, node: Node) -> float:
+        """Time to set the engine up for the node, as it is now."""
+        same = self.state.get((node.core, node.instr.engine)) == node.timing.state
+        return 0.0 if node.timing.keeps or same else node.timing.setup
+
     def place(self, index: int, node: Node, ready: float, cause: int) -> None:
         """Put the node at the earliest time not before ``ready``; ``cause`` is the producer that set ``ready``."""
         key = (node.core, node.instr.engine)
         free, who = self.engine_free(node)
-        start = max(ready, free)
+        node.setup_ns = self.setup(node)
+        if node.timing.ahead:
+            free += node.setup_ns
         node.held_by, node.held_by_engine = (who, True) if free > ready else (cause, False)
+        start = max(ready, free)
+        if not node.timing.ahead:
+            start += node.setup_ns
+        if not node.timing.keeps:
+            self.state[key] = node.timing.state
         node.start, node.finish = start, start + node.ns
-        if node.transfer is not None and node.ns == 0:
-            pass
+        if node.transfer is not None:
+            self._move(node, key)
         elif node.instr.engine is Engine.tensor:
-            self.free[key], self.holder[key] = start, index
+            share = self.c.tensor_tile_share if node.instr.attrs.get("tile") else 1.0
+            self.free[key], self.holder[key] = start + share * node.ns, index
             for cell in cells(node.instr):
                 self.cells[node.core][cell] = node.finish
                 self.cell_holder[node.core][cell] = index
         else:
-            self.free[key], self.holder[key] = node.finish, index
+            self.free[key] = node.finish
+        if node.queued:
+            self.holder[key] = index
         if node.instr.op == "sendrecv":
             node.finish = start + self.c.sendrecv_ns
-        if node.transfer is not None:
-            self._move(node)
 
-    def _move(self, node: Node) -> None:
+    def _move(self, node: Node, key: tuple[int, Engine]) -> None:
         move = node.transfer
         assert move is not None
+        issued = node.finish
+        if not (node.queued and node.instr.engine is Engine.gpsimd):
+            begin = self.issue[node.core].fit(node.start, self.c.dma_issue_ns)
+            self.issue[node.core].take(begin, self.c.dma_issue_ns)
+            node.start, issued = begin, begin + self.c.dma_issue_ns
+        if node.queued:
+            self.free[key] = issued
         engines = self.gaps[node.core][move.engines[0] : move.engines[1]]
-        at = node.finish + self.c.dma_start_ns
+        at = issued + move.start_ns
         hbm_ns = (move.hbm_read + move.hbm_write) / self.c.hbm_bytes_ns
         for _ in range(64):
             first = at
@@ -197,7 +237,7 @@ class Placer:
             begin = self.hbm[node.core].fit(at, hbm_ns)
             self.hbm[node.core].take(begin, hbm_ns)
             done = max(done, begin + hbm_ns)
-        node.finish = done
+        node.finish = done + move.notify_ns
 
 
 def program_order(nodes: list[Node], cores: int, costs: Costs) -> float:
@@ -230,7 +270,8 @@ def critical_length(nodes: list[Node], costs: Costs) -> tuple[float, list[float]
 
 def _alone(node: Node, c: Costs) -> float:
     if node.transfer is not None:
-        return node.ns + c.dma_start_ns + node.transfer.ns
+        issue = node.ns if node.queued and node.instr.engine is Engine.gpsimd else c.dma_issue_ns
+        return issue + node.transfer.start_ns + node.transfer.ns + node.transfer.notify_ns
     return c.sendrecv_ns if node.instr.op == "sendrecv" else node.ns
 
 
@@ -250,7 +291,7 @@ def reordered(nodes: list[Node], cores: int, costs: Costs) -> float:
     placer = Placer(cores, costs)
     pending: dict[tuple[int, Engine], list[tuple[float, int]]] = {}
     able: dict[tuple[int, Engine], list[tuple[float, int]]] = {}
-    work = [Node(n.core, n.instr, n.ns, n.transfer, n.deps) for n in nodes]
+    work = [Node(n.core, n.instr, n.timing, n.transfer, n.deps, n.queued) for n in nodes]
     wake: list[tuple[float, int, tuple[int, Engine]]] = []
     planned: dict[tuple[int, Engine], float] = {}
     serial = 0
@@ -267,6 +308,16 @@ def reordered(nodes: list[Node], cores: int, costs: Costs) -> float:
         heapq.heappush(pending.setdefault(key, []), (ready[index], index))
         able.setdefault(key, [])
         wake_at(max(ready[index], placer.free.get(key, 0.0)), key)
+
+    def take(key: tuple[int, Engine]) -> int:
+        """Of the most urgent few, the one that is most urgent after setting the engine up for it."""
+        heap = able[key]
+        few = [heapq.heappop(heap) for _ in range(min(_CHOICE, len(heap)))]
+        best = min(few, key=lambda entry: entry[0] + placer.setup(work[entry[1]]))
+        for entry in few:
+            if entry is not best:
+                heapq.heappush(heap, entry)
+        return best[1]
 
     for index, count in enumerate(waiting):
         if not count:
@@ -288,7 +339,7 @@ def reordered(nodes: list[Node], cores: int, costs: Costs) -> float:
         if free > now + 1e-9:
             wake_at(free, key)
             continue
-        index = heapq.heappop(able[key])[1]
+        index = take(key)
         placer.place(index, work[index], now, -1)
         end = max(end, work[index].finish)
         for user, lag in users[index]:

@@ -89,12 +89,14 @@ class RowByRow:
     def row_seconds(self) -> float:
         """One row: seven instructions of VectorE and one of TensorE, in a chain."""
         costs = self.costs
-        single = TILE / costs.dve_fp32
-        double = TILE * costs.dve_two_input
-        vector = 3 * single + 3 * double + costs.min_cycles  # copy, copy, column product; add, mask, add; column
-        vector += 6 * costs.dependent_cycles
-        tensor = TILE * costs.fp32_passes
-        return (vector / costs.vector_ghz + tensor / costs.tensor_ghz + 2 * costs.semaphore_ns) * 1e-9
+        from_psum, two, one = costs.vector_psum, costs.vector_two_input, costs.vector_copy_fp32
+        # Copy, addition, mask, column product, addition, copy: each waits until the one before is ready. The copy of a
+        # column follows the mask and is ready after it by what issuing it takes.
+        vector = TILE * (from_psum + two + two + one + two + one) / costs.vector_ghz
+        vector += 6 * costs.vector_ready_ns + costs.vector_issue_ns
+        tensor = TILE * costs.tensor_fp32_passes / costs.tensor_ghz * costs.tensor_throttle
+        tensor = costs.tensor_ready_ns + costs.tensor_ready_factor * tensor
+        return (vector + tensor + 2 * costs.semaphore_ns) * 1e-9
 
     def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:
         return -(-tokens // TILE) * rank.num_value_heads * TILE * self.row_seconds()

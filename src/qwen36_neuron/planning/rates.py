@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from nki_kernels.interpreter.cost_table import Costs
+
 CORES = 2
 """Physical cores of a rank at LNC=2."""
 
@@ -23,7 +25,7 @@ class Rates:
         tensor_efficiency: published: MLPs take 4 % of the time of prefill at 418 tokens/s, 96 us a token, where TensorE
             needs 51.
         hbm_efficiency: published: 54.2 ms a token decoding in bf16, where reading the weights takes 18.5.
-        collective: seconds before a collective moves anything; documented as 1 to 10 us.
+        collective: seconds before a collective moves anything: the kernels' price of an all-reduce over four ranks.
     """
 
     tensor: float = 667e12 / 8 * CORES
@@ -31,7 +33,7 @@ class Rates:
     vector: float = 0.96e9 * 128 * CORES
     tensor_efficiency: float = 0.53
     hbm_efficiency: float = 0.34
-    collective: float = 10e-6
+    collective: float = Costs.all_reduce_ns * 1e-9
 
     def ideal(self) -> Rates:
         """The same with every engine at its peak: what no implementation can be faster than."""

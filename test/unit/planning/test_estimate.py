@@ -139,7 +139,7 @@ def test_a_prompt_is_cut_into_the_buckets_that_the_application_takes(ours: Estim
 
 def test_more_sequences_than_rows_take_more_steps(ours: Estimate) -> None:
     assert ours.token(8, 1024) == ours.token(2, 1024)
-    assert ours.token(16, 1024) == 2 * ours.token(8, 1024)
+    assert ours.token(16, 1024) == pytest.approx(2 * ours.token(8, 1024))
     assert ours.token(9, 1024) == pytest.approx(ours.token(8, 1024) + ours.token(1, 1024))
 
 
