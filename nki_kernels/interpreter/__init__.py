@@ -1,6 +1,5 @@
 """An interpreter for NKI kernels: runs them on CPU, refuses what the hardware would refuse, and prices them."""
 
-from .context import moves_carry_undefined
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
 from .launch import jit, simulate
@@ -27,7 +26,6 @@ __all__ = [
     "current_target",
     "install",
     "jit",
-    "moves_carry_undefined",
     "profile",
     "simulate",
     "uninstall",

@@ -2,8 +2,7 @@
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from .tensor import Access, Tensor
 
 _local = threading.local()
-_moves_carry_undefined = False
 
 
 class Instr(NamedTuple):
@@ -58,6 +56,7 @@ class Core:
         trace: Instructions in program order.
         events: Control flow that both cores of an LNC2 launch must share.
         scalar_regs, vector_regs: float32 [128] accumulation registers of ScalarE and VectorE.
+        scalar_known, vector_known: bool [128], which of them hold a defined value.
     """
 
     def __init__(self, program_id: int, num_programs: int, has_grid: bool, launch: "Launch") -> None:
@@ -71,6 +70,8 @@ class Core:
         self.events: list[tuple[Any, ...]] = []
         self.scalar_regs = np.zeros(HW.partitions, dtype=np.float32)
         self.vector_regs = np.zeros(HW.partitions, dtype=np.float32)
+        self.scalar_known = np.ones(HW.partitions, dtype=np.bool_)
+        self.vector_known = np.ones(HW.partitions, dtype=np.bool_)
         self.rng = np.random.default_rng(0)
         self.names: set[str] = set()
         self.shared_count = 0
@@ -228,27 +229,6 @@ def check_span(name: str) -> None:
         wrong = span_error(name, core.target)
         if wrong:
             refuse("sdk-api", name, "", wrong)
-
-
-@contextmanager
-def moves_carry_undefined() -> Iterator[None]:
-    """Let transposes, tensor_copy, nc_stream_shuffle and sendrecv move undefined elements, which stay undefined.
-
-    By default they raise, like every instruction. A kernel that moves a whole tile of which only some columns matter
-    (and reads only those afterwards) is correct on the device all the same; this admits it while any arithmetic, store
-    or indirect read of such an element still raises.
-    """
-    global _moves_carry_undefined
-    before, _moves_carry_undefined = _moves_carry_undefined, True
-    try:
-        yield
-    finally:
-        _moves_carry_undefined = before
-
-
-def undefined_may_move() -> bool:
-    """Whether :func:`moves_carry_undefined` is in force."""
-    return _moves_carry_undefined
 
 
 def enter(core: Core | None) -> None:

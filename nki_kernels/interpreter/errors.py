@@ -20,7 +20,7 @@ class KernelError(Exception):
         self.instruction = instruction
         self.operand = operand
         self.rule = rule
-        where = _kernel_line()
+        where = kernel_line()
         subject = f"{instruction}: operand '{operand}'" if operand else instruction
         super().__init__(f"{subject}: {rule}" + (f" [{where}]" if where else ""))
 
@@ -46,7 +46,7 @@ def fail(instruction: str, operand: str, rule: str) -> NoReturn:
     raise KernelError(instruction, operand, rule)
 
 
-def _kernel_line() -> str:
+def kernel_line() -> str:
     """File and line of the innermost frame outside the interpreter; empty if there is none."""
     frame = sys._getframe(2)
     while frame is not None:

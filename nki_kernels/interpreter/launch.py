@@ -13,7 +13,7 @@ from .capacity import check_capacity
 from .context import Core
 from .dtypes import DType
 from .enums import MemoryRegion
-from .errors import DivergenceError, KernelError, fail
+from .errors import DivergenceError, KernelError, UndefinedReadError, fail
 from .rules import RULES, raise_broken, rules_of
 from .storage import Storage
 from .target import Target, current_target
@@ -123,8 +123,10 @@ class Launch:
             if error is not None:
                 raise error
         self._check_same_control_flow(results)
-        for storage in {id(s): s for s in self._returned(results[0])}.values():
-            Tensor.whole(storage).check_defined("return", storage.info.name)
+        for storage in {id(s): s for s in [*self._returned(results[0]), *marshal.written()]}.values():
+            text = Tensor.whole(storage).undefined_text()
+            if text:
+                raise UndefinedReadError("return", storage.info.name, f"holds {text}")
         self._check_handles(results[0], marshal)
         for core in self.cores:
             check_capacity(core)

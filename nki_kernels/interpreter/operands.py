@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from .context import undefined_may_move
 from .dtypes import DType, float32, round_to, tfloat32, to_f32
 from .enums import Engine, MemoryRegion, require_enum
 from .errors import fail
@@ -158,8 +157,6 @@ def check_not_packed(ins: str, role: str, dtype: DType) -> None:
 
 def read_f32(ins: str, role: str, t: Tensor) -> np.ndarray:
     """Elements as float32 [P, N]; may share memory with the tensor."""
-    if t.storage.defined is not None:
-        t.check_defined(ins, role)
     a = t.array
     if a.dtype != np.float32:
         check_not_packed(ins, role, t.dtype)
@@ -167,38 +164,18 @@ def read_f32(ins: str, role: str, t: Tensor) -> np.ndarray:
     return a.reshape(t.P, t.N) if a.ndim != 2 else a
 
 
-def read_raw(ins: str, role: str, t: Tensor) -> np.ndarray:
+def read_raw(t: Tensor) -> np.ndarray:
     """Elements as stored, [P, N]; may share memory with the tensor."""
-    if t.storage.defined is not None:
-        t.check_defined(ins, role)
     a = t.array
     return a.reshape(t.P, t.N) if a.ndim != 2 else a
 
 
-def read_moving(ins: str, role: str, t: Tensor, raw: bool) -> tuple[np.ndarray, np.ndarray | None]:
-    """Elements for an instruction that only moves them, and which of them are defined (None: all).
+def write(t: Tensor, values: np.ndarray, known: np.ndarray | None = None, by_matmul: bool = False) -> None:
+    """Round ``values`` [P, N] to the tensor's type and store them; where the view repeats an element the last wins.
 
-    Undefined elements raise unless :func:`~.context.moves_carry_undefined` is in force.
+    Args:
+        known: Which of them are defined, of a shape that broadcasts to [P, N]; None: all (see ``undefined``).
     """
-    known = None
-    if t.storage.defined is not None and undefined_may_move():
-        known = t.defined_mask()
-        if known.all():
-            known = None
-        a = t.array if raw else to_f32(t.array)
-        return a.reshape(t.P, t.N), known
-    return (read_raw if raw else read_f32)(ins, role, t), None
-
-
-def write_moved(t: Tensor, values: np.ndarray, known: np.ndarray | None) -> None:
-    """:func:`write`, after which only the elements in ``known`` [P, N] are defined."""
-    write(t, values)
-    if known is not None:
-        t.set_defined(known)
-
-
-def write(t: Tensor, values: np.ndarray, by_matmul: bool = False) -> None:
-    """Round ``values`` [P, N] to the tensor's type and store them; where the view repeats an element the last wins."""
     if values.dtype != t.dtype.numpy or t.dtype is tfloat32:
         values = round_to(values, t.dtype)
     a = t.array
@@ -210,7 +187,9 @@ def write(t: Tensor, values: np.ndarray, by_matmul: bool = False) -> None:
         a[last] = values[last]
     else:
         a[...] = values
-    if t.storage.defined is not None:
+    if known is not None:
+        t.set_defined(np.broadcast_to(known, (t.P, t.N)))
+    elif t.storage.defined is not None:
         t.mark_defined()
     if t.storage.matmul_written is not None and not by_matmul:
         t.matmul_mask()[...] = False

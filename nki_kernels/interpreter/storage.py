@@ -56,10 +56,13 @@ class Storage:
         raw: uint8 [nbytes], row-major; on chip a row is a partition.
         defined: bool per unit of ``unit`` bytes, or None when every element has been written.
         writer: Shared HBM on two cores only: who wrote each element and when (see ``races``).
+        origin: Where undefined elements that were moved or computed into it came from; empty if none were.
         matmul_written: PSUM only: bool per element that a matmul has written since anything else did.
     """
 
-    __slots__ = ("__weakref__", "defined", "dtype", "info", "matmul_written", "raw", "shape", "unit", "writer")
+    __slots__ = (
+        "__weakref__", "defined", "dtype", "info", "matmul_written", "origin", "raw", "shape", "unit", "writer",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -81,9 +84,11 @@ class Storage:
         self.unit = dtype.itemsize
         self.matmul_written: np.ndarray | None = None
         self.writer: np.ndarray | None = None
+        self.origin = ""
         self.defined: np.ndarray | None
         if data is None:
-            self.raw = np.empty(nbytes, dtype=np.uint8)
+            # Undefined elements travel with a mask; that their value is zero keeps their arithmetic quiet.
+            self.raw = np.zeros(nbytes, dtype=np.uint8)
             self.defined = np.zeros(items, dtype=np.bool_)
         else:
             self.raw = np.array(data, order="C").reshape(-1).view(np.uint8)

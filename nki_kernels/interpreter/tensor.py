@@ -206,23 +206,37 @@ class Tensor(ViewMethods):
         if self.dtype.itemsize < self.storage.unit:
             self.storage.split_units(self.dtype.itemsize)
 
-    def check_defined(self, ins: str, operand: str) -> None:
-        """Raise :class:`UndefinedReadError` if any element has never been written."""
+    def defined_mask(self) -> np.ndarray | None:
+        """Which elements are defined, ``shape``-shaped; None if all are."""
         storage = self.storage
         if storage.defined is None:
-            return
+            return None
         self._fine()
         mask = self._mask(storage.defined)
-        if not mask.all():
-            bad = np.argwhere(~mask)[0].tolist()[: self.ndim]
-            missing = int(mask.size - np.count_nonzero(mask))
-            raise UndefinedReadError(
-                ins, operand,
-                f"reads {missing} undefined elements of '{self.name}' {self.shape}: the first, at {bad}, "
-                "was never written",
-            )  # fmt: skip
-        if mask.size == storage.defined.size and 0 not in self.strides:
-            storage.defined = None
+        if mask.all():
+            if mask.size == storage.defined.size and 0 not in self.strides:
+                storage.defined, storage.origin = None, ""
+            return None
+        return np.asarray(mask.all(axis=-1)) if mask.ndim > self.ndim else mask
+
+    def undefined_text(self) -> str:
+        """How many elements are undefined, the first of them, and where they came from; empty if all are defined."""
+        mask = self.defined_mask()
+        if mask is None:
+            return ""
+        missing, first = int(mask.size - np.count_nonzero(mask)), np.argwhere(~mask)[0].tolist()
+        whence = f"came from {self.storage.origin}" if self.storage.origin else "was never written"
+        return f"{missing} undefined elements of '{self.name}' {self.shape}: the first, at {first}, {whence}"
+
+    def check_defined(self, ins: str, operand: str) -> None:
+        """Refuse undefined elements where they would be an address, a branch or an output.
+
+        Raises:
+            UndefinedReadError: naming the first of them and where it came from.
+        """
+        text = self.undefined_text()
+        if text:
+            raise UndefinedReadError(ins, operand, f"reads {text}")
 
     def mark_defined(self) -> None:
         """Record that every element of the view has been written."""
@@ -230,23 +244,13 @@ class Tensor(ViewMethods):
         if storage.defined is None:
             return
         if self.size * self.dtype.itemsize == storage.raw.size and 0 not in self.strides:
-            storage.defined = None
+            storage.defined, storage.origin = None, ""
             return
         self._fine()
         self._mask(storage.defined)[...] = True
 
-    def defined_mask(self) -> np.ndarray:
-        """Which elements have been written, [P, N]."""
-        self._fine()
-        if self.storage.defined is None:
-            return np.ones((self.shape[0], self.size // self.shape[0]), dtype=np.bool_)
-        mask = self._mask(self.storage.defined)
-        if mask.ndim > self.ndim:
-            mask = np.asarray(mask.all(axis=-1))
-        return mask.reshape(self.shape[0], -1)
-
     def set_defined(self, known: np.ndarray) -> None:
-        """Make exactly the elements in ``known`` [P, N] defined."""
+        """Make exactly the elements in ``known``, of the view's size, defined."""
         storage = self.storage
         if storage.defined is None:
             storage.defined = np.ones(storage.raw.size // storage.unit, dtype=np.bool_)

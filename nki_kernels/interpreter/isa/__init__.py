@@ -13,7 +13,8 @@ from ..enums import (
 )
 from ..errors import KernelError, NotSimulatedError
 from ..registers import Register, register_alloc, register_load, register_move, register_store
-from .dma import dma_compute, dma_copy, dma_transpose
+from .dma import dma_copy
+from .dma_math import dma_compute, dma_transpose
 from .gpsimd import (
     affine_select,
     dropout,

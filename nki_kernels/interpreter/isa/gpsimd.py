@@ -11,6 +11,7 @@ from ..enums import Engine
 from ..errors import fail
 from ..operands import SBUF, column, matching, operand, read_f32, read_raw, same_elements, same_partitions, write
 from ..tensor import Tensor
+from ..undefined import chosen, defined, known, known_rows
 
 _G = Engine.gpsimd
 
@@ -58,11 +59,12 @@ def affine_select(
     if isinstance(on_false_value, (bool, Tensor)) or not isinstance(on_false_value, (int, float, np.floating)):
         fail(ins, "on_false_value", f"must be a float32 number, not {on_false_value!r}")
     where = apply(cmp_op, _affine(ins, dst, pattern, offset, channel_multiplier), np.int32(0)) != 0
+    fine = chosen(where, known(ins, dst, on_true_tile=data), None)
     if data.dtype is dst.dtype:
         fill = np.array(on_false_value, dtype=np.float32).astype(dst.dtype.numpy)
-        write(dst, np.where(where, read_raw(ins, "on_true_tile", data), fill))
+        write(dst, np.where(where, read_raw(data), fill), fine)
     else:
-        write(dst, np.where(where, read_f32(ins, "on_true_tile", data), np.float32(on_false_value)))
+        write(dst, np.where(where, read_f32(ins, "on_true_tile", data), np.float32(on_false_value)), fine)
     context.current(ins).record(ins, _G, dst.N, (data.access(),), (dst.access(),), {}, name)
 
 
@@ -75,14 +77,15 @@ def tensor_partition_reduce(dst: Tensor, op: Any, data: Tensor, name: str | None
     same_partitions(ins, "dst", dst, 1)
     same_elements(ins, "data", data, dst.N)
     if op.bitvec:
-        y = getattr(np, op.name).reduce(read_raw(ins, "data", data), axis=0, keepdims=True)
+        y = getattr(np, op.name).reduce(read_raw(data), axis=0, keepdims=True)
     else:
         x = read_f32(ins, "data", data)
         if op.name == "maximum":
             y = x.max(axis=0, keepdims=True)
         else:
             y = x.sum(axis=0, keepdims=True) / np.float32(data.P if op.name == "average" else 1)
-    write(dst, y)
+    fine = defined(ins, dst, "data", data)
+    write(dst, y, None if fine is None else np.asarray(fine.all(axis=0, keepdims=True)))
     context.current(ins).record(ins, _G, data.N, (data.access(),), (dst.access(),), {}, name)
 
 
@@ -97,10 +100,13 @@ def nc_n_gather(dst: Tensor, data: Tensor, indices: Tensor, name: str | None = N
         fail(ins, "indices", f"must be uint32, not {indices.dtype}")
     if data.dtype is not dst.dtype:
         fail(ins, "data", f"must have dst's type {dst.dtype}, not {data.dtype}")
-    at = read_raw(ins, "indices", indices).astype(np.int64)
+    indices.check_defined(ins, "indices")
+    at = read_raw(indices).astype(np.int64)
     if at.max(initial=0) >= data.N:
         fail(ins, "indices", f"index {at.max()} is out of bounds for {data.N} elements a partition")
-    write(dst, np.take_along_axis(read_raw(ins, "data", data), at, axis=1))
+    fine = defined(ins, dst, "data", data)
+    fine = None if fine is None else np.take_along_axis(fine, at, axis=1)
+    write(dst, np.take_along_axis(read_raw(data), at, axis=1), fine)
     context.current(ins).record(ins, _G, dst.N, (data.access(), indices.access()), (dst.access(),), {}, name)
 
 
@@ -135,15 +141,19 @@ def local_gather(
         fail(ins, "num_valid_indices", f"{valid} indices of {num_elem_per_idx} elements do not fit dst's {dst.N}")
     if valid > 4096:
         fail(ins, "num_valid_indices", f"{valid} indices a core, at most 4096")
-    table, data = read_raw(ins, "index", index), read_raw(ins, "src_buffer", src)
+    index.check_defined(ins, "index")
+    table, data = read_raw(index), read_raw(src)
     out = dst.array.reshape(dst.P, dst.N).copy()
+    before, held = defined(ins, dst, "src_buffer", src), defined(ins, dst, "dst", dst)
+    fine = np.ones((dst.P, dst.N), dtype=np.bool_) if held is None else held.copy()
     for g in range(0, dst.P, 16):
         at = table[g : g + 16].T.reshape(-1)[:valid].astype(np.int64)
         columns = (at[:, None] * num_elem_per_idx + np.arange(num_elem_per_idx)[None, :]).reshape(-1)
         if columns.max(initial=0) >= src.N:
             fail(ins, "index", f"index {at.max()} is out of bounds for {src.N} elements a partition")
         out[g : g + 16, : columns.size] = data[g : g + 16, columns]
-    write(dst, out)
+        fine[g : g + 16, : columns.size] = True if before is None else before[g : g + 16, columns]
+    write(dst, out, None if fine.all() else fine)
     context.current(ins).record(
         ins, _G, valid * num_elem_per_idx, (src.access(), index.access()), (dst.access(),),
         {"valid": valid, "per_index": num_elem_per_idx, "itemsize": dst.dtype.itemsize}, name,
@@ -160,13 +170,12 @@ def nonzero_with_count(
     same_elements(ins, "dst", dst, src.N + 1)
     if dst.dtype is not int32:
         fail(ins, "dst", f"must be int32, not {dst.dtype}")
-    a = dst.array
+    a, fine = dst.array, defined(ins, dst, "src", src)
     for p in range(0, src.P, 16):
-        row = src[p : p + 1]
-        if context.undefined_may_move() and not row.defined_mask().all():
+        if fine is not None and not fine[p].all():
+            dst[p : p + 1].set_defined(np.zeros((1, dst.N), dtype=np.bool_))
             continue
-        row.check_defined(ins, "src")
-        places = np.flatnonzero(np.asarray(row.array).reshape(-1) != 0)
+        places = np.flatnonzero(np.asarray(src[p : p + 1].array).reshape(-1) != 0)
         out = np.full(src.N + 1, padding_val, dtype=np.int32)
         out[: places.size] = places + index_offset
         out[-1] = places.size
@@ -193,7 +202,7 @@ def sequence_bounds(dst: Tensor, segment_ids: Tensor, name: str | None = None) -
                 continue
             places = np.flatnonzero(x[p] == value)
             out[p, 0, places], out[p, 1, places] = places[0], places[-1] + 1
-    write(dst, out.reshape(ids.P, -1))
+    write(dst, out.reshape(ids.P, -1), known_rows(ins, dst, segment_ids=ids))
     context.current(ins).record(ins, _G, ids.N, (ids.access(),), (dst.access(),), {}, name)
 
 
@@ -212,7 +221,7 @@ def dropout(dst: Tensor, data: Tensor, prob: Any, name: str | None = None) -> No
     rate: Any = read_f32(ins, "prob", column(ins, "prob", prob, dst.P)) if isinstance(prob, Tensor) else float(prob)
     core = context.current(ins)
     x = read_f32(ins, "data", data)
-    write(dst, np.where(core.rng.random(x.shape) < rate, np.float32(0), x))
+    write(dst, np.where(core.rng.random(x.shape) < rate, np.float32(0), x), known(ins, dst, data=data, prob=prob))
     core.record(ins, Engine.vector, dst.N, (data.access(),), (dst.access(),), {}, name)
 
 
@@ -234,5 +243,6 @@ def set_rng_seed(src_seeds: Tensor, name: str | None = None) -> None:
     ins = "set_rng_seed"
     seeds = operand(ins, "src_seeds", src_seeds)
     core = context.current(ins)
-    core.rng = np.random.default_rng(np.abs(read_raw(ins, "src_seeds", seeds).astype(np.int64)).ravel().tolist())
+    seeds.check_defined(ins, "src_seeds")
+    core.rng = np.random.default_rng(np.abs(read_raw(seeds).astype(np.int64)).ravel().tolist())
     core.record(ins, _G, seeds.N, (seeds.access(),), (), {}, name)

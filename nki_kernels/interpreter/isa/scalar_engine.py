@@ -11,6 +11,7 @@ from ..enums import Engine, ReduceCmd, require_enum
 from ..errors import fail
 from ..operands import column, matching, operand, read_f32, write
 from ..tensor import Tensor
+from ..undefined import fold_known, known
 
 
 def activation(
@@ -52,11 +53,15 @@ def activation_reduce(
     )  # fmt: skip
 
 
-def _check_range(ins: str, function: Op, x: np.ndarray) -> None:
-    """Refuse arguments outside the function's documented range; sqrt takes 0, where its limit is plain."""
+def _check_range(ins: str, function: Op, x: np.ndarray, fine: np.ndarray | None) -> None:
+    """Refuse defined arguments outside the function's documented range; sqrt takes 0, where its limit is plain."""
     bounds = ACT_RANGE.get(function.name)
     if bounds is None:
         return
+    if fine is not None:
+        x = x[np.broadcast_to(fine, x.shape)]
+        if not x.size:
+            return
     size = np.abs(x) if function.name == "reciprocal" else x
     low, high = float(size.min()), float(size.max())
     if low >= bounds[0] and high <= bounds[1]:
@@ -102,15 +107,19 @@ def _activation(
         reads.append(bias.access())
     elif bias is not None and bias != 0.0:
         x = x + np.float32(bias)
-    _check_range(ins, function, x)
+    fine = known(ins, dst, data=data, scale=scale, bias=bias)
+    _check_range(ins, function, x, fine)
     assert function.act is not None
-    y = function.act(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        y = function.act(x)
     writes = [dst.access()]
     core = context.current(ins)
     if reduce_op is not None or command is not ReduceCmd.idle or reduce_res is not None:
         if command is not ReduceCmd.reset and (reduce_op is None or getattr(reduce_op, "name", "") != "add"):
             fail(ins, "reduce_op", f"must be nl.add, not {reduce_op!r}")
         at = dst.start_partition
+        regs_known = core.scalar_known[at : at + dst.P]
+        fold_known(regs_known, command, fine)
         regs = core.scalar_regs[at : at + dst.P]
         if command is ReduceCmd.reset:
             regs[:] = 0
@@ -122,10 +131,11 @@ def _activation(
             fail(ins, "reduce_cmd", "load_reduce is a VectorE command")
         if reduce_res is not None:
             reduce_res = column(ins, "reduce_res", reduce_res, dst.P, fp32=False)
-    write(dst, y)
+    write(dst, y, fine)
     if reduce_res is not None:
         # After the main result: kernels let the two share an address when only the sum matters.
-        write(reduce_res, regs.reshape(-1, 1).copy())
+        reduce_res.storage.origin = reduce_res.storage.origin or dst.storage.origin
+        write(reduce_res, regs.reshape(-1, 1).copy(), regs_known.reshape(-1, 1))
         writes.append(reduce_res.access())
     core.record(
         ins, Engine.scalar, dst.N, tuple(reads), tuple(writes),

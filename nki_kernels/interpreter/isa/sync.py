@@ -4,10 +4,11 @@ from typing import Any
 
 from .. import context
 from ..context import refuse
-from ..enums import DmaEngine, Engine, MemoryRegion, NcVersion, require_enum
+from ..enums import DmaEngine, Engine, NcVersion, require_enum
 from ..errors import fail
-from ..operands import SBUF, operand, read_moving, write_moved
+from ..operands import SBUF, operand, read_raw, write
 from ..tensor import Tensor
+from ..undefined import defined
 
 _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}
 
@@ -42,12 +43,13 @@ def sendrecv(
     for role, t in (("src", src), ("dst", dst)):
         if not t.whole_rows():
             refuse("sendrecv-tile", ins, role, f"{t.get_pattern()} is a part of each partition of '{t.name}'")
-    own, known = read_moving(ins, "src", src, raw=True)
+    fine = defined(ins, dst, "src", src)
     core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), {}, name)
     key = ("sendrecv", pipe_id, src.P, src.N, str(src.dtype))
-    mine = (own.copy(), None if known is None else known.copy())
-    values, defined = core.launch.rendezvous(core, key, mine) if recv_from_rank == other else mine
-    write_moved(dst, values, defined)
+    mine = (read_raw(src).copy(), None if fine is None else fine.copy(), src.storage.origin or dst.storage.origin)
+    values, theirs, origin = core.launch.rendezvous(core, key, mine) if recv_from_rank == other else mine
+    dst.storage.origin = origin if theirs is not None else ""
+    write(dst, values, theirs)
     core.record(
         ins, Engine.sync, dst.N, (src.access(),), (dst.access(),),
         {"bytes": dst.P * dst.N * dst.dtype.itemsize, "rendezvous": True}, name,
@@ -55,12 +57,12 @@ def sendrecv(
 
 
 def core_barrier(data: Tensor, cores: Any, engine: Any = Engine.gpsimd, name: str | None = None) -> None:
-    """Wait until both cores are here; what each wrote to ``data`` (shared HBM) before is then visible to the other."""
+    """Wait until both cores are here; what each wrote to ``data`` (HBM) before is then visible to the other."""
     ins = "core_barrier"
     core = context.current(ins)
     require_enum(ins, "engine", engine, Engine)
-    if type(data) is not Tensor or data.buffer is not MemoryRegion.shared_hbm:
-        fail(ins, "data", f"must be a shared HBM tensor, not {data!r}")
+    if type(data) is not Tensor or data.on_chip:
+        fail(ins, "data", f"must be an HBM tensor, not {data!r}")
     if sorted(int(c) for c in cores) != [0, 1]:
         fail(ins, "cores", f"must be (0, 1), not {cores!r}")
     if core.num_programs == 1:

@@ -11,8 +11,9 @@ from ..enums import Engine, MatmulPerfMode, MemoryRegion, require_enum
 from ..errors import fail
 from ..footprint import box_of, overlap
 from ..hardware import HW
-from ..operands import PSUM, SBUF, operand, read_f32, read_moving, write, write_moved
+from ..operands import PSUM, SBUF, operand, read_f32, read_raw, write
 from ..tensor import Tensor
+from ..undefined import both, chosen, defined
 
 _TILE = (32, 64, 128)
 
@@ -72,14 +73,13 @@ def nc_matmul(
     _check_tile(ins, dst, stationary, tile_position, tile_size, k, m)
 
     if is_transpose:
-        values, known = _transpose_by_matmul(ins, stationary, moving)
-        write_moved(dst, values, known)
+        write(dst, _transpose_by_matmul(ins, stationary, moving), _known_product(ins, dst, stationary, moving, True))
     else:
         a, b = read_f32(ins, "stationary", stationary), read_f32(ins, "moving", moving)
         if double:
             a, b = a.reshape(2 * k, m), b.reshape(2 * k, n)
         product = np.matmul(a.T, b)
-        _accumulate(ins, dst, product, accumulate)
+        _accumulate(ins, dst, product, _known_product(ins, dst, stationary, moving, False), accumulate)
     core = context.current(ins)
     core.record(
         ins, Engine.tensor, n,
@@ -156,12 +156,33 @@ def _check_tile(
         )
 
 
-def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> tuple[np.ndarray, np.ndarray | None]:
+def _is_eye(moving: np.ndarray) -> bool:
+    return moving.shape[0] == moving.shape[1] and np.array_equal(moving, np.eye(moving.shape[0], dtype=np.float32))
+
+
+def _transpose_by_matmul(ins: str, stationary: Tensor, moving: Tensor) -> np.ndarray:
     eye = read_f32(ins, "moving", moving)
-    if eye.shape[0] == eye.shape[1] and np.array_equal(eye, np.eye(eye.shape[0], dtype=np.float32)):
-        data, known = read_moving(ins, "stationary", stationary, raw=True)
-        return np.ascontiguousarray(data.T), None if known is None else known.T
-    return np.matmul(read_f32(ins, "stationary", stationary).T, eye), None
+    if _is_eye(eye):
+        return np.ascontiguousarray(read_raw(stationary).T)
+    return np.matmul(read_f32(ins, "stationary", stationary).T, eye)
+
+
+def _known_product(ins: str, dst: Tensor, stationary: Tensor, moving: Tensor, transpose: bool) -> np.ndarray | None:
+    """Where a product is defined: where its row of one operand and its column of the other are.
+
+    A transpose by the identity moves elements one by one.
+    """
+    a, b = defined(ins, dst, "stationary", stationary), defined(ins, dst, "moving", moving)
+    if a is None and b is None:
+        return None
+    if transpose and a is not None and b is None and _is_eye(read_f32(ins, "moving", moving)):
+        return a.T
+    fine = np.ones((dst.P, dst.N), dtype=np.bool_)
+    if a is not None:
+        fine &= np.asarray(a.reshape(-1, dst.P).all(axis=0))[:, None]
+    if b is not None:
+        fine &= np.asarray(b.reshape(-1, dst.N).all(axis=0))[None, :]
+    return fine
 
 
 def _even_words(ins: str, dst: Tensor) -> None:
@@ -181,21 +202,16 @@ def _fp8_step(ins: str, dst: Tensor) -> None:
         fail(ins, "dst", f"TensorE transposes {dst.dtype} into 16-bit elements: dst needs step 2")
 
 
-def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | None) -> None:
+def _accumulate(ins: str, dst: Tensor, product: np.ndarray, fine: np.ndarray | None, accumulate: bool | None) -> None:
     mask = dst.matmul_mask()
     if accumulate is not True:
         _begins_anew(ins, dst, accumulate, mask)
     if accumulate is False:
-        add = False
+        add: Any = False
     elif accumulate is None:
-        flat = mask.reshape(-1)
-        add = bool(flat[0])
+        add = bool(mask.reshape(-1)[0])
         if bool(mask.all()) != add or bool(mask.any()) != add:
-            seen = mask.reshape(dst.P, dst.N)
-            old = np.where(seen, dst.array.reshape(dst.P, dst.N), np.float32(0))
-            write(dst, old + product, by_matmul=True)
-            mask[...] = True
-            return
+            add = mask.reshape(dst.P, dst.N, -1)[:, :, 0].copy()
     else:
         if not mask.all():
             fail(
@@ -204,12 +220,14 @@ def _accumulate(ins: str, dst: Tensor, product: np.ndarray, accumulate: bool | N
                 "(memset and copies do not start an accumulation)",
             )  # fmt: skip
         add = True
-    if add:
-        product += dst.array.reshape(dst.P, dst.N)
-        write(dst, product, by_matmul=True)
+    if add is False:
+        write(dst, product, fine, by_matmul=True)
     else:
-        write(dst, product, by_matmul=True)
-        mask[...] = True
+        old, held = dst.array.reshape(dst.P, dst.N), defined(ins, dst, "dst", dst)
+        if add is not True:
+            old, held = np.where(add, old, np.float32(0)), chosen(add, held, None)
+        write(dst, product + old, both(fine, held), by_matmul=True)
+    mask[...] = True
 
 
 def _begins_anew(ins: str, dst: Tensor, accumulate: bool | None, mask: np.ndarray) -> None:
@@ -255,6 +273,6 @@ def nc_transpose(dst: Tensor, data: Tensor, engine: Any = Engine.unknown, name: 
         fail(ins, "dst", f"is [{dst.P}, {dst.N}], the transpose is [{data.N}, {data.P}]")
     if dst.dtype is not data.dtype:
         fail(ins, "dst", f"a transpose keeps the type: dst is {dst.dtype}, data is {data.dtype}")
-    values, known = read_moving(ins, "data", data, raw=True)
-    write_moved(dst, values.T.copy(), None if known is None else known.T)
+    fine = defined(ins, dst, "data", data)
+    write(dst, read_raw(data).T.copy(), None if fine is None else fine.T)
     context.current(ins).record(ins, asked, data.N, (data.access(),), (dst.access(),), {"m": data.N, "k": data.P}, name)

@@ -18,14 +18,13 @@ from ..operands import (
     operand,
     pick_engine,
     read_f32,
-    read_moving,
     read_raw,
     same_start,
     start_partition_error,
     write,
-    write_moved,
 )
 from ..tensor import Tensor
+from ..undefined import both, chosen, defined, known
 
 _V, _S, _G = Engine.vector, Engine.scalar, Engine.gpsimd
 
@@ -37,10 +36,10 @@ def tensor_copy(dst: Tensor, src: Tensor, engine: Any = Engine.unknown, name: st
     src = matching(ins, "src", src, dst)
     eng = pick_engine(ins, engine, (_V, _S, _G), _V)
     no_psum_on_gpsimd(ins, eng, dst=dst, src=src)
-    values, known = read_moving(ins, "src", src, raw=dst.dtype is src.dtype)
+    values = read_raw(src) if dst.dtype is src.dtype else read_f32(ins, "src", src)
     if dst.storage is src.storage:
         values = values.copy()
-    write_moved(dst, values, known)
+    write(dst, values, known(ins, dst, src=src))
     # A dynamic offset is resolved on the way in; what it cost is in the address registers, not in the data path.
     context.current(ins).record(ins, eng, dst.N, (src.access(),), (dst.access(),), {}, name)
 
@@ -78,7 +77,7 @@ def tensor_copy_predicated(
     predicate = matching(ins, "predicate", predicate, dst)
     if predicate.dtype not in ("uint8", "uint16", "uint32", "bool_"):
         fail(ins, "predicate", f"must be uint8, uint16 or uint32, not {predicate.dtype}")
-    where = (read_raw(ins, "predicate", predicate) != 0) != reverse_pred
+    where = (read_raw(predicate) != 0) != reverse_pred
     reads = [predicate.access()]
     if isinstance(src, Tensor):
         src = matching(ins, "src", src, dst)
@@ -86,13 +85,13 @@ def tensor_copy_predicated(
             fail(ins, "src", f"must have dst's type {dst.dtype}, not {src.dtype}")
         not_both_psum(ins, "src", src, "predicate", predicate)
         same_start(ins, "src", src, "predicate", predicate)
-        values: Any = read_raw(ins, "src", src)
+        values: Any = read_raw(src)
         reads.append(src.access())
     else:
         values = np.array(float(src), dtype=np.float32).astype(dst.dtype.numpy)
-    if not where.all():
-        dst.check_defined(ins, "dst")
-    write(dst, np.where(where, values, dst.array.reshape(dst.P, dst.N)))
+    defined_there = chosen(where, defined(ins, dst, "src", src), defined(ins, dst, "dst", dst))
+    defined_there = both(defined_there, defined(ins, dst, "predicate", predicate))
+    write(dst, np.where(where, values, dst.array.reshape(dst.P, dst.N)), defined_there)
     context.current(ins).record(
         ins, _V, dst.N, (*reads, dst.access()), (dst.access(),), {"both_sbuf": isinstance(src, Tensor)}, name
     )
@@ -126,11 +125,11 @@ def tensor_tensor(
     if op.bitvec:
         values = _bitvec(ins, op, tensors, data1, data2)
     elif whole and eng is _G:
-        wide = apply(op, read_raw(ins, "data1", data1).astype(np.int64), read_raw(ins, "data2", data2).astype(np.int64))
+        wide = apply(op, read_raw(data1).astype(np.int64), read_raw(data2).astype(np.int64))
         values = wide.astype(np.int64).astype(dst.dtype.numpy)
     else:
         values = apply(op, read_f32(ins, "data1", data1), read_f32(ins, "data2", data2))
-    write(dst, values)
+    write(dst, values, known(ins, dst, data1=data1, data2=data2))
     context.current(ins).record(
         ins, eng, dst.N, (data1.access(), data2.access()), (dst.access(),), {"alu": op.name}, name
     )
@@ -140,7 +139,7 @@ def _bitvec(ins: str, op: Op, tensors: tuple[Tensor, ...], a: Tensor, b: Tensor)
     for role, t in zip(("dst", "data1", "data2"), tensors, strict=True):
         if not t.dtype.is_int or t.dtype.itemsize != tensors[0].dtype.itemsize:
             fail(ins, role, f"{op!r} needs integer types of one width, not {t.dtype}")
-    x, y = read_raw(ins, "data1", a), read_raw(ins, "data2", b)
+    x, y = read_raw(a), read_raw(b)
     return apply(op, x, y.view(x.dtype)).view(tensors[0].dtype.numpy)
 
 
@@ -154,7 +153,7 @@ def scalar_operand(
         if op.bitvec:
             if not value.dtype.is_int:
                 fail(ins, role, f"{op!r} needs an integer, not {value.dtype}")
-            return read_raw(ins, role, value).astype(data.dtype.numpy)
+            return read_raw(value).astype(data.dtype.numpy)
         return read_f32(ins, role, value)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
         if op.unary and value is None:
@@ -208,7 +207,7 @@ def tensor_scalar(
         for role, t in (("dst", dst), ("data", data)):
             if not t.dtype.is_int or t.dtype.itemsize != data.dtype.itemsize:
                 fail(ins, role, f"{op0!r} needs integer types of one width, not {t.dtype}")
-        x = read_raw(ins, "data", data)
+        x = read_raw(data)
     else:
         x = read_f32(ins, "data", data)
     y = apply(op0, x, scalar_operand(ins, "operand0", operand0, dst, op0, data, reads), reverse0)
@@ -216,7 +215,7 @@ def tensor_scalar(
         y = apply(op1, y, scalar_operand(ins, "operand1", operand1, dst, op1, data, reads), reverse1)
     if op0.bitvec:
         y = y.view(dst.dtype.numpy)
-    write(dst, y)
+    write(dst, y, known(ins, dst, data=data, operand0=operand0, operand1=operand1))
     context.current(ins).record(ins, eng, dst.N, tuple(reads), (dst.access(),), {"alu": op0.name}, name)
 
 
@@ -246,7 +245,7 @@ def scalar_tensor_tensor(
     scalar = scalar_operand(ins, "operand0", operand0, dst, op0, data, reads)
     y = apply(op0, read_f32(ins, "data", data), scalar, reverse0)
     y = apply(op1, y, read_f32(ins, "operand1", operand1), reverse1)
-    write(dst, y)
+    write(dst, y, known(ins, dst, data=data, operand0=operand0, operand1=operand1))
     context.current(ins).record(
         ins, _V, dst.N, tuple(reads), (dst.access(),), {"alu": op0.name, "alu1": op1.name}, name
     )
@@ -286,7 +285,10 @@ def tensor_tensor_scan(
     for i in range(dst.N):
         carry = apply(op1, apply(op0, a[i], carry, reverse0), b[i], reverse1)
         out[i] = carry
-    write(dst, out.T)
+    so_far = known(ins, dst, data0=data0, data1=data1, initial=initial)
+    if so_far is not None:
+        so_far = np.logical_and.accumulate(np.broadcast_to(so_far, (dst.P, dst.N)), axis=1)
+    write(dst, out.T, so_far)
     context.current(ins).record(
         ins, _V, dst.N, tuple(reads), (dst.access(),), {"alu": op0.name, "alu1": op1.name}, name
     )
@@ -298,7 +300,7 @@ def reciprocal(dst: Tensor, data: Tensor, name: str | None = None) -> None:
     dst = operand(ins, "dst", dst)
     data = matching(ins, "data", data, dst)
     with np.errstate(divide="ignore"):
-        write(dst, np.float32(1) / read_f32(ins, "data", data))
+        write(dst, np.float32(1) / read_f32(ins, "data", data), known(ins, dst, data=data))
     context.current(ins).record(ins, _V, dst.N, (data.access(),), (dst.access(),), {}, name)
 
 
@@ -322,32 +324,16 @@ def nc_stream_shuffle(dst: Tensor, src: Tensor, shuffle_mask: Any, name: str | N
         wrong = start_partition_error(t.start_partition, span)
         if wrong:
             fail(ins, role, f"(in whole quadrants) {wrong}")
-    source = src.array.reshape(src.P, src.N)
-    known = _known_rows(src)
     rows = [p for p in range(dst.P) if mask[p % 32] != 255]
-    lost: list[int] = []
     taken = [p // 32 * 32 + mask[p % 32] for p in rows]
     for p, at in zip(rows, taken, strict=True):
         if at >= src.P:
             fail(ins, "shuffle_mask", f"partition {p} takes partition {at}, src has {src.P}")
-        if known is not None and not known[at]:
-            if not context.undefined_may_move():
-                src[at : at + 1].check_defined(ins, "src")
-            lost.append(p)
+    from_src, kept = defined(ins, dst, "src", src), dst.defined_mask()
     if rows:
-        dst.array[rows] = source[taken].reshape(len(rows), *dst.shape[1:])
-    if len(rows) == dst.P:
-        dst.mark_defined()
-    elif dst.storage.defined is not None:
-        for p in rows:
-            dst[p : p + 1].mark_defined()
-    for p in lost:
-        dst[p : p + 1].set_defined(np.zeros((1, dst.N), dtype=np.bool_))
+        dst.array[rows] = read_raw(src)[taken].reshape(len(rows), *dst.shape[1:])
+    if from_src is not None or kept is not None:
+        fine = np.ones((dst.P, dst.N), dtype=np.bool_) if kept is None else kept.reshape(dst.P, dst.N).copy()
+        fine[rows] = True if from_src is None else from_src[taken]
+        dst.set_defined(fine)
     context.current(ins).record(ins, _V, dst.N, (src.access(),), (dst.access(),), {}, name)
-
-
-def _known_rows(t: Tensor) -> np.ndarray | None:
-    if t.storage.defined is None:
-        return None
-    t._fine()
-    return np.asarray(t._mask(t.storage.defined).reshape(t.P, -1).all(axis=1))

@@ -23,6 +23,7 @@ from ..operands import (
     write,
 )
 from ..tensor import Tensor
+from ..undefined import both, chosen, defined, fold_known, known, known_rows
 from .vector_engine import TRN3_SCALAR_OPS, scalar_operand
 
 _V = Engine.vector
@@ -78,21 +79,27 @@ def tensor_reduce(
     if op.bitvec:
         if not data.dtype.is_int or data.dtype.itemsize != dst.dtype.itemsize:
             fail(ins, "data", f"{op!r} needs integer types of one width, not {data.dtype}")
-        x = read_raw(ins, "data", data)
+        x = read_raw(data)
     else:
         x = read_f32(ins, "data", data)
     y = fold(op, x.reshape(data.P, outer, inner), 2)[:, :, 0]
-    write(dst, -y if negate else y)
+    fine = defined(ins, dst, "data", data)
+    if fine is not None:
+        fine = np.asarray(fine.reshape(data.P, outer, inner).all(axis=2))
+    write(dst, -y if negate else y, fine)
     context.current(ins).record(
         ins, _V, data.N, (data.access(),), (dst.access(),), {"alu": op.name, "axes": len(axes)}, name
     )
 
 
 def _registers(
-    ins: str, core: context.Core, dst: Tensor, command: ReduceCmd, op: Op, y: np.ndarray, init: Any
-) -> np.ndarray:
+    ins: str, core: context.Core, dst: Tensor, command: ReduceCmd, op: Op, y: np.ndarray, init: Any,
+    fine: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """The accumulation registers after the command, and which of them are defined, ``fine`` being where ``y`` is."""
     at = dst.start_partition
     regs = core.vector_regs[at : at + dst.P]
+    fold_known(core.vector_known[at : at + dst.P], command, fine, defined(ins, dst, "reduce_init", init))
     folded = fold(op, y, 1)[:, 0]
     if command is ReduceCmd.reset:
         regs[:] = op.identity
@@ -104,7 +111,7 @@ def _registers(
         start = read_f32(ins, "reduce_init", column(ins, "reduce_init", init, dst.P))[:, 0] if isinstance(
             init, Tensor) else np.float32(init if init is not None else op.identity)  # fmt: skip
         regs[:] = apply(op, folded, start)
-    return regs
+    return regs, core.vector_known[at : at + dst.P].reshape(-1, 1).copy()
 
 
 def tensor_scalar_reduce(
@@ -136,13 +143,15 @@ def tensor_scalar_reduce(
     reads: list[Any] = [data.access()]
     y = apply(op0, read_f32(ins, "data", data), scalar_operand(ins, "operand0", operand0, dst, op0, data, reads))
     core = context.current(ins)
-    regs = _registers(ins, core, dst, command, rop, y, reduce_init)
+    fine = known(ins, dst, data=data, operand0=operand0)
+    regs, regs_known = _registers(ins, core, dst, command, rop, y, reduce_init, fine)
     writes = [dst.access()]
     if reduce_res is not None:
         reduce_res = column(ins, "reduce_res", reduce_res, dst.P, fp32=False)
-    write(dst, y)
+    write(dst, y, fine)
     if reduce_res is not None:
-        write(reduce_res, (-regs if reduce_res_negate else regs).reshape(-1, 1).copy())
+        reduce_res.storage.origin = reduce_res.storage.origin or dst.storage.origin
+        write(reduce_res, (-regs if reduce_res_negate else regs).reshape(-1, 1).copy(), regs_known)
         writes.append(reduce_res.access())
     core.record(ins, _V, dst.N, tuple(reads), tuple(writes), {"reduce": reduce_res is not None}, name)
 
@@ -186,7 +195,17 @@ def tensor_scalar_cumulative(
         carry = apply(op1, x[:, i], carry)
         out[i] = carry
     regs[:] = carry
-    write(dst, out.T)
+    fine = known(ins, dst, src=src, imm0=imm0)
+    regs_known = core.vector_known[at : at + dst.P]
+    if command in (ReduceCmd.reset, ReduceCmd.reset_reduce):
+        regs_known[:] = True
+    elif command is ReduceCmd.load_reduce:
+        first = defined(ins, dst, "imm1", imm1)
+        regs_known[:] = True if first is None else first[:, 0]
+    so_far = np.broadcast_to(True if fine is None else fine, (dst.P, dst.N)) & regs_known[:, None]
+    so_far = np.logical_and.accumulate(so_far, axis=1)
+    regs_known[:] = so_far[:, -1]
+    write(dst, out.T, so_far)
     core.record(ins, _V, dst.N, tuple(reads), (dst.access(),), {}, name)
 
 
@@ -216,10 +235,11 @@ def select_reduce(
     same_start(ins, "on_true", on_true, "predicate", predicate)
     reads: list[Any] = [predicate.access(), on_true.access()]
     other = scalar_operand(ins, "on_false", on_false, dst, OPS["add"], on_true, reads)
-    where = (read_raw(ins, "predicate", predicate) != 0) != reverse_pred
+    where = (read_raw(predicate) != 0) != reverse_pred
     y = np.where(where, read_f32(ins, "on_true", on_true), other).astype(np.float32)
-    core = context.current(ins)
-    _finish_select(ins, core, dst, y, command, reduce_res, reads, name)
+    fine = chosen(where, known(ins, dst, on_true=on_true), known(ins, dst, on_false=on_false))
+    fine = both(fine, known(ins, dst, predicate=predicate))
+    _finish_select(ins, context.current(ins), dst, y, fine, command, reduce_res, reads, name)
 
 
 def range_select(
@@ -262,20 +282,23 @@ def range_select(
         reads.append(limit.access())
         where &= apply(op, index, read_f32(ins, role, limit)) != 0
     y = np.where(where, read_f32(ins, "on_true_tile", data), np.float32(FP32_MIN))
-    _finish_select(ins, context.current(ins), dst, y, command, reduce_res, reads, name)
+    fine = chosen(where, known(ins, dst, on_true_tile=data), None)
+    fine = both(fine, known(ins, dst, bound0=bound0, bound1=bound1))
+    _finish_select(ins, context.current(ins), dst, y, fine, command, reduce_res, reads, name)
 
 
 def _finish_select(
-    ins: str, core: context.Core, dst: Tensor, y: np.ndarray, command: ReduceCmd, reduce_res: Tensor | None,
-    reads: list[Any], name: str | None,
+    ins: str, core: context.Core, dst: Tensor, y: np.ndarray, fine: np.ndarray | None, command: ReduceCmd,
+    reduce_res: Tensor | None, reads: list[Any], name: str | None,
 ) -> None:  # fmt: skip
     writes = [dst.access()]
-    regs = _registers(ins, core, dst, command, OPS["maximum"], y, None)
+    regs, regs_known = _registers(ins, core, dst, command, OPS["maximum"], y, None, fine)
     if reduce_res is not None:
         reduce_res = column(ins, "reduce_res", reduce_res, dst.P, fp32=False)
-    write(dst, y)
+    write(dst, y, fine)
     if reduce_res is not None:
-        write(reduce_res, regs.reshape(-1, 1).copy())
+        reduce_res.storage.origin = reduce_res.storage.origin or dst.storage.origin
+        write(reduce_res, regs.reshape(-1, 1).copy(), regs_known)
         writes.append(reduce_res.access())
     core.record(ins, _V, dst.N, tuple(reads), tuple(writes), {"reduce": reduce_res is not None}, name)
 
@@ -297,7 +320,7 @@ def bn_stats(dst: Tensor, data: Tensor, name: str | None = None) -> None:
             out[:, 3 * half] = part.shape[1]
             out[:, 3 * half + 1] = mean
             out[:, 3 * half + 2] = np.square(part - mean[:, None]).sum(axis=1)
-    write(dst, out)
+    write(dst, out, known_rows(ins, dst, data=data))
     context.current(ins).record(ins, _V, data.N, (data.access(),), (dst.access(),), {}, name)
 
 
@@ -312,9 +335,10 @@ def bn_aggr(dst: Tensor, data: Tensor, name: str | None = None) -> None:
     x = read_f32(ins, "data", data).reshape(dst.P, -1, 3)
     count, mean, spread = x[:, :, 0], x[:, :, 1], x[:, :, 2]
     total = count.sum(axis=1)
-    middle = (count * mean).sum(axis=1) / total
-    variance = (spread + count * np.square(mean - middle[:, None])).sum(axis=1) / total
-    write(dst, np.stack([middle, variance], axis=1).astype(np.float32))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        middle = (count * mean).sum(axis=1) / total
+        variance = (spread + count * np.square(mean - middle[:, None])).sum(axis=1) / total
+    write(dst, np.stack([middle, variance], axis=1).astype(np.float32), known_rows(ins, dst, data=data))
     context.current(ins).record(ins, _V, data.N, (data.access(),), (dst.access(),), {}, name)
 
 
@@ -332,7 +356,7 @@ def max8(dst: Tensor, src: Tensor, name: str | None = None) -> None:
     _eight(ins, "src", src)
     if len(src.shape) > 3:
         fail(ins, "src", f"{len(src.shape)} dimensions, at most 3")
-    write(dst, np.ascontiguousarray(-np.sort(-read_f32(ins, "src", src), axis=1)[:, :8]))
+    write(dst, np.ascontiguousarray(-np.sort(-read_f32(ins, "src", src), axis=1)[:, :8]), known_rows(ins, dst, src=src))
     context.current(ins).record(ins, _V, src.N, (src.access(),), (dst.access(),), {}, name)
 
 
@@ -363,7 +387,7 @@ def nc_find_index8(dst: Tensor, data: Tensor, vals: Tensor, name: str | None = N
     if dst.dtype not in ("uint16", "uint32"):
         fail(ins, "dst", f"must be uint16 or uint32, not {dst.dtype}")
     found = _index_of_eight(read_f32(ins, "data", data), read_f32(ins, "vals", vals), range(8))
-    write(dst, found.astype(dst.dtype.numpy))
+    write(dst, found.astype(dst.dtype.numpy), known_rows(ins, dst, data=data, vals=vals))
     context.current(ins).record(ins, _V, data.N, (data.access(), vals.access()), (dst.access(),), {}, name)
 
 
@@ -383,11 +407,13 @@ def nc_match_replace8(
     found = _index_of_eight(x, read_f32(ins, "vals", vals), range(7, -1, -1))
     rows, cols = np.nonzero(found >= 0)
     x[rows, found[rows, cols]] = imm
-    write(dst, x)
+    fine = known_rows(ins, dst, data=data, vals=vals)
+    write(dst, x, fine)
     writes = [dst.access()]
     if dst_idx is not None:
         dst_idx = operand(ins, "dst_idx", dst_idx)
         same_elements(ins, "dst_idx", dst_idx, 8)
-        write(dst_idx, found.astype(dst_idx.dtype.numpy))
+        dst_idx.storage.origin = dst_idx.storage.origin or dst.storage.origin
+        write(dst_idx, found.astype(dst_idx.dtype.numpy), fine)
         writes.append(dst_idx.access())
     context.current(ins).record(ins, _V, data.N, (data.access(), vals.access()), tuple(writes), {}, name)

@@ -20,8 +20,6 @@ import numpy as np
 import pytest
 import torch
 
-from nki_kernels.interpreter import moves_carry_undefined
-
 SRC = os.environ.get("NKI_LIBRARY_SRC")
 pytestmark = pytest.mark.skipif(not SRC, reason="NKI_LIBRARY_SRC is not set to nki-library's src/nkilib_src")
 BF16 = ml_dtypes.bfloat16
@@ -227,9 +225,7 @@ def test_find_nonzero_indices(tokens, columns, chunk, start, count):
     x = (np.random.default_rng(1).random((tokens, columns)) < 0.3).astype(np.float32)
     first = None if start is None else np.array([start], dtype=np.int32)
     want = ref(t(x), t(first), count, chunk)
-    # It transposes tiles of which one column in 16 is set, and afterwards reads only what came of those columns.
-    with moves_carry_undefined():
-        indices, counts = at(kernel, 2)(x, col_start_id=first, n_cols=count, chunk_size=chunk)
+    indices, counts = at(kernel, 2)(x, col_start_id=first, n_cols=count, chunk_size=chunk)
     np.testing.assert_array_equal(indices, want["indices"].numpy())
     np.testing.assert_array_equal(np.asarray(counts).ravel(), want["nonzero_counts"].numpy())
 
@@ -351,7 +347,6 @@ def test_stream_shuffle_broadcast():
 
 @pytest.mark.parametrize(("lnc", "rows", "vocab", "k"), [(1, 4, 2048, 16), (2, 6, 3000, 20)])
 def test_rotational_topk(lnc, rows, vocab, k):
-    pytest.importorskip("scipy")
     kernel, prepare, cleanup, base, make = take(
         "core.topk.rotational_topk",
         "rotational_topk", "prepare_rotational_constants", "cleanup_rotational_constants", "create_topk_config",
@@ -417,9 +412,7 @@ def test_attention_tkg(lnc, b, h, s, prior, d):
         sbm.close_scope()
         return made
 
-    # On two cores it sends partitions rounded up to a multiple of 16, the last ones empty.
-    with moves_carry_undefined():
-        y = at(entry, lnc)(q, k_new, v_new, k_old, v_old, mask)
+    y = at(entry, lnc)(q, k_new, v_new, k_old, v_old, mask)
     want, _ = ref[lnc](
         t(q), t(k_new), t(v_new), t(k_old), t(v_old), t(mask), torch.zeros(b, h, d, s), cfg, None
     )  # fmt: skip
