@@ -35,11 +35,9 @@ from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.profile import Profile
 from qwen36_neuron.ops.kernels import NeuronKernels
 from qwen36_neuron.planning.plan import GIB, MIB
+from qwen36_neuron.runtime.environment import FP8_ENVIRONMENT
 
 T = TypeVar("T")
-
-FP8_ENVIRONMENT = {"XLA_HANDLE_SPECIAL_SCALAR": "1", "UNSAFE_FP8FNCAST": "1"}
-"""What torch_xla must find when it is first imported, for tensors in FP8."""
 
 
 def main(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,28 @@ def test_a_device_that_hangs(load: Callable[..., Any], tokens: list[int]) -> Non
     runtime.close()
 
 
+def test_prompt_logprobs_may_take_longer_than_one_step(load: Callable[..., Any], tokens: list[int]) -> None:
+    """The device runs once a token, and has the step's time for each; a run that hangs among them is still found."""
+    container = load()
+    runtime = NeuronRuntime(runtime_config(container), container.app, step_timeout=0.4)
+    decode, held = container.app.decode, threading.Event()
+
+    def slow(rows: Any) -> Any:
+        time.sleep(0.02)
+        return decode(rows)
+
+    container.app.decode = slow
+    row = Row("a", 1, tokens[:40], 0, BLOCKS, output=Output.ALL_LOGITS)
+    started = time.monotonic()
+    assert runtime.run(Step((row,))).rows[0].logits.shape[0] == 40
+    assert time.monotonic() - started > 0.4
+    calls = iter(range(40))
+    container.app.decode = lambda rows: decode(rows) if next(calls) < 5 else held.wait(30)
+    with pytest.raises(DeviceError, match=r"did not end in 0\.4 s"):
+        runtime.run(Step((row,), released_lanes=(1,)))
+    held.set()
+
+
 def test_a_device_that_fails(load: Callable[..., Any], tokens: list[int]) -> None:
     container = load()
     runtime = neuron(container)
@@ -180,3 +203,19 @@ def test_opened_from_a_folder(
     row = last(1, tokens[:20], 0, BLOCKS)
     assert torch.equal(logits(runtime, row), logits(neuron(made), row))
     runtime.close()
+
+
+def test_fp8_weights_are_not_opened_where_they_would_be_misread(
+    load: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
+
+    made = load()
+    made.app.config.neuron_config.qwen36 |= {"weights": "fp8"}
+    made.app.config.save(str(tmp_path))
+    (tmp_path / "model.pt").touch()
+    monkeypatch.setattr(NeuronQwen36ForCausalLM, "load", lambda *_, **__: pytest.fail("was loaded"))
+    monkeypatch.delenv("XLA_HANDLE_SPECIAL_SCALAR", raising=False)
+    monkeypatch.setenv("UNSAFE_FP8FNCAST", "1")
+    with pytest.raises(ConfigError, match=r"environment='XLA_HANDLE_SPECIAL_SCALAR=None'.*misread"):
+        open_runtime(runtime_config(made, model=tiny_checkpoint, artifact=tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -22,13 +23,14 @@ class DeviceThread:
     def __init__(self) -> None:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._failed: str | None = None
+        self._moved = 0.0
         threading.Thread(target=self._serve, name="neuron-device", daemon=True).start()
 
     def call(self, function: Callable[..., T], *args: Any, timeout: float, what: str) -> T:
         """The result of `function(*args)`.
 
         Args:
-            timeout: seconds to wait.
+            timeout: seconds to wait, from the start or from the last `moved`.
             what: what is being done, for messages.
         Raises:
             DeviceError: it failed, took longer than `timeout`, or an earlier call did.
@@ -43,16 +45,27 @@ class DeviceThread:
             except BaseException as error:
                 outcome.put((None, error))
 
+        self.moved()
         self._calls.put(work)
-        try:
-            result, error = outcome.get(timeout=timeout)
-        except queue.Empty:
-            self._failed = f"{what} did not end in {timeout:g} s"
-            raise DeviceError(f"{self._failed}: the device hangs; see neuron-top and restart the server") from None
+        found = None
+        while found is None:
+            try:
+                found = outcome.get(timeout=max(0.0, self._moved + timeout - time.monotonic()))
+            except queue.Empty:
+                if time.monotonic() < self._moved + timeout:
+                    continue
+                self._failed = f"{what} did not end in {timeout:g} s"
+                problem = f"{self._failed}: the device hangs; see neuron-top and restart the server"
+                raise DeviceError(problem) from None
+        result, error = found
         if error is not None:
             self._failed = f"{what}: {error}"
             raise DeviceError(f"{what} failed on the device: {error}") from error
         return result  # type: ignore[return-value]
+
+    def moved(self) -> None:
+        """Say, from within a call of many runs of the device, that one of them ended: the wait begins anew."""
+        self._moved = time.monotonic()
 
     def close(self) -> None:
         """Let the thread end once it is idle."""

@@ -65,16 +65,15 @@ def generate(runtime: Runtime, prompt: Sequence[int], how: Generation) -> Iterat
     wanted = Output.LOGITS if how.temperature else Output.TOKEN
     pending, start = list(prompt), 0
     try:
-        while start + len(pending) <= end:
-            chunk = pending[: capacity.max_step_tokens]
-            pending = pending[len(chunk) :]
-            output = Output.NOTHING if pending else wanted
-            result = runtime.run(Step((Row("generate", LANE, chunk, start, blocks, output=output),))).rows[0]
-            start += len(chunk)
-            if pending:
-                continue
+        for _ in range(end - len(prompt)):  # the last token is given out and not run: nothing follows it
+            while pending:
+                chunk = pending[: capacity.max_step_tokens]
+                pending = pending[len(chunk) :]
+                output = Output.NOTHING if pending else wanted
+                result = runtime.run(Step((Row("generate", LANE, chunk, start, blocks, output=output),))).rows[0]
+                start += len(chunk)
             token = result.tokens[0] if result.logits is None else _sample(result.logits[0], how, random)
-            if token in how.stop_tokens or start >= end:
+            if token in how.stop_tokens:
                 return
             yield token
             pending = [token]

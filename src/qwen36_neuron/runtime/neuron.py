@@ -16,9 +16,11 @@ from ..step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResu
 from .choose import choose
 from .config import RuntimeConfig
 from .device_thread import DeviceThread
+from .environment import check_fp8_environment
 
 STEP_TIMEOUT = 120.0
-"""Seconds for one step; the longest is a whole step of context encoding at the longest prefix."""
+"""Seconds for one step; the longest is a whole step of context encoding at the longest prefix. A step for prompt
+log-probabilities runs the device once a token, and has this for each of them."""
 
 START_TIMEOUT = 1800.0
 """Seconds to load all graphs and weights, and for the first run of all graphs."""
@@ -59,7 +61,7 @@ class NeuronRuntime:
         """Load the artifact and the weights onto the device.
 
         Raises:
-            ConfigError: there is no artifact, or it was compiled for something else.
+            ConfigError: there is no artifact, it was compiled for something else, or the environment would misread it.
             DeviceError: loading failed.
         """
         if config.artifact is None or not (config.artifact / "model.pt").is_file():
@@ -67,7 +69,9 @@ class NeuronRuntime:
                 "artifact", config.artifact, "is not a folder of compiled graphs", "Compile the model for Neuron first"
             )
         inference_config = Qwen36InferenceConfig.load(str(config.artifact))
-        check_artifact(config, inference_config.neuron_config.options)
+        options = inference_config.neuron_config.options
+        check_artifact(config, options)
+        check_fp8_environment(options.weights)
         app = NeuronQwen36ForCausalLM(str(config.model), inference_config)
         runtime = cls(config, app)
         runtime._thread.call(
@@ -127,6 +131,7 @@ class NeuronRuntime:
         while len(row.tokens) > 1:
             head, row = split(row, row.start + 1)
             parts += (answer.logits.fetch() for answer in self.app.decode([head]))
+            self._thread.moved()
         return torch.cat([*parts, *(answer.logits.fetch() for answer in self.app.decode([row]))])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import pytest
 
@@ -40,3 +41,23 @@ def test_closed() -> None:
     device.close()
     with pytest.raises(DeviceError, match="it was closed"):
         device.call(divmod, 1, 1, timeout=5, what="a step")
+
+
+def test_a_long_call_that_moves_is_waited_for_and_one_that_stops_moving_is_not() -> None:
+    """Many runs of the device in one call, each within the time that one is given."""
+    device, release = DeviceThread(), threading.Event()
+
+    def many(count: int) -> int:
+        for _ in range(count):
+            time.sleep(0.02)
+            device.moved()
+        return count
+
+    def stuck() -> None:
+        many(3)
+        release.wait()
+
+    assert device.call(many, 30, timeout=0.3, what="a step") == 30
+    with pytest.raises(DeviceError, match=r"a step did not end in 0\.3 s"):
+        device.call(stuck, timeout=0.3, what="a step")
+    release.set()

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.runtime import Runtime, RuntimeConfig, open_runtime
+from qwen36_neuron.runtime import Runtime, RuntimeConfig, Step, StepResult, open_runtime
 from qwen36_neuron.runtime.generate import Generation, generate
 
 
@@ -37,6 +37,30 @@ def test_ends_at_a_stop_token_at_the_count_and_at_the_model_length(runtime: Runt
     stop = tokens[4]
     assert list(generate(runtime, ids, Generation(max_tokens=10, stop_tokens=(stop,)))) == tokens[: tokens.index(stop)]
     assert len(list(generate(runtime, prompt(250), Generation(max_tokens=50)))) == 6
+
+
+def test_every_forward_pass_gives_a_token_or_fills_the_prompt(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last token is not run: a prompt of three steps and ten tokens are three steps and nine."""
+    steps, run = [], runtime.run
+
+    def noted(step: Step) -> StepResult:
+        steps.extend(len(row.tokens) for row in step.rows)
+        return run(step)
+
+    monkeypatch.setattr(runtime, "run", noted)
+    for length, count, expected in (
+        (210, 10, [100, 100, 10] + [1] * 9),
+        (100, 1, [100]),
+        (250, 50, [100, 100, 50] + [1] * 5),  # ends at the model's length
+    ):
+        steps.clear()
+        tokens = list(generate(runtime, prompt(length), Generation(max_tokens=count)))
+        assert steps == expected
+    steps.clear()
+    list(generate(runtime, prompt(250), Generation(stop_tokens=(tokens[2],))))
+    assert len(steps) == 3 + tokens.index(tokens[2])
 
 
 def test_sampling_repeats_with_its_seed_and_narrows_to_greedy(runtime: Runtime) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 import os
@@ -28,22 +29,33 @@ one = f32(1.0)
 zero = f32(0.0)
 
 
-def _cache_folder() -> Path:
-    """Where compiled code is kept: beside the source, or in the user's cache if that cannot be written.
+def cache_folder(here: Path) -> Path:
+    """Where compiled code is kept: beside the source in `here`, or in the user's cache if that cannot be written.
 
-    Numba looks at the file of a function alone, not at those of the functions that are compiled into it, so the folder
-    is named by all of them.
+    Numba looks at the file of a function alone, not at those that its callees and constants are compiled in from, so
+    the folder is named by all of them: what is in `here`, and what that imports from this package.
     """
-    here = Path(__file__).parent
     digest = hashlib.sha256()
-    for source in sorted(here.glob("*.py")):
+    for source in compiled_sources(here):
         digest.update(source.read_bytes())
     beside = here / "__pycache__"
     folder = beside if os.access(beside if beside.exists() else here, os.W_OK) else Path.home() / ".cache/qwen36-neuron"
     return folder / f"fused-{digest.hexdigest()[:16]}"
 
 
-CACHE_FOLDER = _cache_folder()
+def compiled_sources(here: Path) -> list[Path]:
+    """The files of folder `here`, and those outside it that they import from by a relative name."""
+    own = sorted(here.glob("*.py"))
+    others = set()
+    for source in own:
+        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level > 1 and node.module:
+                module = here.parents[node.level - 2].joinpath(*node.module.split("."))
+                others.add(module.with_suffix(".py") if not module.is_dir() else module / "__init__.py")
+    return own + sorted(others)
+
+
+CACHE_FOLDER = cache_folder(Path(__file__).parent)
 
 
 def compiled(parallel: bool = False, reorder: bool = True, inline: bool = True) -> Callable[[Function], Function]:
