@@ -25,6 +25,7 @@ _HELP = {
     "connect_timeout": "seconds to reach the backend",
     "response_timeout": "seconds without a byte from the backend before a request is given up",
     "health_interval": "seconds between two looks at the backend",
+    "health_misses": "looks in a row without an answer after which /health reports a backend as silent",
     "drain_timeout": "seconds that running requests are given to end after SIGTERM",
 }
 

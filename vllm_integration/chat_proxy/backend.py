@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import re
+import time
 from enum import Enum
 
 import httpx
@@ -16,21 +19,39 @@ log = logging.getLogger("chat_proxy")
 _PROBE_TIMEOUT = 5.0
 """Seconds for the backend to answer GET /health. It does so from its event loop, not from the engine's step."""
 
+_CONFIRM_TIMEOUT = 1.0
+"""The same, when somebody waits for the answer: a load balancer gives up on its own probe after a few seconds."""
+
 
 class State(Enum):
-    """What the proxy knows of the backend."""
+    """What the proxy knows of the backend. Requests are refused by STARTING and by the first WARMING alone."""
 
     STARTING = "starting"
     """Not answered yet."""
     WARMING = "warming up"
-    """Answers, but no completion has gone through."""
+    """Answers, but no completion has gone through it since it started."""
     READY = "ready"
+    SILENT = "backend does not answer"
+    """Was ready, and missed several probes in a row: too busy to answer, stuck, or cut off."""
     DOWN = "backend down"
-    """Was ready, and stopped answering."""
+    """Was ready; now nobody listens, or it says itself that it is unwell."""
+
+
+class _Probe(Enum):
+    """What one look at the backend showed."""
+
+    WELL = "answers"
+    SILENT = "no answer in time"
+    UNWELL = "answers that it is unwell"
+    GONE = "refuses connections"
+    """Nobody listens at its port. A busy server does not look like this, so whoever answers next was started anew."""
 
 
 class Backend:
     """Connections to the backend and what is known of its health.
+
+    Its health decides what /health says. It refuses requests only until the first completion went through: later, a
+    probe that fails may be no more than a busy moment, and the attempt tells at once if the backend is really gone.
 
     Args:
         settings: where it is and how long to wait.
@@ -39,6 +60,10 @@ class Backend:
     def __init__(self, settings: ProxySettings) -> None:
         self.settings = settings
         self.state = State.STARTING
+        self._served = False
+        self._misses = 0
+        self._gone = False
+        self._heard = -math.inf
         timeout = httpx.Timeout(settings.response_timeout, connect=settings.connect_timeout)
         self.client = httpx.AsyncClient(
             base_url=settings.backend,
@@ -51,37 +76,69 @@ class Backend:
         )
 
     async def watch(self) -> None:
-        """Follow the backend's health for ever: warm it up each time it comes up."""
+        """Follow the backend's health for ever: warm it up each time that it was started."""
         while True:
-            await self.look()
+            try:
+                await self.look()
+            except Exception:
+                # Whatever went wrong, a proxy that no longer looks would tell its load balancer old news for ever.
+                log.exception("looking at the backend failed")
             await asyncio.sleep(self.settings.health_interval)
 
     async def look(self) -> State:
         """Look at the backend once and act on what is seen."""
-        if not await self._answers():
-            if self.state is State.READY:
-                log.error("the backend at %s does not answer any more", self.settings.backend)
-            self.state = State.DOWN if self.state in (State.READY, State.DOWN) else State.STARTING
-        elif self.state is not State.READY:
-            self.state = State.WARMING
-            if await self._warm_up():
-                self.state = State.READY
-                log.info("the backend at %s is warm, ready for requests", self.settings.backend)
+        began = time.monotonic()
+        self._judge(await self._probe(_PROBE_TIMEOUT), began)
+        if self.state is State.WARMING and await self._warm_up():
+            self._enter(State.READY)
         return self.state
 
     async def confirm(self) -> State:
-        """The state now: READY is confirmed by asking the backend, so that a death shows at once."""
-        if self.state is State.READY and not await self._answers():
-            self.state = State.DOWN
+        """The state now. A backend that is gone shows at once; a probe that only takes long is left to the watch."""
+        if self.state in (State.READY, State.SILENT):
+            seen = await self._probe(_CONFIRM_TIMEOUT)
+            if seen is not _Probe.SILENT:
+                self._judge(seen, time.monotonic())
         return self.state
 
-    def require_warm(self) -> None:
-        """Raises ProxyError 503 until the first warm-up went through.
+    def heard(self) -> None:
+        """Bytes of an answer came in, which shows as well as a probe that the backend is alive."""
+        self._heard = time.monotonic()
 
-        A backend that died later is not refused here: it may be back, and the attempt tells.
+    def require_warm(self) -> None:
+        """Raises ProxyError 503 until the first completion went through.
+
+        A backend that fell silent or died later is not refused here: it may be back, and the attempt tells.
         """
-        if self.state in (State.STARTING, State.WARMING):
+        if not self._served:
             raise ProxyError(503, f"The server is {self.state.value}.", reason="not_ready", retry_after=5)
+
+    def _judge(self, seen: _Probe, began: float) -> None:
+        """Draw the consequence of a probe that was sent at `began`, in monotonic seconds."""
+        if seen is _Probe.SILENT and self._heard >= began:
+            seen = _Probe.WELL
+        self._misses = self._misses + 1 if seen is _Probe.SILENT else 0
+        if seen is _Probe.GONE:
+            self._gone = True
+        if not self._served:
+            self._enter(State.WARMING if seen is _Probe.WELL else State.STARTING)
+        elif seen is _Probe.WELL:
+            # Only one that was started anew has to be warmed up; one that was busy has served before.
+            self._enter(State.WARMING if self._gone else State.READY)
+        elif seen in (_Probe.GONE, _Probe.UNWELL):
+            self._enter(State.DOWN)
+        elif self.state is State.READY and self._misses >= self.settings.health_misses:
+            self._enter(State.SILENT)
+
+    def _enter(self, state: State) -> None:
+        if state is self.state:
+            return
+        if state is State.READY:
+            self._served, self._gone = True, False
+            log.info("the backend at %s is ready for requests", self.settings.backend)
+        elif self.state is State.READY:
+            log.error("the backend at %s: %s", self.settings.backend, state.value)
+        self.state = state
 
     async def send(self, request: httpx.Request) -> httpx.Response:
         """Send `request` and return the response with its body unread.
@@ -98,14 +155,20 @@ class Backend:
         except httpx.TransportError as error:
             raise broken(error, self.settings.response_timeout) from None
 
-    async def _answers(self) -> bool:
+    async def _probe(self, timeout: float) -> _Probe:
         try:
-            return (await self.client.get("/health", timeout=_PROBE_TIMEOUT)).status_code == 200
-        except httpx.TransportError:
-            return False
+            answer = await self.client.get("/health", timeout=timeout)
+        except httpx.TransportError as error:
+            return _Probe.GONE if _refused(error) else _Probe.SILENT
+        return _Probe.WELL if answer.status_code == 200 else _Probe.UNWELL
 
     async def _warm_up(self) -> bool:
-        """Run one short chat completion through the engine."""
+        """See one completion through the engine: somebody else's, or a short one of our own.
+
+        Behind the queue of a backend that other proxies serve too, our own could take as long as the queue.
+        """
+        if await self._has_generated():
+            return True
         key = self.settings.api_key
         headers = {"authorization": f"Bearer {key}"} if key else {}
         try:
@@ -123,6 +186,26 @@ class Backend:
             log.warning("the warm-up request failed and will be tried again: %s", error or type(error).__name__)
             return False
         return True
+
+    async def _has_generated(self) -> bool:
+        """Whether the backend has generated a token since it started, by its own metrics."""
+        try:
+            answer = await self.client.get("/metrics", headers={"accept": "text/plain"}, timeout=_PROBE_TIMEOUT)
+        except httpx.TransportError:
+            return False
+        counts = re.findall(r"^vllm:generation_tokens_total(?:\{.*\})? (\S+)$", answer.text, re.MULTILINE)
+        return any(float(count) > 0 for count in counts)
+
+
+def _refused(error: BaseException | None) -> bool:
+    """Whether a connection was refused, as the causes of `error` have it."""
+    while error is not None:
+        if isinstance(error, ConnectionRefusedError):
+            return True
+        if isinstance(error, BaseExceptionGroup):
+            return all(_refused(member) for member in error.exceptions)
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def broken(error: httpx.TransportError, timeout: float) -> ProxyError:

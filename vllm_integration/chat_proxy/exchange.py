@@ -116,12 +116,14 @@ class Exchange:
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             # A whole answer is read before its status goes out, so that a broken one can still become a 502.
             body = b"".join([piece async for piece in response.aiter_raw()])
+            self.backend.heard()
             await self._answer(response.status_code, headers, body)
             return
         self._streams = True
         await self._start(response.status_code, headers)
         first = True
         async for piece in response.aiter_raw():
+            self.backend.heard()
             await self._body(piece)
             if first:
                 self.metrics.ttft.labels(self.route).observe(time.monotonic() - self._arrived)

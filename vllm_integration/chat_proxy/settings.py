@@ -26,6 +26,7 @@ class ProxySettings:
         connect_timeout: seconds to reach the backend.
         response_timeout: seconds without a byte from the backend, before or between the pieces of its answer.
         health_interval: seconds between two looks at the backend.
+        health_misses: looks in a row without an answer after which a backend that was ready is reported as silent.
         drain_timeout: seconds that running requests are given to end after SIGTERM.
 
     Raises:
@@ -45,6 +46,7 @@ class ProxySettings:
     connect_timeout: float = 5.0
     response_timeout: float = 600.0
     health_interval: float = 1.0
+    health_misses: int = 3
     drain_timeout: float = 30.0
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class ProxySettings:
             raise ConfigError("port", self.port, "is not a TCP port", "Use 1..65535, or 0 for any free one")
         if self.api_key == "":
             raise ConfigError("api_key", "", "is empty, which would let everybody in", "Set a key or leave it out")
-        for name in ("max_body_bytes", "max_json_depth", "max_concurrent"):
+        for name in ("max_body_bytes", "max_json_depth", "max_concurrent", "health_misses"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "must be at least 1", "Raise it")
         for name in ("body_timeout", "connect_timeout", "response_timeout", "health_interval", "drain_timeout"):

@@ -61,6 +61,8 @@ class FakeEngine:
         self.warm_ups = 0
         self.warm_up_status = 200
         self.healthy = True
+        self.stalled = 0  # How many of the next probes are not answered in time.
+        self.probes = 0
         self.metrics = '# HELP vllm:x_total X\n# TYPE vllm:x_total counter\nvllm:x_total{engine="0"} 3.0\n'
         self.app = Starlette(
             routes=[
@@ -75,6 +77,10 @@ class FakeEngine:
         )
 
     async def _health(self, _: Request) -> Response:
+        self.probes += 1
+        if self.stalled:
+            self.stalled -= 1
+            await asyncio.sleep(0.15)
         return Response(status_code=200 if self.healthy else 503)
 
     async def _models(self, _: Request) -> Response:

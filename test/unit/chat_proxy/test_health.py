@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
+import socket
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
+
+from vllm_integration.chat_proxy import backend as backends
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Probes that give up after a tenth of a second, so that a stalled backend misses them."""
+    monkeypatch.setattr(backends, "_PROBE_TIMEOUT", 0.1)
+    monkeypatch.setattr(backends, "_CONFIRM_TIMEOUT", 0.05)
 
 
 async def health(stack) -> tuple[int, str]:
@@ -47,6 +60,102 @@ async def test_a_backend_that_says_it_is_unwell_is_down(engine, make):
     assert await health(stack) == (503, "backend down")
     engine.healthy = True
     await stack.until(lambda: stack.proxy.backend.state.value == "ready")
+
+
+async def test_one_missed_probe_changes_nothing(engine, make, impatient):
+    stack = await make()
+    warm_ups, probes = engine.warm_ups, engine.probes
+    engine.stalled = 1
+    await stack.until(lambda: engine.probes > probes + 3)
+    assert await health(stack) == (200, "ready")
+    assert (await stack.chat()).status_code == 200
+    assert engine.warm_ups == warm_ups
+
+
+async def test_a_backend_that_is_silent_for_long_is_reported_and_still_asked(engine, make, impatient):
+    stack = await make(health_misses=3)
+    warm_ups = engine.warm_ups
+    engine.stalled = 10**6
+    seen = set()
+    while (state := (await health(stack))[1]) != "backend does not answer":
+        seen.add(state)
+        assert (await stack.chat()).status_code == 200  # Never refused while it is only slow to answer probes.
+    assert seen <= {"ready"}
+    assert (await stack.chat()).status_code == 200
+    engine.stalled = 0
+    await stack.until(lambda: stack.proxy.backend.state.value == "ready")
+    assert engine.warm_ups == warm_ups  # It was busy, not started anew: no completion stands between it and READY.
+
+
+async def test_a_stream_that_flows_shows_that_the_backend_is_alive(engine, make, impatient):
+    flowing = True
+
+    async def answer(body, receive, send):
+        await engine.start(send)
+        while flowing:
+            await engine.piece(send, b"data: 1\n\n")
+            await asyncio.sleep(0.01)
+        await engine.piece(send, b"data: 2\n\n", more=False)
+
+    engine.answer = answer
+    stack = await make(health_misses=2)
+    async with stack.stream() as response:
+        pieces = response.aiter_raw()
+        await anext(pieces)
+        engine.stalled = 10**6
+        probes = engine.probes
+        async with asyncio.timeout(10):
+            while engine.probes < probes + 5:
+                await anext(pieces)
+        assert stack.proxy.backend.state.value == "ready"
+        flowing = False
+
+
+async def test_a_port_that_accepts_and_says_nothing_is_silent_and_not_started_anew(engine, fakes, impatient):
+    port = fakes.free_port()
+    async with fakes.stack(engine, f"http://127.0.0.1:{port}", ready=False, health_misses=2) as stack:
+        async with fakes.serving(engine.app, port):
+            await stack.until(lambda: stack.proxy.backend.state.value == "ready")
+        with socket.socket() as mute:
+            mute.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            mute.bind(("127.0.0.1", port))
+            mute.listen()
+            # Between the two nobody listened for a moment, which the proxy may have seen or not.
+            await stack.until(lambda: stack.proxy.backend.state.value in ("backend does not answer", "backend down"))
+
+
+@pytest.mark.parametrize("generated", [0, 7])
+async def test_a_backend_that_has_generated_needs_no_warm_up(engine, make, generated):
+    engine.metrics = f'vllm:generation_tokens_total{{engine="0"}} {float(generated)}\n'
+    await make()
+    assert engine.warm_ups == (0 if generated else 1)
+
+
+async def test_requests_are_served_while_a_restarted_backend_warms_up(engine, fakes):
+    port = fakes.free_port()
+    async with fakes.stack(engine, f"http://127.0.0.1:{port}", ready=False) as stack:
+        async with fakes.serving(engine.app, port):
+            await stack.until(lambda: stack.proxy.backend.state.value == "ready")
+        assert await health(stack) == (503, "backend down")
+        engine.warm_up_status = 500
+        async with fakes.serving(engine.app, port):
+            await stack.until(lambda: stack.proxy.backend.state.value == "warming up")
+            assert await health(stack) == (503, "warming up")
+            assert (await stack.chat()).status_code == 200
+
+
+async def test_a_look_that_fails_does_not_end_the_watch(engine, make, monkeypatch, caplog):
+    stack = await make()
+    monkeypatch.setattr(stack.proxy.backend, "look", _fail)
+    with caplog.at_level(logging.ERROR, "chat_proxy"):
+        await stack.until(lambda: "looking at the backend failed" in caplog.text)
+    monkeypatch.undo()
+    probes = engine.probes
+    await stack.until(lambda: engine.probes > probes)
+
+
+async def _fail() -> None:
+    raise RuntimeError("a look went wrong")
 
 
 async def test_a_death_shows_in_health_before_the_next_look(engine, fakes):
