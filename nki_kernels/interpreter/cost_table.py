@@ -131,10 +131,14 @@ class Costs:
         "measured in float32 only",
     )  # fmt: skip
     tensor_load_cycles: float = _range(
-        32, 128, 128, "cycles", "measured",
-        "mega: 128 a load even for 2 columns, products take the sum of (128 + N); voyager: transposes every 168 ns",
-        "arch1: up to 4x faster and in background; y: 81 to 87 % of the peak at N = 512, 80 % if wholly exposed",
-    )  # fmt: skip
+        32,
+        80,
+        128,
+        "cycles",
+        "measured",
+        "what a LoadStationary adds: 62 to 96 by how long TensorE was busy in three of mega's kernels; y: at most 74",
+        "128 rows take 128 cycles, of which some pass behind the product before; voyager's transposes: all 128 or more",
+    )
     tensor_fp32_load_cycles: float = _range(
         0, 0, 256, "cycles", "measured", "voyager's law of float32 products leaves no room; its SwiGLU keeps it",
         "two loads a product; whether its probes shared a stationary, for which the compiler drops the load",
