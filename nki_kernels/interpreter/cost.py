@@ -304,7 +304,7 @@ def transfer(i: Instr, c: Costs) -> Transfer:
         run = max(runs)
     else:
         efficiency = 1.0
-    efficiency *= run / (run + c.dma_run_bytes)
+    efficiency *= run / (max(run, c.dma_least_bytes) + c.dma_run_bytes)
     ns = moved / (engines[1] - engines[0]) / (c.dma_bytes_ns * efficiency)
     from_hbm, to_hbm = src[0].buffer is not _SBUF, dst[0].buffer is not _SBUF
     start, notify = c.dma_load_start_ns, c.dma_load_notify_ns

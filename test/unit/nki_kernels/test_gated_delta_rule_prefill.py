@@ -156,12 +156,12 @@ def test_doubling_breaks_on_correlated_keys_where_the_recursion_and_substitution
 def test_modelled_price():
     """The schedule is deterministic: a change that makes it dearer shows here.
 
-    By documented prices it was 63 us. Measured ones add 45 us of stationaries to load, 24 us of activation tables and
+    By documented prices it was 63 us. Measured ones add 30 us of stationaries to load, 24 us of activation tables and
     92 ns to every instruction of ScalarE, which VectorE's faster copies do not make up for.
     """
     example = examples.prefill(512)
     _, report = profile(example.kernel, *example.args, **example.kwargs)
-    assert report.time_us <= 150
+    assert report.time_us <= 135
     assert report.busy_us["tensor"] >= 0.6 * report.time_us
 
 
