@@ -29,11 +29,11 @@ from qwen36_neuron.artifact.graphs import Graph
 from qwen36_neuron.checkpoint.fp8 import Scales
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
-from qwen36_neuron.cli import plan_json, plan_table
+from qwen36_neuron.cli_model import plan_json, plan_table
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.devices import NeuronKernels
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.profile import Profile
-from qwen36_neuron.ops.kernels import NeuronKernels
 from qwen36_neuron.planning.plan import GIB, MIB
 from qwen36_neuron.runtime.environment import FP8_ENVIRONMENT
 

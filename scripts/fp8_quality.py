@@ -28,10 +28,10 @@ from qwen36_neuron.checkpoint.names import text_shapes
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.sharding import Slice
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.devices import DType
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
-from qwen36_neuron.runtime.config import DType
 from qwen36_neuron.step import Output, Row, Step
 
 VARIANTS = {

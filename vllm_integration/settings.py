@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_args
 
+from qwen36_neuron.devices import CHOICES, Device, KernelChoice
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.ops.kernels import CHOICES, KernelChoice
-from qwen36_neuron.runtime.config import Device
 
 NAMED = "checkpoints"
 """Key of a request's `vllm_xargs` under which a client names prefixes to keep, as lengths in tokens."""

@@ -21,9 +21,9 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.cache import default_slots, slots_starve
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.devices import DType
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Runtime, RuntimeConfig, cpu_kernels, open_runtime
-from qwen36_neuron.runtime.config import DType
 
 from .kv_cache.spec import group_indices, kv_cache_specs
 from .lanes import LaneAllocator

@@ -28,7 +28,7 @@ class Acceptance:
 
 
 def acceptance(network: Network, prompt: Sequence[int], reply: Sequence[int], drafts: int) -> Acceptance:
-    """Replay a greedy reply with `drafts` drafted tokens a step, rolling back exactly what is not accepted.
+    """Replay a greedy reply with `drafts` drafted tokens a step, counting those that would have been accepted.
 
     The first token of the reply comes from the prefill. Then each step runs the newest token and the drafts; drafts
     are accepted up to the first that is not the model's own choice, which replaces it. As every accepted token is the

@@ -33,7 +33,7 @@ class HttpServer:
             *(SCRIPT, "--model", config.checkpoint, "--port", port, "--backend-port", backend_port),
             *("--served-model-name", "bench", "--max-model-len", config.max_model_len),
             *("--max-num-seqs", config.max_num_seqs, "--max-num-batched-tokens", config.max_num_batched_tokens),
-            *("--cache-gib", f"{cache_gib(config):.3f}"),
+            *("--kv-cache-memory-bytes", int(cache_gib(config) * 2**30)),
         ]
         self._server = subprocess.Popen(
             [str(word) for word in command],

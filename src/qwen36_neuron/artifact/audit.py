@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from ..config import ModelConfig
+from ..devices import NeuronKernels
 from ..errors import ConfigError
-from ..ops.kernels import NeuronKernels
 from .manifest import (
     changed_files,
     config_digest,

@@ -14,8 +14,8 @@ from ..checkpoint.fp8 import Scales
 from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
 from ..checkpoint.quantiser import Quantiser, read_manifest, verify
 from ..checkpoint.weight_format import WeightFormat
+from ..devices import NeuronKernels
 from ..errors import ConfigError
-from ..ops.kernels import NeuronKernels
 from .check import Checked, check
 from .manifest import weights_format, write_manifest
 

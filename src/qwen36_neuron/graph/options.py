@@ -12,8 +12,9 @@ from ..cache import CacheSpec
 from ..checkpoint.fp8 import Scales
 from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
+from ..devices import NeuronKernels
 from ..errors import ConfigError
-from ..ops.kernels import NeuronKernels, check_choice, check_tokens
+from ..ops.kernels import check_choice, check_tokens
 from ..ops.sampling import MOST_CANDIDATES
 from .buckets import Buckets, PrefillBucket
 

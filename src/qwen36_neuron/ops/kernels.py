@@ -11,26 +11,13 @@ the interpreter of `nki_kernels`, on a CPU.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import torch
 
 from ..config import BLOCK_SIZE, ModelConfig
+from ..devices import CHOICES, GraphKernels
 from ..errors import ConfigError
-
-CpuKernels = Literal["torch", "fused", "interpreter"]
-"""On a CPU: plain torch, the fused operations of `fused_cpu`, or the NKI kernels in their interpreter."""
-
-NeuronKernels = Literal["torch", "nki"]
-"""On a Neuron device: plain torch, or the NKI kernels compiled into the graphs."""
-
-GraphKernels = Literal["torch", "interpreter", "nki"]
-"""The forms of the operations below. The fused ones of a CPU are not among them: they have no banks."""
-
-KernelChoice = Literal["torch", "fused", "interpreter", "nki"]
-
-CHOICES: dict[str, tuple[str, ...]] = {"cpu": get_args(CpuKernels), "neuron": get_args(NeuronKernels)}
-"""What runs on which device."""
 
 HEAD_DIM, STATE_DIM, TAPS = 256, 128, 4
 """Sizes that the NKI kernels are written for: attention heads, DeltaNet heads, the convolution."""

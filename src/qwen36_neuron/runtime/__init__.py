@@ -2,8 +2,8 @@
 
 from importlib.util import find_spec
 
+from ..devices import CpuKernels
 from ..errors import ConfigError
-from ..ops.kernels import CpuKernels
 from ..step import (
     Capacity,
     Commit,

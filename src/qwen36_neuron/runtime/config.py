@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import get_args
 
 from ..config import BLOCK_SIZE
+from ..devices import Device, DType, KernelChoice
 from ..errors import ConfigError
-from ..ops.kernels import KernelChoice, check_choice
+from ..ops.kernels import check_choice
 from ..ops.sampling import MOST_CANDIDATES
-
-Device = Literal["cpu", "neuron"]
-DType = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, slots=True)

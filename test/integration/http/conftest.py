@@ -111,7 +111,7 @@ def running(checkpoint: Path, log: Path, *flags: str) -> Iterator[Server]:
         *(SCRIPT, "--model", checkpoint, "--served-model-name", MODEL),
         *("--port", port, "--backend-port", backend_port),
         *("--max-model-len", MAX_MODEL_LEN, "--max-num-seqs", MAX_NUM_SEQS, "--max-num-batched-tokens", 256),
-        *("--cache-gib", "0.1", "--slots", 16, *flags),
+        *("--kv-cache-memory-bytes", "100M", "--slots", 16, *flags),
     ]
     with log.open("wb") as sink:
         process = subprocess.Popen(
@@ -148,9 +148,10 @@ def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 @pytest.fixture(scope="module")
 def by_priority(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server for prompts of up to 24K tokens that schedules by priority."""
-    sizes = ("--max-model-len", "24576", "--max-num-batched-tokens", "2048", "--cache-gib", "0.4", "--slots", "32")
+    sizes = ("--max-model-len", "24576", "--max-num-batched-tokens", "2048", "--slots", "32")
+    memory = ("--kv-cache-memory-bytes", "400M")
     log = tmp_path_factory.mktemp("by-priority") / "log"
-    with running(tiny_checkpoint, log, *sizes, "--", "--scheduling-policy", "priority") as made:
+    with running(tiny_checkpoint, log, *sizes, *memory, "--", "--scheduling-policy", "priority") as made:
         yield made
         made.wait_idle()
 

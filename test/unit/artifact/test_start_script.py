@@ -18,14 +18,17 @@ from qwen36_neuron.graph.profile import Profile
 from .conftest import PROFILES
 
 SCRIPT = PROFILES.parent / "scripts" / "start_vllm_server.sh"
-HAS_DEVICE = {"BASH_FUNC_compgen%%": "() { return 0; }"}
-"""Lets the script see a device: it looks for one with `compgen`."""
 
 FAKE = f"""#!/bin/sh
 [ "$2" = vllm.entrypoints.cli.main ] && exec echo "$@"
+[ "$2" = vllm_integration.launcher ] && shift 2 && exec {sys.executable} -c '
+import sys
+from vllm_integration.launcher import machine, main
+machine.DEVICES = "/dev/null"
+sys.exit(main(sys.argv[1:]))' "$@"
 exec {sys.executable} "$@"
 """
-"""A Python that prints the arguments of vLLM instead of starting it."""
+"""A Python that sees a device, and prints the arguments of vLLM instead of starting it."""
 
 
 @pytest.fixture
@@ -41,14 +44,12 @@ def start(model: Path, artifact: Path, *more: str) -> subprocess.CompletedProces
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     python = artifact / "python"
-    python.write_text(
-        f'#!/bin/sh\n[ "$2" = vllm.entrypoints.cli.main ] && exec echo "$@"\nexec {sys.executable} "$@"\n'
-    )
+    python.write_text(FAKE)
     python.chmod(0o755)
-    sizes = ["--max-model-len", "512", "--max-num-seqs", "2", "--tp-degree", "1", "--no-proxy"]
+    sizes = ["--max-model-len", "512", "--max-num-seqs", "2", "--tensor-parallel-size", "1", "--no-proxy"]
     folders = ["--model", str(model), "--artifact", str(artifact)]
     command = ["bash", str(SCRIPT), "--device", "neuron", *folders, *sizes, "--port", port, *more]
-    environment = os.environ | HAS_DEVICE | {"PYTHON": str(python)}
+    environment = os.environ | {"PYTHON": str(python)}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
@@ -56,6 +57,13 @@ def test_vllm_gets_the_artifacts_number_of_kv_blocks(tiny_checkpoint: Path, arti
     result = start(tiny_checkpoint, artifact, "--slots", "4")
     assert result.returncode == 0, result.stderr
     assert result.stdout.rstrip().endswith("--num-gpu-blocks-override 17")
+
+
+def test_a_dry_run_audits_and_prints_what_would_run(tiny_checkpoint: Path, artifact: Path) -> None:
+    result = start(tiny_checkpoint, artifact, "--slots", "4", "--dry-run")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.rstrip().endswith("--num-gpu-blocks-override 17")
+    assert "XLA_HANDLE_SPECIAL_SCALAR=1" in result.stderr
 
 
 def test_a_mismatch_is_named_and_nothing_is_started(tiny_checkpoint: Path, artifact: Path) -> None:

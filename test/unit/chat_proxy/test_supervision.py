@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,7 @@ import pytest
 SCRIPT = Path(__file__).parents[3] / "scripts" / "start_vllm_server.sh"
 
 ENGINE = """
-import http.server, json, os, subprocess, sys
+import http.server, json, os, subprocess, sys, time
 port = int(sys.argv[sys.argv.index("--port") + 1])
 subprocess.Popen(["sleep", "600"])  # the engine core, which nobody but the script ends
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -32,6 +33,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.answer()
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if "hold" in body:
+            open(body["hold"], "w").close()
+            time.sleep(600)
         if "exit" in body:
             os._exit(body["exit"])
         self.answer()
@@ -54,6 +58,20 @@ def python(tmp_path: Path) -> Path:
     return stub
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for `condition` to hold. The limit is there to fail a test that waits in vain, on the slowest machine."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def post(url: str, **body: object) -> None:
+    """A completion, answered or not."""
+    with contextlib.suppress(httpx.TransportError):
+        httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=120)
+
+
 class Script:
     """The script, running, with both of its children ready."""
 
@@ -66,35 +84,37 @@ class Script:
 
     def ended(self) -> tuple[int, str]:
         """The exit status and what was said, once nothing that was started is alive."""
-        _, said = self.process.communicate(timeout=20)
-        _, alive = psutil.wait_procs(self.family, timeout=5)
+        _, said = self.process.communicate(timeout=120)
+        _, alive = psutil.wait_procs(self.family, timeout=60)
         assert alive == []
         return self.process.returncode, said
 
 
-@pytest.fixture
-def script(fakes, python: Path, tmp_path: Path) -> Iterator[Script]:
-    (tmp_path / "config.json").write_text("{}")
+@contextlib.contextmanager
+def started(
+    fakes, python: Path, folder: Path, wrapper: Sequence[str] = (), flags: Sequence[str] = ()
+) -> Iterator[Script]:
+    """The script with both of its children ready, started by `wrapper`, the beginning of a command line."""
+    (folder / "config.json").write_text("{}")
     port, backend_port = fakes.free_port(), fakes.free_port()
     process = subprocess.Popen(
-        [SCRIPT, "--model", tmp_path, "--port", str(port), "--backend-port", str(backend_port)],
+        [*wrapper, SCRIPT, "--model", folder, "--port", str(port), "--backend-port", str(backend_port), *flags],
         env={**os.environ, "PYTHON": str(python)},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 30
+
+    def ready() -> bool:
+        assert process.poll() is None
+        with contextlib.suppress(httpx.TransportError):
+            return httpx.get(f"{url}/health", trust_env=False).status_code == 200
+        return False
+
     try:
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(f"{url}/health", trust_env=False).status_code == 200:
-                    break
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.05)
-        running = Script(process, url)
-        yield running
+        until(ready)
+        yield Script(process, url)
     finally:
         family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         for member in [process, *family]:
@@ -102,7 +122,13 @@ def script(fakes, python: Path, tmp_path: Path) -> Iterator[Script]:
                 member.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture
+def script(fakes, python: Path, tmp_path: Path) -> Iterator[Script]:
+    with started(fakes, python, tmp_path) as running:
+        yield running
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_stop_that_was_asked_for_is_status_0(script, number):
     script.process.send_signal(number)
     status, said = script.ended()
@@ -110,10 +136,36 @@ def test_a_stop_that_was_asked_for_is_status_0(script, number):
     assert "proxy status 0" in said
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_can_be_stopped_where_signals_were_ignored_at_its_start(fakes, python, tmp_path, number):
+    ignoring = ("bash", "-c", "trap '' INT TERM HUP; exec \"$@\"", "ignoring")
+    with started(fakes, python, tmp_path, ignoring) as script:
+        script.process.send_signal(signal.SIGHUP)  # as nohup means it: the server outlives its terminal
+        script.process.send_signal(number)
+        status, said = script.ended()
+    assert status == 0
+    assert said.count("stopping: running requests") == 1
+    assert "proxy status 0" in said
+
+
+def test_the_proxy_drains_before_vllm_is_stopped_and_a_second_signal_cuts_it(fakes, python, tmp_path):
+    with started(fakes, python, tmp_path, flags=("--drain-timeout", "600")) as script, ThreadPoolExecutor(1) as pool:
+        held = tmp_path / "held"
+        request = pool.submit(post, script.url, hold=str(held))
+        until(held.exists)
+        script.process.send_signal(signal.SIGINT)
+        until(lambda: httpx.get(f"{script.url}/health", trust_env=False).status_code == 503)
+        assert script.child("engine.py").is_running()
+        assert not request.done()
+        script.process.send_signal(signal.SIGINT)
+        status, said = script.ended()
+    assert status == 0
+    assert "stopped: proxy status 0, vLLM status 143" in said
+
+
 @pytest.mark.parametrize(("leaves", "status"), [(7, 7), (0, 1)])
 def test_an_engine_that_ends_ends_all_with_an_error(script, leaves, status):
-    with contextlib.suppress(httpx.TransportError):
-        httpx.post(f"{script.url}/v1/completions", json={"exit": leaves}, trust_env=False)
+    post(script.url, exit=leaves)
     assert script.ended()[0] == status
 
 

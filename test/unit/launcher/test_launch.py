@@ -1,0 +1,375 @@
+"""What a command line becomes, without starting anything: commands, refusals by flag, notes."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_integration.chat_proxy import settings as proxy_settings
+from vllm_integration.chat_proxy.settings import ProxySettings
+from vllm_integration.launcher import commands, machine
+from vllm_integration.launcher.errors import Refusal
+from vllm_integration.launcher.launch import Launch, prepare
+from vllm_integration.launcher.main import main
+from vllm_integration.launcher.options import options
+from vllm_integration.launcher.parse import parse
+from vllm_integration.settings import Settings
+
+Start = Callable[..., Launch]
+
+
+@pytest.fixture
+def model(tmp_path: Path, published_27b: dict[str, Any]) -> Path:
+    folder = tmp_path / "Qwen3.6-27B"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(published_27b))
+    return folder
+
+
+@pytest.fixture
+def start(model: Path) -> Start:
+    """`start(*words, **environment)`: the start that they ask for."""
+
+    def made(*words: object, **environment: str) -> Launch:
+        return prepare(parse(["--model", str(model), *map(str, words)]), environment)[0]
+
+    return made
+
+
+def refused(start: Start, *words: object, **environment: str) -> str:
+    with pytest.raises(Refusal) as caught:
+        start(*words, **environment)
+    return str(caught.value)
+
+
+# ---- every setting is a flag -------------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_proxy_and_of_the_plugin_is_a_flag() -> None:
+    known = {option.flag.field for option in options()}
+    assert {field.name for field in fields(ProxySettings)} - known == {"backend"}
+    assert {field.name for field in fields(Settings)} <= known
+
+
+VALUES: dict[str, str] = {"int": "3", "float": "2.5", "str": "x", "list": "a,b"}
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(ProxySettings) if field.name != "backend"])
+def test_a_flag_of_the_proxy_reaches_the_proxy(start: Start, monkeypatch: pytest.MonkeyPatch, field: str) -> None:
+    from vllm_integration.chat_proxy.__main__ import parse as parse_proxy
+
+    (option,) = [option for option in options() if option.flag.field == field]
+    flag = option.flag
+    if flag.kind == "bool":
+        words, wanted = [option.negatives[0] if flag.default else option.names[0]], not flag.default
+    else:
+        text = flag.choices[-1] if flag.choices else VALUES[flag.kind]
+        words, wanted = [option.names[0], text], flag.parse(text)
+    launch = start(*words)
+    environment = commands.full_environment(launch, {})
+    monkeypatch.setenv("VLLM_API_KEY", environment.get("VLLM_API_KEY", ""))
+    if not environment.get("VLLM_API_KEY"):
+        monkeypatch.delenv("VLLM_API_KEY")
+    command = commands.proxy_command(launch)
+    assert getattr(parse_proxy(command[command.index("--backend") :]), field) == wanted
+
+
+def test_a_field_that_is_added_is_a_flag_at_once(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
+    from vllm_integration.launcher import launch as launching
+    from vllm_integration.launcher import options as optioning
+
+    more = make_dataclass("More", [("strict_messages", bool, False)], bases=(ProxySettings,), frozen=True)
+    more.__doc__ = (ProxySettings.__doc__ or "").replace(
+        "Attributes:\n", "Attributes:\n        strict_messages: refuse what the template refuses.\n"
+    )
+    for module in (launching, optioning, commands, proxy_settings):
+        monkeypatch.setattr(module, "ProxySettings", more)
+    groups = {**optioning._GROUP_OF, more: optioning.GUARDS}
+    monkeypatch.setattr(optioning, "_GROUP_OF", groups)
+    options.cache_clear()
+    try:
+        assert "--strict-messages" in commands.proxy_command(start("--strict-messages"))
+        assert "--strict-messages" not in commands.proxy_command(start())
+    finally:
+        options.cache_clear()
+
+
+def test_a_flag_of_the_plugin_reaches_the_plugin(start: Start) -> None:
+    launch = start("--threads", 3, "--slots-per-prompt", 5, "--no-lazy-logits", "--sampling-candidates", 0)
+    assert commands.additional_config(launch) == {
+        "device": "cpu",
+        "tp_degree": 1,
+        "cache_gib": 2.0,
+        "threads": 3,
+        "slots_per_prompt": 5,
+        "lazy_logits": False,
+        "sampling_candidates": 0,
+    }
+
+
+# ---- vLLM's names, and ours of before ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("new", "old"),
+    [
+        (["--tensor-parallel-size", "1"], ["--tp-degree", "1"]),
+        (["-tp", "1"], ["--tp-degree=1"]),
+        (["--kv-cache-memory-bytes", "512M"], ["--cache-gib", "0.5"]),
+        (["--kv-cache-memory-bytes", "1610612736"], ["--cache-gib", "1.5"]),
+        (["--no-enable-prefix-caching"], ["--no-prefix-caching"]),
+        (["--no-enable-thinking"], ["--no-thinking"]),
+        (["--no-lazy-logits"], ["--eager-logits"]),
+        (["--slots", "5"], ["--num-slots", "5"]),
+    ],
+)
+def test_a_flag_by_vllms_name_does_what_ours_did(model: Path, new: list[str], old: list[str]) -> None:
+    (now, said), (then, noted) = (prepare(parse(["--model", str(model), *words]), {}) for words in (new, old))
+    assert commands.vllm_command(now) == commands.vllm_command(then)
+    assert commands.proxy_command(now) == commands.proxy_command(then)
+    assert said == []
+    assert old[0].startswith("--num-slots") or "goes with the next release" in noted[0]
+
+
+def test_the_model_may_stand_alone_as_for_vllm_serve(model: Path) -> None:
+    launch, _ = prepare(parse([str(model), "--max-num-seqs", "2"]), {})
+    assert launch.served_model_name == "Qwen3.6-27B"
+    with pytest.raises(Refusal, match="unknown argument 'more'"):
+        parse([str(model), "more"])
+
+
+def test_an_error_names_the_flag_as_it_was_written(start: Start) -> None:
+    assert refused(start, "--tp-degree", 4).startswith("--tp-degree must be 1 on cpu")
+    assert refused(start, "-tp", 4).startswith("-tp must be 1 on cpu")
+    assert refused(start, "--cache-gib", "-1").startswith("--cache-gib must be a number above 0")
+    assert refused(start, "--kv-cache-memory-bytes", "0").startswith("--kv-cache-memory-bytes must be at least 1")
+
+
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [
+        ("--max-num-seq", "--max-num-seqs"),
+        ("--max_num_seqs", "--max-num-seqs"),
+        ("--drain-time=3", "--drain-timeout"),
+        ("--tensor-paralel-size", "--tensor-parallel-size"),
+        ("--no-prefix-cache", "--no-prefix-caching"),
+    ],
+)
+def test_an_unknown_flag_is_refused_with_the_nearest(start: Start, word: str, near: str) -> None:
+    said = refused(start, word)
+    assert said.startswith(f"unknown argument '{word.split('=')[0]}' (did you mean {near}?)")
+
+
+def test_a_flag_that_resembles_none_is_refused_without_a_guess(start: Start) -> None:
+    assert refused(start, "--seed", 3).startswith("unknown argument '--seed'; see --help")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--drain-timeout", "0"], "--drain-timeout 0.0 must be more than 0 seconds"),
+        (["--max-body-bytes", "0"], "--max-body-bytes 0 must be at least 1"),
+        (["--slots-per-prompt", "0"], "--slots-per-prompt 0 must be an integer of at least 1"),
+        (["--api-key", ""], "--api-key is empty, which would let everybody in"),
+        (["--no-proxy", "--max-concurrent", "3"], "--max-concurrent is the proxy's, which --no-proxy leaves out"),
+        (["--no-proxy", "--no-thinking"], "--no-thinking is the proxy's"),
+        (["--no-proxy", "--backend-port", "9"], "--backend-port is the proxy's"),
+        (["--revision", "main"], "--revision is for a Hugging Face id"),
+        (["--dry-run=yes"], "ignored explicit argument 'yes'"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_refused_by_its_flag(start: Start, words: list[str], says: str) -> None:
+    assert says in refused(start, *words)
+
+
+def test_a_key_that_is_refused_is_not_shown(start: Start) -> None:
+    assert "secret" not in repr(start("--api-key", "secret"))
+    assert start(VLLM_API_KEY="secret").front.api_key == "secret"
+    assert start(VLLM_API_KEY="").front.api_key is None
+    assert start("--api-key", "mine", VLLM_API_KEY="theirs").front.api_key == "mine"
+
+
+# ---- what goes past us ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rest", "own"),
+    [
+        (["--port", "1"], "--port"),
+        (["--max-num-seqs=4"], "--max-num-seqs"),
+        (["--max_num_seqs", "4"], "--max-num-seqs"),
+        (["--max-num-se", "4"], "--max-num-seqs"),
+        (["--additional-config.tp_degree", "2"], "--additional-config"),
+        (["-tp", "4"], "--tensor-parallel-size"),
+        (["--tensor-parallel-size=4"], "--tensor-parallel-size"),
+        (["--kv-cache-memory-bytes", "1G"], "--kv-cache-memory-bytes"),
+        (["--seed", "1", "--no-enable-prefix-caching"], "--no-enable-prefix-caching"),
+        (["--revision", "x"], "--revision"),
+    ],
+)
+def test_a_flag_for_vllm_that_contradicts_ours_is_refused(start: Start, rest: list[str], own: str) -> None:
+    assert refused(start, "--", *rest).startswith(f"{own} after -- would contradict")
+
+
+def test_other_flags_for_vllm_are_passed_as_they_are(start: Start, tmp_path: Path) -> None:
+    rest = [
+        "--seed",
+        "-7",
+        "--scheduling-policy=priority",
+        "--hf-overrides",
+        '{"port": 1}',
+        "--num-gpu-blocks-override=99",
+    ]
+    assert commands.vllm_command(start("--", *rest))[-len(rest) :] == rest
+    said = refused(start, "--cache-gib", 1, "--", "--num-gpu-blocks-override", 9)
+    assert "--cache-gib has decided how many KV blocks there are" in said
+    assert start("--", "--", "x").extra == ("--", "x")
+
+
+def test_a_file_of_flags_is_read_for_contradictions(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "flags.yaml"
+    file.write_text("seed: 3\n")
+    assert start("--", "--config", file).extra == ("--config", str(file))
+    file.write_text("seed: 3\nmax_num_seqs: 4\n")
+    assert "--max-num-seqs after -- would contradict" in refused(start, "--", f"--config={file}")
+    assert "no/such" in refused(start, "--", "--config", "no/such.yaml")
+    file.write_text("- seed\n")
+    assert "holds no mapping" in refused(start, "--", "--config", file)
+
+
+# ---- the model -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a JSON object"),
+        ('{"model_type": "llama"}', "is not a Qwen3.5/3.6 model"),
+        ('{"model_type": "qwen3_5", "text_config": {"hidden_size": 3}}', "is missing"),
+    ],
+)
+def test_a_config_that_cannot_be_served_is_refused(start: Start, model: Path, content: str, says: str) -> None:
+    (model / "config.json").write_text(content)
+    said = refused(start)
+    assert says in said
+    assert "--model" in said
+
+
+CACHE = "hub/models--Qwen--Tiny"
+
+
+def cached(home: Path, config: dict[str, Any], *files: str) -> Path:
+    """A snapshot in a cache of Hugging Face, as a download leaves it."""
+    snapshot = home / CACHE / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (home / CACHE / "refs").mkdir()
+    (home / CACHE / "refs" / "main").write_text("abc")
+    (snapshot / "config.json").write_text(json.dumps(config))
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (snapshot / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in files:
+        (snapshot / name).write_text("")
+    return snapshot
+
+
+def dry(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """A dry run with a cache of its own: the library reads where it is once a process."""
+    command = [sys.executable, "-m", "vllm_integration.launcher", "--dry-run", *words]
+    environment = {**os.environ, "HF_HOME": str(home)}
+    environment.pop("HF_HUB_CACHE", None)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_an_id_is_taken_from_the_cache_or_its_download_is_named(tmp_path: Path, published_27b: dict[str, Any]) -> None:
+    ports = ("--port", str(free_port()), "--backend-port", str(free_port()))
+    done = dry(tmp_path, "Qwen/Tiny", *ports)
+    assert done.returncode == 2
+    assert done.stderr.rstrip().endswith("Download it first: hf download Qwen/Tiny")
+
+    snapshot = cached(tmp_path, published_27b, "model-1.safetensors", "tokenizer.json")
+    done = dry(tmp_path, "--model", "Qwen/Tiny", "--revision", "main", *ports)
+    assert done.returncode == 2
+    assert "is in the cache without model-2.safetensors" in done.stderr
+    assert done.stderr.rstrip().endswith("hf download Qwen/Tiny --revision main")
+
+    (snapshot / "model-2.safetensors").write_text("")
+    done = dry(tmp_path, "Qwen/Tiny", *ports)
+    assert done.returncode == 0, done.stderr
+    assert f"serve {snapshot} --served-model-name Qwen/Tiny " in done.stdout
+    assert "hf download Qwen/Tiny --revision v2" in dry(tmp_path, "Qwen/Tiny", "--revision", "v2", *ports).stderr
+
+
+# ---- the machine -----------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_a_dry_run_checks_the_ports_too(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for flag, other in (("--port", "--backend-port"), ("--backend-port", "--port")):
+            assert main(["--model", str(model), "--dry-run", flag, port, other, str(free_port())]) == 2
+            printed = capsys.readouterr()
+            assert f"{flag} {port} on 127.0.0.1 is in use" in printed.err
+            assert printed.out == ""
+
+
+def test_an_address_that_is_not_ours_is_named(start: Start) -> None:
+    with pytest.raises(Refusal, match=r"--host 192\.0\.2\.1 cannot be listened on"):
+        machine.check(start("--host", "192.0.2.1", "--port", free_port()))
+
+
+def test_a_python_without_vllm_is_refused(start: Start, tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="no such program"):
+        machine.check(start("--python", tmp_path / "python"))
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\nexit 1\n")
+    bare.chmod(0o755)
+    with pytest.raises(Refusal, match="has no vllm"):
+        machine.check(start("--python", bare))
+
+
+def test_the_launcher_takes_neither_torch_nor_vllm(model: Path) -> None:
+    code = """
+import sys
+from qwen36_neuron.cli import app
+try:
+    app(sys.argv[1:])
+except SystemExit as ended:
+    assert ended.code == 0
+print([name for name in ("torch", "vllm", "transformers", "httpx", "numpy") if name in sys.modules])
+"""
+    ports = ["--port", str(free_port()), "--backend-port", str(free_port())]
+    words = ["serve", "--dry-run", "--model", str(model), *ports]
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_is_grouped_and_keeps_its_defaults_on_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    places = [shown.index(f"\n{group}:") for group in ("Model and device", "Capacity", "Front door", "Other")]
+    assert places == sorted(places)
+    assert "--tp-degree" not in shown
+    assert max(map(len, shown.splitlines())) <= 116
+    for text in ("--tensor-parallel-size N", "(default: 1 on cpu, 4 on neuron)", "--kv-cache-memory-bytes BYTES"):
+        assert text in shown

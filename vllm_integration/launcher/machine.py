@@ -1,0 +1,82 @@
+"""What a start needs of this machine: a device, free ports, an interpreter with the packages, a fitting artifact."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import importlib.util
+import shutil
+import socket
+import subprocess
+import sys
+
+from .errors import Refusal
+from .launch import Launch
+
+DEVICES = "/dev/neuron*"
+
+_NEEDED = ("vllm", "vllm_integration")
+
+_PROBE = "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))"
+
+
+def check(launch: Launch) -> None:
+    """Raises Refusal where the machine lacks a device, a package or a port."""
+    _check_python(launch)
+    if launch.settings.device == "neuron" and not glob.glob(DEVICES):
+        raise Refusal(f"--device neuron: this machine has no {DEVICES}; use --device cpu")
+    names, front = launch.names, launch.front
+    _check_port(names.get("port", "--port"), front.host, front.port)
+    if launch.engine.proxy:
+        _check_port(names.get("backend_port", "--backend-port"), "127.0.0.1", launch.backend_port)
+
+
+def _check_python(launch: Launch) -> None:
+    given = launch.engine.python
+    if given is None or given == sys.executable:
+        if all(map(importlib.util.find_spec, _NEEDED)):
+            return
+    elif shutil.which(given) is None:
+        raise Refusal(f"--python: no such program: {given}")
+    elif subprocess.run([given, "-c", _PROBE, *_NEEDED], check=False, capture_output=True).returncode == 0:
+        return
+    raise Refusal(f"{launch.python} has no vllm; install 'qwen36-neuron[serve]' there, or give --python one that has")
+
+
+def _check_port(named: str, host: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise Refusal(f"{named} {port} on {host} is in use") from error
+            which = f"{named} {port}" if error.errno == errno.EACCES else f"--host {host}"
+            raise Refusal(f"{which} cannot be listened on: {error.strerror}") from error
+
+
+def audit(launch: Launch) -> int | None:
+    """Compare the artifact with this start, in a process of its own, since that takes torch.
+
+    Returns:
+        The number of KV blocks that it was compiled with; None where there is no artifact.
+    Raises:
+        Refusal: it was compiled for something else; the process has named every difference on stderr.
+    """
+    settings, engine = launch.settings, launch.engine
+    if settings.artifact is None:
+        return None
+    command = [
+        *(launch.python, "-m", "qwen36_neuron.artifact.audit"),
+        *("--artifact", settings.artifact, "--model", str(launch.model.folder)),
+        *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_num_seqs)),
+        *("--slots", str(settings.num_slots), "--tp-degree", str(settings.tp_degree), "--dtype", launch.dtype),
+    ]
+    for flag, value in (("--kernels", settings.kernels), ("--sampling-candidates", settings.sampling_candidates)):
+        if value is not None:
+            command += [flag, str(value)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode != 0 or not done.stdout.strip().isdigit():
+        raise Refusal(f"--artifact {settings.artifact} was not compiled for this start")
+    return int(done.stdout)
