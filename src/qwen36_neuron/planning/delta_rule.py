@@ -95,7 +95,7 @@ class RowByRow:
         vector = TILE * (from_psum + two + two + one + two + one) / costs.vector_ghz
         vector += 6 * costs.vector_ready_ns + costs.vector_issue_ns
         tensor = TILE * costs.tensor_fp32_passes / costs.tensor_ghz * costs.tensor_throttle
-        tensor = costs.tensor_ready_ns + costs.tensor_ready_factor * tensor
+        tensor = costs.tensor_ready_ns + costs.tensor_fp32_ready_factor * tensor
         return (vector + tensor + 2 * costs.semaphore_ns) * 1e-9
 
     def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:
