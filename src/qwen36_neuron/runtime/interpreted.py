@@ -44,7 +44,7 @@ class InterpretedRuntime(CpuRuntime):
 
     def __init__(self, config: RuntimeConfig) -> None:
         check_shapes("interpreter", config.model_config())
-        self.kernels = open_kernels("interpreter")
+        self.kernels = open_kernels("interpreter", cores=1)
         super().__init__(config)
         set_gated_norm(self.model, self.kernels.gated_norm)
         self.memory = HybridCacheManager(self.cache.spec).open()
