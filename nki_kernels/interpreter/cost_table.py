@@ -320,7 +320,7 @@ class Costs:
     hbm_bytes_ns: float = _range(
         240,
         305,
-        350,
+        390,
         "bytes/ns",
         "measured",
         "mega: a core of two: 318 in a megakernel, 300 to 318 over 20 us; a layer alone 240 to 267",
