@@ -97,8 +97,8 @@ In program order, from the last instruction of one phase to the last of the next
   compiler's schedule.
 - Products with one weight tile: the wait from a product's end to the next load is dearer here than there.
 - Not in the table, since what was measured is a phase of a megakernel and no kernel: nki-library's `qkv_tkg` with norm,
-  2 tokens, 2,048 by 3,088 on two cores. Its phase took 23.6 us with the exchange; alone it is 50 us here reordered, 57 in
-  program order. Here everything waits for the end of one transfer of 6.3 MB a core at 305 bytes/ns; there the transfer
+  2 tokens, 2,048 by 3,088 on two cores. Its phase took 23.6 us with the exchange; alone it is 50 us here reordered, 57
+  in program order. Here everything waits for the end of one transfer of 6.3 MB a core at 305 bytes/ns; there the transfer
   may begin a phase earlier, and one burst of the like went at 417.
 - The half-layer in program order: what of a token's gated norm can pass behind the next token's update is left in the
   order of the text.

@@ -29,7 +29,7 @@ class Effect:
 
 
 def likely(centre_us: float, found: list[Effect]) -> tuple[float, float]:
-    """Range of a time if every price is off by its own, some cheaper and some dearer: the deviations' root sum square."""
+    """Range of a time if every price is off by its own, up or down: the deviations' root sum square."""
     below = math.hypot(*(max(0.0, centre_us - min(e.low_us, e.high_us)) for e in found))
     above = math.hypot(*(max(0.0, max(e.low_us, e.high_us) - centre_us) for e in found))
     return centre_us - below, centre_us + above
