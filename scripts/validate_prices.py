@@ -70,6 +70,7 @@ the rows of voyager, 12.7 (9.4 to 16.5) in the others.
 {table}
 
 {summary}
+They are seven programs: eight rows are variants of one attention kernel, four of one kernel of experts.
 
 ## The half-layer's phases
 In program order, from the last instruction of one phase to the last of the next, us.
@@ -98,10 +99,10 @@ In program order, from the last instruction of one phase to the last of the next
 - Products with one weight tile: the wait from a product's end to the next load is dearer here than there.
 - Not in the table, since what was measured is a phase of a megakernel and no kernel: nki-library's `qkv_tkg` with norm,
   2 tokens, 2,048 by 3,088 on two cores. Its phase took 23.6 us with the exchange; alone it is 50 us here reordered, 57
-  in program order. Here everything waits for the end of one transfer of 6.3 MB a core at 305 bytes/ns; there the transfer
-  may begin a phase earlier, and one burst of the like went at 417.
-- The half-layer in program order: what of a token's gated norm can pass behind the next token's update is left in the
-  order of the text.
+  in program order. Here everything waits for the end of one transfer of 6.3 MB a core at 305 bytes/ns; there it may
+  begin a phase earlier, and one burst of the like went at 417.
+- The half-layer's recurrence in program order: transfers fetch rows of values and gates where they are used; the
+  compiler may move them up.
 
 Not used: the table of Jerry2423/kda-for-trainium. Its times of four NKIBench kernels are half of voyager's for the same
 ones, and its products beat a core's peak (145 TFLOPS in bfloat16): they are of two cores, or counted otherwise. The

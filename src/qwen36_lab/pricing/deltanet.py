@@ -253,6 +253,7 @@ def _recurrence(
 
     collected = _sb(TOKENS, WIDTH, dtype=BF16)
     held = start
+    waiting: list[tuple[nl.ndarray, nl.ndarray]] = []
     for t in range(TOKENS):
         now, grown = work[t % 2], spread.ap([[count, P], [1, HEADS], [0, P]], offset=t * HEADS)
         nisa.tensor_tensor(dst=now, data1=held, data2=grown, op=nl.multiply)
@@ -276,8 +277,13 @@ def _recurrence(
             )  # fmt: skip
         nisa.tensor_tensor(dst=now, data1=now, data2=update, op=nl.add)
         nisa.dma_copy(dst=states[t], src=now)
-        _gated(collected, read, delta, dots, projected, gamma, t)
         held = now
+        # A token's norm passes behind the next one's update, as the measured kernel's did.
+        for read_before, delta_before in waiting:
+            _gated(collected, read_before, delta_before, dots, projected, gamma, t - 1)
+        waiting = [(read, delta)]
+    for read_before, delta_before in waiting:
+        _gated(collected, read_before, delta_before, dots, projected, gamma, TOKENS - 1)
     return collected
 
 
