@@ -60,6 +60,7 @@ class Arguments:
         self._inputs: list[tuple[Any, Storage]] = []
         self._by_id: dict[int, Storage] = {}
         self._torch = False
+        self.had_nan = False
         names = list(inspect.signature(fn).parameters)
         self._args = [self._convert(a, names[i] if i < len(names) else f"arg{i}") for i, a in enumerate(args)]
         self._kwargs = {k: self._convert(v, k) for k, v in kwargs.items()}
@@ -108,6 +109,10 @@ class Arguments:
             self._by_id[id(source)] = storage
             self._inputs.append((source, storage))
         return Tensor.whole(storage)
+
+    def look_for_nan(self) -> None:
+        """Note whether an argument holds NaN."""
+        self.had_nan = any(s.dtype.is_float and bool(np.isnan(Tensor.whole(s).array).any()) for _, s in self._inputs)
 
     def written(self) -> list[Storage]:
         """Arguments that the kernel wrote to."""

@@ -1,9 +1,11 @@
 """Does it fit? SBUF bytes and PSUM banks in use, from the first to the last instruction that touches each tensor."""
 
+from . import rules
 from .context import Core
 from .enums import MemoryRegion
 from .errors import CapacityError
 from .hardware import HW
+from .rules import RULES, raise_broken
 from .storage import StorageInfo
 
 
@@ -48,6 +50,26 @@ def peak(tensors: list[StorageInfo], buffer: MemoryRegion) -> tuple[int, int, li
     return placed + best, at, holders
 
 
+def broken(core: Core, rule_id: str, what: str, operand: str, detail: str) -> None:
+    """A rule is broken by the whole program: raise, if the launch enforces it."""
+    if rule_id in core.rules:
+        raise_broken(RULES[rule_id], core.target, what, operand, detail)
+
+
+def _check_placement(core: Core, tensors: list[StorageInfo], buffer: MemoryRegion) -> None:
+    here = [t for t in tensors if t.buffer is buffer]
+    placed = next((t.name for t in here if t.address is not None), None)
+    automatic = next((t.name for t in here if t.address is None), None)
+    if placed is not None and automatic is not None:
+        broken(core, "mixed-placement", buffer.value, "", f"'{placed}' has an address and '{automatic}' has none")
+
+
+def check_length(core: Core) -> None:
+    """Refuse a program of more instructions than the compiler takes."""
+    if len(core.trace) > rules.MAX_INSTRUCTIONS:
+        broken(core, "instruction-count", "launch", "", f"{len(core.trace)} instructions")
+
+
 def check_capacity(core: Core) -> None:
     """Refuse a program whose live tensors do not fit.
 
@@ -59,7 +81,11 @@ def check_capacity(core: Core) -> None:
         (MemoryRegion.sbuf, HW.sbuf_bytes, "bytes a partition"),
         (MemoryRegion.psum, core.target.psum_banks, "banks"),
     ):
+        _check_placement(core, tensors, buffer)
         used, at, holders = peak(tensors, buffer)
+        if buffer is MemoryRegion.sbuf and limit - HW.dma_scratch_bytes < used <= limit and core.dynamic_dma:
+            free = f"{limit - used} bytes a partition are free of {limit}, and {core.dynamic_dma} has a dynamic address"
+            broken(core, "dma-scratch", buffer.value, "", free)
         if used > limit:
             largest = sorted(holders, key=lambda t: -t.row_bytes)[:6]
             names = ", ".join(f"{t.name} ({t.row_bytes} B)" for t in largest)

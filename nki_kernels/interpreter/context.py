@@ -54,6 +54,8 @@ class Core:
         has_grid: The launch named an LNC degree.
         target, rules: What it compiles for, and the rules that holds it to.
         trace: Instructions in program order.
+        loops: Numbers of the device loops that are running, outermost first; ``loop_count`` have begun.
+        dynamic_dma: The first DMA whose address is known at run time alone; empty if there is none.
         events: Control flow that both cores of an LNC2 launch must share.
         scalar_regs, vector_regs: float32 [128] accumulation registers of ScalarE and VectorE.
         scalar_known, vector_known: bool [128], which of them hold a defined value.
@@ -76,6 +78,9 @@ class Core:
         self.names: set[str] = set()
         self.shared_count = 0
         self.meetings = 0
+        self.loops: list[int] = []
+        self.loop_count = 0
+        self.dynamic_dma = ""
         self.placed: list[weakref.ref[Storage]] = []
 
     def allocate(
@@ -105,6 +110,7 @@ class Core:
         if buffer is MemoryRegion.shared_hbm:
             return self.launch.shared_tensor(self, dims, kind, name)
         storage = Storage(dims, kind, buffer, name, self.program_id)
+        storage.info.loop = self.loops[-1] if self.loops else 0
         if address is not None:
             storage.info.base_row, storage.info.address = int(address[0]), int(address[1])
             self.placed.append(weakref.ref(storage))
@@ -145,6 +151,8 @@ class Core:
     ) -> int:
         """Append an instruction to the trace and note that it touches its allocations; returns its position."""
         at = len(self.trace)
+        if self.loop_count:
+            self._check_loops(op, (*reads, *writes))
         for access in reads:
             access[0].last = at
             if access[0].buffer is MemoryRegion.psum:
@@ -158,6 +166,13 @@ class Core:
                 self._take_over(info)
         self.trace.append(Instr(op, engine, n, reads, writes, attrs, name))
         return at
+
+    def _check_loops(self, op: str, touched: "tuple[Access, ...]") -> None:
+        loop = self.loops[-1] if self.loops else 0
+        for access in touched:
+            info = access[0]
+            if info.buffer is MemoryRegion.psum and info.loop != loop:
+                refuse("psum-loop", op, info.name, "is touched outside the device loop that it was allocated in")
 
     def _take_over(self, info: StorageInfo) -> None:
         """``info`` was written: whatever the kernel placed over the same bytes before is lost."""
@@ -242,6 +257,8 @@ def scalar_value(ins: str, operand: str, source: Any) -> int:
     from .tensor import Tensor
 
     if isinstance(source, Register):
+        if source.frozen:
+            refuse("loop-register", ins, f"{operand}.scalar_offset", "is the register of a loop")
         return source.value
     if isinstance(source, Tensor):
         if source.size != 1 or not source.dtype.is_int:

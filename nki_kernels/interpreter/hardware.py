@@ -9,7 +9,7 @@ class Hardware:
 
     Sources: the NKI documentation's Trainium2 architecture guide and ``nl.tile_size`` reference, except
     ``sbuf_bytes``: the usable bytes a partition in the compiler's public target description (224 KiB less 16 KiB less
-    8 bytes); the documents give only the physical 224 KiB.
+    8 bytes); the documents give only the physical 224 KiB. ``dma_scratch_bytes``: what AWS's allocator leaves free.
     """
 
     partitions: int = 128
@@ -23,6 +23,8 @@ class Hardware:
     max_free_size: int = 65535
     max_stride: int = 32767
     max_dma_sources: int = 16
+    max_reduce: int = 16384
+    dma_scratch_bytes: int = 16384
 
 
 HW = Hardware()

@@ -21,11 +21,32 @@ from .tensor import DynSlice, Tensor
 _SBUF = MemoryRegion.sbuf
 
 
+class Unset:
+    """A field that the constructor was not given: an error where it is used, as in the compiler, not before."""
+
+    __slots__ = ("_field", "_owner")
+
+    def __init__(self, owner: str, name: str) -> None:
+        self._owner, self._field = owner, name
+
+    def _used(self, *_: Any) -> Any:
+        fail(self._owner, self._field, "is used and was never given")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._used()
+
+    __bool__ = __call__ = __getitem__ = __iter__ = __len__ = __index__ = __int__ = __float__ = _used
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __floordiv__ = __rfloordiv__ = __mod__ = _used
+    __truediv__ = __rtruediv__ = __neg__ = __lt__ = __le__ = __gt__ = __ge__ = _used
+
+
 class NKIObject:
     """Base of a kernel's configuration objects.
 
-    A subclass may be a dataclass; attributes without annotations count as fields all the same. One that is not a
-    dataclass is built with its annotations as keywords.
+    A subclass may be a dataclass; attributes without annotations count as fields all the same, and a field without a
+    default need not be given if it is never used. One that is no dataclass is built with its annotations as keywords.
     """
 
     _nki_object = True
@@ -42,6 +63,9 @@ class NKIObject:
                 continue
             annotations[key] = type(value)
         cls.__annotations__ = annotations
+        for key, kind in annotations.items():
+            if not hasattr(cls, key) and "ClassVar" not in str(kind):
+                setattr(cls, key, Unset(cls.__name__, key))
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         fields: list[str] = []

@@ -9,7 +9,7 @@ import numpy as np
 
 from . import context
 from .arguments import Arguments
-from .capacity import check_capacity
+from .capacity import check_capacity, check_length
 from .context import Core
 from .dtypes import DType
 from .enums import MemoryRegion
@@ -90,6 +90,8 @@ class Launch:
         """Run ``fn`` and return its results as the caller's kind of array; inputs it wrote to are updated in place."""
         self._check_grid(fn)
         marshal = Arguments(fn, args, kwargs, shared=self.lnc == 2)
+        if "nan-output" in self.rules:
+            marshal.look_for_nan()
         results: list[Any] = [None] * self.lnc
 
         def program(core: Core) -> None:
@@ -128,7 +130,9 @@ class Launch:
             if text:
                 raise UndefinedReadError("return", storage.info.name, f"holds {text}")
         self._check_handles(results[0], marshal)
+        self._check_nan(results[0], marshal)
         for core in self.cores:
+            check_length(core)
             check_capacity(core)
         marshal.write_back()
         return marshal.to_caller(results[0])
@@ -148,6 +152,14 @@ class Launch:
                 writer = next(i for c in self.cores for i in c.trace if any(a[0] is storage.info for a in i.writes))
                 detail = f"is written, first by {writer.name or writer.op}, and not returned"
                 raise_broken(rule, self.target, "return", storage.info.name, detail)
+
+    def _check_nan(self, value: Any, marshal: Arguments) -> None:
+        rule = RULES["nan-output"]
+        if rule.id not in self.rules or marshal.had_nan:
+            return
+        for storage in [*self._returned(value), *marshal.written()]:
+            if storage.dtype.is_float and bool(np.isnan(Tensor.whole(storage).array).any()):
+                raise_broken(rule, self.target, "return", storage.info.name, "holds NaN, and no argument does")
 
     def _check_same_control_flow(self, results: list[Any]) -> None:
         if self.lnc == 1:

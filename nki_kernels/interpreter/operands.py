@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from .context import refuse
 from .dtypes import DType, float32, round_to, tfloat32, to_f32
 from .enums import Engine, MemoryRegion, require_enum
 from .errors import fail
@@ -40,6 +41,7 @@ def operand(ins: str, role: str, t: Any, buffers: tuple[MemoryRegion, ...] = ON_
     if type(t) is not Tensor:
         fail(ins, role, f"must be a tensor, not {type(t).__name__}")
     if t.scalar_offset is not None:
+        refuse("dynamic-sbuf", ins, role, f"'{t.name}' is addressed by a value of run time")
         t = t.resolved(ins, role)
     if t.buffer not in buffers:
         allowed = " or ".join(b.value for b in buffers)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .context import refuse
 from .errors import KernelError
 
 if TYPE_CHECKING:
@@ -21,6 +22,26 @@ def note_write(core: "Core", t: "Tensor") -> None:
     if storage.writer is None:
         storage.writer = np.zeros(storage.raw.size // storage.dtype.itemsize, dtype=np.int32)
     _marks(t)[...] = 2 * core.meetings + core.program_id + 2
+
+
+def check_overwrite(core: "Core", ins: str, t: "Tensor", values: np.ndarray) -> None:
+    """Refuse to give elements that the other core wrote since the last rendezvous another value."""
+    if "written-twice" not in core.rules or t.storage.writer is None or t.dtype.itemsize != t.storage.dtype.itemsize:
+        return
+    marks = _marks(t)
+    other = 2 * core.meetings + (1 - core.program_id) + 2
+    theirs = (marks >= other) & ((marks & 1) == (other & 1))
+    if theirs.any():
+        kind = f"u{t.dtype.itemsize}"
+        differs = np.ascontiguousarray(t.array).view(kind) != np.ascontiguousarray(values.reshape(t.shape)).view(kind)
+        if (theirs & differs).any():
+            core_id = 1 - core.program_id
+            refuse(
+                "written-twice",
+                ins,
+                "dst",
+                f"'{t.name}' has other values from core {core_id} since the last rendezvous",
+            )
 
 
 def check_read(core: "Core", ins: str, operand: str, t: "Tensor") -> None:

@@ -1,6 +1,7 @@
 """Scalar registers of an engine's sequencer, and the loops that run on them."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from . import context
@@ -98,6 +99,16 @@ def _bound(ins: str, operand: str, value: Any) -> int:
     return fail(ins, operand, f"must be an int or a register, not {type(value).__name__}")
 
 
+@contextmanager
+def _device_loop(core: context.Core) -> Iterator[None]:
+    core.loop_count += 1
+    core.loops.append(core.loop_count)
+    try:
+        yield
+    finally:
+        core.loops.pop()
+
+
 def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Register]:
     """Loop in hardware; yields the frozen induction register. Bounds may be registers, the step may not."""
     context.check_span("dynamic_range")
@@ -111,9 +122,10 @@ def _loop(ins: str, start: Any, stop: Any, step: int) -> Iterator[Register]:
         fail(ins, "step", f"must be a positive int known at compile time, not {step!r}")
     first, last = _bound(ins, "start", lo), _bound(ins, "stop", hi)
     core.events.append(("dynamic_range", max(0, -(-(last - first) // step))))
-    for i in range(first, last, step):
-        core.record("loop_iteration", Engine.sync, 1, (), ())
-        yield Register(i, frozen=True)
+    with _device_loop(core):
+        for i in range(first, last, step):
+            core.record("loop_iteration", Engine.sync, 1, (), ())
+            yield Register(i, frozen=True)
 
 
 def fori_loop(lower: Any, upper: Any, body_fun: Callable[[Register], Any], step: int = 1) -> None:
@@ -129,11 +141,12 @@ def while_loop(init: Any, body_fun: Callable[[Register], Register]) -> None:
     core = context.current("while_loop")
     context.check_span("while_loop")
     reg = init if isinstance(init, Register) else Register(_bound("while_loop", "init", init))
-    while True:
-        core.events.append(("while_loop", bool(reg.value)))
-        if not reg.value:
-            return
-        core.record("loop_iteration", Engine.sync, 1, (), ())
-        reg = body_fun(reg)
-        if not isinstance(reg, Register):
-            fail("while_loop", "body_fun", "must return the register that is the next condition")
+    with _device_loop(core):
+        while True:
+            core.events.append(("while_loop", bool(reg.value)))
+            if not reg.value:
+                return
+            core.record("loop_iteration", Engine.sync, 1, (), ())
+            reg = body_fun(reg)
+            if not isinstance(reg, Register):
+                fail("while_loop", "body_fun", "must return the register that is the next condition")

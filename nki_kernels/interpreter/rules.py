@@ -136,6 +136,120 @@ _TABLE: tuple[Rule, ...] = (
         "silent", "nki-moe-megakernel; aws-samples, SDK 2.29",
     ),
     Rule(
+        "activation-bias",
+        "An activation that only copies takes a number as its bias, no tensor.",
+        "add the tensor with VectorE, or use relu where all is positive",
+        "refused", "kiln, SDK 2.32; AWS's kernels do it on SDK 2.29", code="IBVF043", disputed=True,
+    ),
+    Rule(
+        "activation-square-sum",
+        "No activation_reduce of square with add.",
+        "square by an activation or tensor_tensor, then tensor_reduce",
+        "refused", "nki-moe-megakernel, SDK 2.29; AWS's rmsnorm_quant does it", code="IXCG864", disputed=True,
+    ),
+    Rule(
+        "gpsimd-arithmetic",
+        "GpSimd's tensor_tensor takes 32-bit integers, and power.",
+        "let VectorE do it",
+        "refused", "nki-moe-megakernel, SDK 2.29; the API reference lists GpSimd", code="IBIR766", disputed=True,
+    ),
+    Rule(
+        "psum-loop",
+        "A PSUM tile is touched by one device loop alone, and allocated in its body.",
+        "allocate the tile in the body of the loop that fills it, and evict it there",
+        "refused", "kiln, SDK 2.32", code="IBIR092",
+    ),
+    Rule(
+        "reduce-size",
+        "tensor_reduce folds at most 16,384 elements a partition.",
+        "reduce in pieces, then their results",
+        "refused", "kiln, SDK 2.32",
+    ),
+    Rule(
+        "instruction-count",
+        "A kernel has at most five million instructions; unrolled loops count each turn.",
+        "loop in hardware, or split the launch",
+        "refused", "nki-moe-megakernel, SDK 2.29; compiler error reference", code="EBVF030",
+    ),
+    Rule(
+        "mixed-placement",
+        "Tensors in SBUF, and those in PSUM, have their addresses chosen all by the kernel or all by the compiler.",
+        "give address= to all of them or to none",
+        "refused", "nki-moe-megakernel, SDK 2.29; AWS's kernels do both", code="EGCA111", disputed=True,
+    ),
+    Rule(
+        "dma-scratch",
+        "Where a DMA's address is known at run time alone, the compiler needs room in SBUF for its descriptors.",
+        "leave 16 KiB a partition free (what AWS's allocator leaves; the compiler's need is not published)",
+        "refused", "kiln, SDK 2.32", code="INLA001",
+    ),
+    Rule(
+        "dynamic-sbuf",
+        "An engine's operand in SBUF or PSUM has its address fixed at compile time.",
+        "read the part again from HBM by a DMA with the offset",
+        "refused", "nki-moe-megakernel, SDK 2.29", code="INLA001",
+    ),
+    Rule(
+        "dynamic-transpose",
+        "A DMA transpose has no dynamic source.",
+        "copy with the offset first, then transpose",
+        "refused", "AWS's mlp_tkg (NKI-415), SDK 2.29",
+    ),
+    Rule(
+        "reshaped-store",
+        "A store through reshape() of an HBM tensor goes to a temporary.",
+        "write through slices or .ap of the tensor itself",
+        "silent", "nki-moe-megakernel, SDK 2.29; AWS's kernels do it", disputed=True,
+    ),
+    Rule(
+        "gather-bounds",
+        "A gather whose indices are partly out of bounds faults inside a larger graph.",
+        "clamp the indices and mask the rows",
+        "hang", "aws-neuron-sdk issues 1306 (SDK 2.29) and 1390 (dma_transpose, SDK 2.32)", disputed=True,
+    ),
+    Rule(
+        "scatter-twice",
+        "A scatter names no row twice with different values: which one stays is not defined.",
+        "give padding distinct scratch rows",
+        "silent", "kiln, SDK 2.32",
+    ),
+    Rule(
+        "written-twice",
+        "The two cores write no element of HBM with different values between two rendezvous.",
+        "let one core write it, or give each its own",
+        "silent", "nki-moe-megakernel, SDK 2.29",
+    ),
+    Rule(
+        "nan-output",
+        "No NaN comes out where none went in: it is an exponential that overflowed before it was masked.",
+        "mask before the exponential, not after",
+        "silent", "nki-moe-megakernel; autohelix",
+    ),
+    Rule(
+        "sendrecv-partitions",
+        "sendrecv moves a multiple of 16 partitions.",
+        "send a tile of more partitions",
+        "refused", "NKI 0.3 release notes", until="2.29",
+    ),
+    Rule(
+        "loop-register",
+        "The register of a dynamic loop is no address.",
+        "copy it with register_move into another register",
+        "refused", "NKI 0.3 release notes", until="2.29",
+    ),
+    Rule(
+        "hwdge-transpose",
+        "A hardware-generated DMA transpose has src.shape[0] == 16 and src.shape[-1] == 128.",
+        "use dge_mode.swdge or unknown, or a source of that shape",
+        "refused", "NKI 0.6 release notes", until="2.31",
+    ),
+    Rule(
+        "reduce-rank",
+        "tensor_scalar_reduce takes at most four dimensions.",
+        "reshape the operands",
+        "refused", "NKI 0.7 release notes", since="2.33",
+    ),
+    Rule(
         "front-end",
         "The parsing front end knows no starred element, no unpacking into attributes, no index on a literal, no "
         "function inside another (but the body of a loop from SDK 2.32 on) and no comprehension.",
@@ -193,4 +307,5 @@ def span_error(name: str, target: Target) -> str:
     return ""
 
 
+MAX_INSTRUCTIONS = 5_000_000
 RULES: dict[str, Rule] = {r.id: r for r in _TABLE}

@@ -26,12 +26,13 @@ class StorageInfo:
         core: Core that allocated it (-1: visible to both).
         owns: Its address has not been written through another tensor since it was last written.
         consumed: PSUM only: what has been read of it since a matmul last began a sum there.
+        loop: Number of the device loop that it was allocated in, 0 outside of all.
         first, last: Positions in the core's trace of the first and last instruction that touched it; -1 if none.
     """
 
     __slots__ = (
-        "address", "base_row", "buffer", "consumed", "core", "first", "last", "name", "owns", "row_bytes", "rows",
-        "uid",
+        "address", "base_row", "buffer", "consumed", "core", "first", "last", "loop", "name", "owns", "row_bytes",
+        "rows", "uid",
     )  # fmt: skip
 
     def __init__(self, buffer: MemoryRegion, name: str, rows: int, row_bytes: int, core: int) -> None:
@@ -44,6 +45,7 @@ class StorageInfo:
         self.address: int | None = None
         self.core = core
         self.consumed: list[Any] = []
+        self.loop = 0
         self.first = -1
         self.last = -1
         self.owns = False

@@ -33,6 +33,7 @@ class Tensor(ViewMethods):
         shape, strides, offset: In elements of ``dtype``; on chip dimension 0 is the partition.
         dtype: Element type of the view (may differ from the storage's, after ``view``).
         buffer: Memory region.
+        reshaped: Came of ``reshape`` of an HBM tensor.
         scalar_offset, vector_offset, indirect_dim, row_elems: Dynamic part of an access pattern; see ``ap``.
     """
 
@@ -46,6 +47,7 @@ class Tensor(ViewMethods):
         "dtype",
         "indirect_dim",
         "offset",
+        "reshaped",
         "row_elems",
         "scalar_offset",
         "shape",
@@ -66,6 +68,7 @@ class Tensor(ViewMethods):
     vector_offset: "Tensor | None"
     indirect_dim: int
     row_elems: int
+    reshaped: bool
     _array: np.ndarray | None
     _access: Access | None
     _checked: bool
@@ -105,6 +108,7 @@ class Tensor(ViewMethods):
         self.vector_offset = None
         self.indirect_dim = 0
         self.row_elems = 0
+        self.reshaped = False
         self._array = None
         self._access = None
         self._checked = False
@@ -321,7 +325,9 @@ class Tensor(ViewMethods):
         while len(shape) < (2 if on_chip and nd > 1 else 1) and dropped:
             shape.append(1)
             strides.append(dropped.pop())
-        return Tensor.of(self.storage, self.dtype, tuple(shape), tuple(strides), offset)
+        out = Tensor.of(self.storage, self.dtype, tuple(shape), tuple(strides), offset)
+        out.reshaped = self.reshaped
+        return out
 
     def _slice(self, k: slice, d: int, size: int) -> tuple[int, int, int]:
         try:
@@ -348,7 +354,9 @@ class Tensor(ViewMethods):
         strides = reshape_strides(self.shape, self.strides, new)
         if strides is None:
             fail("reshape", self.name, f"{self.get_pattern()} cannot be seen as {new} without a copy")
-        return self._with(new, strides)
+        out = self._with(new, strides)
+        out.reshaped = not self.on_chip and new != self.shape
+        return out
 
     def view(self, dtype: Any) -> "Tensor":
         """Same bytes, other element type; the last dimension must be contiguous."""
@@ -417,14 +425,13 @@ class Tensor(ViewMethods):
         if self.scalar_offset is None:
             return self
         at = context.scalar_value(ins, operand, self.scalar_offset)
-        if at < 0:
-            fail(ins, operand, f"scalar_offset is {at}")
         return Tensor.of(self.storage, self.dtype, self.shape, self.strides, self.offset + at * self.row_elems)
 
     def _with(self, shape: tuple[int, ...], strides: tuple[int, ...]) -> "Tensor":
         out = Tensor.of(self.storage, self.dtype, shape, strides, self.offset)
         out.scalar_offset, out.vector_offset = self.scalar_offset, self.vector_offset
         out.indirect_dim, out.row_elems = self.indirect_dim, self.row_elems
+        out.reshaped = self.reshaped
         return out
 
     # ---- what the compiler refuses
@@ -439,6 +446,14 @@ class Tensor(ViewMethods):
 
     def _operator(self, *_: Any) -> Any:
         fail("operator", self.name, "Python operators on tensors do not compile; use nki.isa or nki.language calls")
+
+    def __eq__(self, other: object) -> bool:
+        core = context.core_or_none()
+        if other is None and core is not None:
+            context.refuse("none-compare", "==", self.name, "a tensor is compared with None")
+        return self is other
+
+    __hash__ = object.__hash__
 
     __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _operator
     __matmul__ = __neg__ = __pow__ = __and__ = __or__ = __xor__ = __lt__ = __le__ = __gt__ = __ge__ = _operator

@@ -8,10 +8,10 @@ from .. import context
 from ..context import refuse
 from ..enums import DgeMode, Engine, OobMode, require_enum
 from ..errors import fail
-from ..races import check_read, note_write
+from ..races import check_overwrite, check_read, note_write
 from ..tensor import Access, Tensor
 from ..undefined import defined
-from .dma_common import cast, flat, gathered_known, mark_flat, rows_of, side, store
+from .dma_common import cast, check_scatter, flat, gathered_known, mark_flat, rows_of, side, store
 
 
 def dma_copy(
@@ -40,6 +40,8 @@ def dma_copy(
         refuse("dma-leading", ins, "src", f"src is {src.shape}, dst is {dst.shape}")
     if src.scalar_offset is not None and dst.scalar_offset is not None and not (src.on_chip or dst.on_chip):
         refuse("dynamic-copy", ins, "dst", f"'{src.name}' and '{dst.name}' both have a dynamic offset")
+    if dst.reshaped:
+        refuse("reshaped-store", ins, "dst", f"is a reshape() of '{dst.name}' {dst.storage.shape}")
     if mode is DgeMode.hwdge:
         if src.dtype is not dst.dtype:
             fail(ins, "src", f"hwdge moves bytes: src is {src.dtype}, dst is {dst.dtype}; use .view(dtype)")
@@ -62,7 +64,7 @@ def dma_copy(
         elif t.scalar_offset is not None:
             t = t.resolved(ins, role)
             reach = t.offset + sum(s * (c - 1) for s, c in zip(t.strides, t.shape, strict=True))
-            if reach >= t.storage.raw.size // t.dtype.itemsize:
+            if t.offset < 0 or reach >= t.storage.raw.size // t.dtype.itemsize:
                 if skip:
                     return
                 fail(ins, role, f"scalar_offset reaches element {reach} of '{t.name}' {t.storage.shape}")
@@ -80,9 +82,13 @@ def dma_copy(
     else:
         if shared and src.storage.info.core < 0:
             check_read(core, ins, "src", src)
-        store(dst, cast(ins, src.array, src, dst), defined(ins, dst, "src", src))
+        values = cast(ins, src.array, src, dst)
         if shared and dst.storage.info.core < 0:
+            check_overwrite(core, ins, dst, values)
             note_write(core, dst)
+        store(dst, values, defined(ins, dst, "src", src))
+    if dynamic or indirect:
+        core.dynamic_dma = core.dynamic_dma or (name or ins)
     if dynamic and mode is DgeMode.unknown:
         # Its address is known only at run time, so static descriptors are out.
         mode = DgeMode.hwdge if src.dtype is dst.dtype else DgeMode.swdge
@@ -100,6 +106,10 @@ def _indirect_copy(ins: str, dst: Tensor, src: Tensor, skip: bool) -> None:
     for role, t in (("src", src), ("dst", dst)):
         if t.vector_offset is not None:
             places[role], good = rows_of(ins, role, t)
+            if role == "src" and good.any() and not good.all():
+                refuse(
+                    "gather-bounds", ins, "src.vector_offset", f"{int((~good).sum())} of {good.size} are out of bounds"
+                )
             if not good.all() and not skip:
                 bad = int(np.flatnonzero(~good)[0])
                 value = int(t.vector_offset.array.reshape(-1)[bad])
@@ -117,6 +127,7 @@ def _indirect_copy(ins: str, dst: Tensor, src: Tensor, skip: bool) -> None:
     values = cast(ins, values, src, dst)
     if dst.vector_offset is not None:
         at = places["dst"][ok].reshape(-1)
+        check_scatter(ins, at, values.reshape(-1))
         flat(dst)[at] = values.reshape(-1)
         mark_flat(dst, at, fine)
         return

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from .. import context
+from ..context import refuse
 from ..dtypes import int32, round_to, to_f32, uint32
 from ..enums import MemoryRegion
 from ..errors import fail
@@ -90,6 +92,18 @@ def gathered_known(ins: str, dst: Tensor, src: Tensor, at: np.ndarray) -> np.nda
         return None
     defined(ins, dst, "src", Tensor.whole(src.storage))
     return fine
+
+
+def check_scatter(ins: str, at: np.ndarray, values: np.ndarray) -> None:
+    """Refuse a scatter that gives an element of the storage two values."""
+    if "scatter-twice" not in context.current(ins).rules:
+        return
+    order = np.argsort(at, kind="stable")
+    same = at[order][1:] == at[order][:-1]
+    bits = np.ascontiguousarray(values).view(f"u{values.dtype.itemsize}")[order]
+    clash = same & (bits[1:] != bits[:-1])
+    if clash.any():
+        refuse("scatter-twice", ins, "dst.vector_offset", f"{int(clash.sum())} elements get two values")
 
 
 def mark_flat(dst: Tensor, at: np.ndarray, fine: np.ndarray | None) -> None:

@@ -5,13 +5,14 @@ from typing import Any
 import numpy as np
 
 from .. import context
+from ..context import refuse
 from ..dtypes import round_to, to_f32, uint32
 from ..enums import DgeMode, Engine, OobMode, require_enum
 from ..errors import fail
 from ..hardware import HW
 from ..tensor import Tensor
 from ..undefined import both, defined
-from .dma_common import flat, gathered_known, mark_flat, rows_of, side, store
+from .dma_common import check_scatter, flat, gathered_known, mark_flat, rows_of, side, store
 
 _AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}
 
@@ -47,6 +48,8 @@ def dma_transpose(
         fail(ins, "dst", f"must have src's type {src.dtype}, not {dst.dtype}")
     if mode is DgeMode.hwdge:
         _check_hwdge_transpose(ins, src)
+    if src.scalar_offset is not None:
+        refuse("dynamic-transpose", ins, "src", f"'{src.name}' has a dynamic offset")
     reads = []
     if src.vector_offset is not None:
         values, fine = _gathered(ins, dst, src)
@@ -71,6 +74,8 @@ def _check_hwdge_transpose(ins: str, src: Tensor) -> None:
         fail(ins, "src", f"hwdge transposes 2-byte types, not {src.dtype}")
     if src.vector_offset is not None:
         fail(ins, "dge_mode", "hwdge has no indirect transfer; swdge has")
+    if shape[0] != 16 or shape[-1] != 128:
+        refuse("hwdge-transpose", ins, "src", f"is {shape}")
     if len(shape) == 2:
         if shape[0] != 16:
             fail(ins, "src", f"hwdge needs shape[0] == 16 in 2-D, got {shape}")
@@ -93,7 +98,12 @@ def _gathered(ins: str, dst: Tensor, src: Tensor) -> tuple[np.ndarray, np.ndarra
     for s, c in zip(src.strides[1:], src.shape[1:], strict=True):
         inner = (inner[:, None] + s * np.arange(c)[None, :]).reshape(-1)
     at = src.offset + rows[:, None] * src.row_elems + inner[None, :]
-    if at.max() >= src.storage.raw.size // src.dtype.itemsize:
+    inside = (rows >= 0) & (at.max(axis=1) < src.storage.raw.size // src.dtype.itemsize)
+    if not inside.all():
+        if inside.any():
+            refuse(
+                "gather-bounds", ins, "src.vector_offset", f"{int((~inside).sum())} of {rows.size} are out of bounds"
+            )
         fail(ins, "src.vector_offset", f"row index {rows.max()} is out of bounds of '{src.name}'")
     fine = gathered_known(ins, dst, src, at)
     return flat(src)[at].reshape(src.shape), None if fine is None else fine.reshape(src.shape)
@@ -161,6 +171,7 @@ def dma_compute(
         if not good.all() and not skip:
             fail(ins, "dst.vector_offset", f"a row index is out of bounds of '{dst.name}'")
         flat(dst)[at[good]] = values.reshape(at.shape)[good]
+        check_scatter(ins, at[good].reshape(-1), values.reshape(at.shape)[good].reshape(-1))
         mark_flat(dst, at[good].reshape(-1), None if fine is None else fine.reshape(at.shape)[good])
         reads.append(dst.vector_offset.access())
         written = Tensor.whole(dst.storage).access()

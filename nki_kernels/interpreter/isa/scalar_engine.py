@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import context
 from ..alu import ACT_RANGE, Op, require_act
+from ..context import refuse
 from ..dtypes import tfloat32
 from ..enums import Engine, ReduceCmd, require_enum
 from ..errors import fail
@@ -81,6 +82,10 @@ def _activation(
     reduce_cmd: Any, name: str | None,
 ) -> None:  # fmt: skip
     function = require_act(ins, op)
+    if function.name == "copy" and isinstance(bias, Tensor):
+        refuse("activation-bias", ins, "bias", f"is a tensor {bias.shape}")
+    if ins == "activation_reduce" and function.name == "square":
+        refuse("activation-square-sum", ins, "op", "is square, summed")
     command = require_enum(ins, "reduce_cmd", reduce_cmd, ReduceCmd)
     dst = operand(ins, "dst", dst)
     data = matching(ins, "data", data, dst)

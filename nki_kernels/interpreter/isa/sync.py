@@ -43,6 +43,8 @@ def sendrecv(
     for role, t in (("src", src), ("dst", dst)):
         if not t.whole_rows():
             refuse("sendrecv-tile", ins, role, f"{t.get_pattern()} is a part of each partition of '{t.name}'")
+    if src.P % 16:
+        refuse("sendrecv-partitions", ins, "src", f"has {src.P} partitions")
     fine = defined(ins, dst, "src", src)
     core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), {}, name)
     key = ("sendrecv", pipe_id, src.P, src.N, str(src.dtype))

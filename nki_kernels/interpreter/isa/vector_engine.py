@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import context
 from ..alu import Op, apply, require_alu
+from ..context import refuse
 from ..dtypes import int32, uint32
 from ..enums import Engine, MemoryRegion
 from ..errors import fail
@@ -122,6 +123,8 @@ def tensor_tensor(
             fail(ins, "engine", "power runs on GpSimd only")
         eng = _G
     no_psum_on_gpsimd(ins, eng, dst=dst, data1=data1, data2=data2)
+    if eng is _G and op.name != "power" and not all(t.dtype.is_int and t.dtype.itemsize == 4 for t in tensors):
+        refuse("gpsimd-arithmetic", ins, "engine", f"gpsimd, for {op!r} of {data1.dtype} and {data2.dtype}")
     if op.bitvec:
         values = _bitvec(ins, op, tensors, data1, data2)
     elif whole and eng is _G:

@@ -6,6 +6,7 @@ import numpy as np
 
 from .. import context
 from ..alu import OPS, Op, apply, require_alu
+from ..context import refuse
 from ..dtypes import int32, tfloat32, uint32
 from ..enums import Engine, ReduceCmd, require_enum
 from ..errors import fail
@@ -64,6 +65,8 @@ def tensor_reduce(
     op = _reduce_op(ins, "op", op)
     dst, data = operand(ins, "dst", dst), operand(ins, "data", data)
     same_partitions(ins, "data", data, dst.P)
+    if HW.max_reduce < data.N:
+        refuse("reduce-size", ins, "data", f"{data.N} elements a partition")
     nd = len(data.shape)
     axes = sorted(a + nd if a < 0 else a for a in (axis if isinstance(axis, (tuple, list)) else (axis,)))
     if not axes or 0 in axes or axes != list(range(nd - len(axes), nd)):
@@ -140,6 +143,8 @@ def tensor_scalar_reduce(
         fail(ins, "reverse0", "is not supported yet")
     dst = operand(ins, "dst", dst)
     data = matching(ins, "data", data, dst)
+    if max(len(dst.shape), len(data.shape)) > 4:
+        refuse("reduce-rank", ins, "data", f"has {len(data.shape)} dimensions, dst {len(dst.shape)}")
     reads: list[Any] = [data.access()]
     y = apply(op0, read_f32(ins, "data", data), scalar_operand(ins, "operand0", operand0, dst, op0, data, reads))
     core = context.current(ins)

@@ -55,11 +55,10 @@ class NkiKernels:
     """Each operation as one kernel; the windows of a prompt, which its kernel gives back, are then copied to the bank.
 
     Attributes:
-        cores: physical cores that one logical core joins (LNC). Every kernel is launched on all of them: the compiler
-            refuses any other number.
+        cores: physical cores that a kernel runs on.
     """
 
-    cores: int
+    cores: int = 1
 
     def launch(self, kernel: Any, *tensors: torch.Tensor | None, **constants: Any) -> Any:
         """Run, or put into the graph that is being traced."""

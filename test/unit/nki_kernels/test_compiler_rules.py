@@ -9,138 +9,9 @@ import nki.isa as nisa
 import nki.language as nl
 import numpy as np
 import pytest
+from compiler_rule_cases import BF16, BREAKS, CASES, F32, I32, KEEPS, ps, read, sb
 
 from nki_kernels.interpreter import RULES, KernelError, RuleError, Target, compiling_for
-
-F32, BF16, I32 = nl.float32, nl.bfloat16, nl.int32
-
-
-def sb(*shape, dtype=F32, value=0):
-    tile = nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
-    nisa.memset(tile, value)
-    return tile
-
-
-def ps(*shape, dtype=F32):
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.psum)
-
-
-def read(x, index):
-    nisa.dma_copy(sb(4, 4), x.ap([[8, 4], [1, 4]], scalar_offset=index, indirect_dim=1))
-
-
-def turn(rows, dtype, at=0):
-    bank = ps(8, 16, dtype=dtype)
-    nisa.nc_transpose(bank[:, at : at + rows], sb(rows, 8, dtype=dtype))
-
-
-def products(x, *accumulate):
-    """One product a value into the same tile, which is read after each."""
-    bank, out = ps(8, 8), sb(8, 8)
-    for how in accumulate:
-        nisa.nc_matmul(bank, sb(4, 8), sb(4, 8), **({} if how is None else {"accumulate": how}))
-        nisa.tensor_copy(out, bank)
-
-
-def exchange(x, part):
-    whole = sb(4, 8)
-    mine = whole[:, 0:4] if part else whole
-    into = sb(4, 4) if part else sb(4, 8)
-    other = 1 - nl.program_id(0)
-    nisa.sendrecv(mine, into, other, other, 0)
-
-
-def scratch(shape):
-    return nl.ndarray(shape, dtype=F32, buffer=nl.hbm)
-
-
-# Rule: [(what breaks it, match)], [what does not]. Each runs with the argument x, float32 [4, 8].
-CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
-    "index-tile": (
-        [
-            (lambda x: read(x, sb(1, 4, dtype=I32)[0:1, 1:2]), r"dma_copy: operand 'src.scalar_offset'.*element 1 of"),
-            (lambda x: read(x, sb(1, 4, dtype=I32)[0:1, 0:1]), r"element 0 of '.*' \(1, 4\).*\(1, 1\) tile of its own"),
-            (lambda x: read(x, sb(4, 1, dtype=I32).ap([[1, 1], [1, 1]], offset=2)), r"element 2 of"),
-        ],
-        [lambda x: read(x, sb(1, 1, dtype=I32)), lambda x: read(x, nisa.register_alloc(1))],
-    ),
-    "odd-transpose": (
-        [
-            (lambda x: turn(1, BF16), r"nc_transpose: operand 'dst'.*1 elements a partition of bfloat16"),
-            (lambda x: turn(3, BF16), r"3 elements.*even number of rows, or through a float32 tile"),
-            (lambda x: turn(2, BF16, at=1), r"from byte 2 of a 4-byte word"),
-            (
-                lambda x: nisa.nc_matmul(
-                    ps(8, 3, dtype=BF16), sb(3, 8, dtype=BF16), sb(3, 3, dtype=BF16), is_transpose=True
-                ),
-                r"nc_matmul: operand 'dst'.*3 elements",
-            ),
-        ],
-        [
-            lambda x: turn(2, BF16), lambda x: turn(4, BF16, at=6), lambda x: turn(1, F32),
-            lambda x: turn(3, F32, at=1),
-            lambda x: nisa.nc_transpose(sb(8, 3, dtype=BF16), sb(3, 8, dtype=BF16)),
-        ],
-    ),
-    "psum-view": (
-        [
-            (lambda x: ps(8, 8).view(BF16), r"view: .*'psum.*float32 PSUM tile is viewed as bfloat16.*of the type"),
-            (lambda x: ps(8, 8, dtype=BF16).view(F32), r"bfloat16 PSUM tile is viewed as float32"),
-            (lambda x: ps(8, 8).ap([[16, 8], [1, 16]], dtype=BF16), r"ap: .*viewed as bfloat16"),
-        ],
-        [lambda x: ps(8, 8).view(I32), lambda x: sb(8, 8).view(BF16), lambda x: ps(8, 8, dtype=BF16)],
-    ),
-    "psum-tile": (
-        [
-            (lambda x: ps(128, 1024), r"ndarray: operand 'shape'.*4096 bytes a partition.*one tile a bank"),
-            (lambda x: ps(4, 2, 513, dtype=BF16), r"2052 bytes"),
-        ],
-        [lambda x: ps(128, 512), lambda x: ps(128, 1024, dtype=BF16)],
-    ),
-    "dma-leading": (
-        [
-            (lambda x: nisa.dma_copy(sb(8, 4), x.reshape((4, 2, 4))), r"dma_copy: .*'src'.*\(4, 2, 4\).*\(8, 4\)"),
-            (lambda x: nisa.dma_copy(x.reshape((2, 16)), sb(4, 8)), r"src is \(4, 8\), dst is \(2, 16\)"),
-            (lambda x: nisa.dma_copy(sb(1, 32), x.reshape((32,))), r"\(32,\).*reshape or .ap"),
-        ],
-        [
-            lambda x: nisa.dma_copy(sb(8, 4), x.reshape((8, 4))), lambda x: nisa.dma_copy(sb(4, 2, 4), x),
-            lambda x: nisa.dma_copy(scratch((2, 16)), x),
-        ],
-    ),
-    "constant-argument": (
-        [(lambda x: nl.shared_constant(np.eye(4, dtype=np.float32)), r"shared_constant.*is a ndarray.*an argument")],
-        [lambda x: x],
-    ),
-    "accumulate": (
-        [
-            (lambda x: products(x, None, None), r"nc_matmul: operand 'dst'.*finished sum.*accumulate=False"),
-            (lambda x: products(x, False, None), r"finished sum"),
-        ],
-        [lambda x: products(x, None), lambda x: products(x, None, False), lambda x: products(x, False, True, False)],
-    ),
-    "dynamic-copy": (
-        [
-            (
-                lambda x: nisa.dma_copy(
-                    scratch((8, 8)).ap([[8, 2], [1, 8]], scalar_offset=sb(1, 1, dtype=I32)),
-                    x.ap([[8, 2], [1, 8]], scalar_offset=sb(1, 1, dtype=I32)),
-                ),
-                r"dma_copy: operand 'dst': 'x' and 'private_hbm.*' both have a dynamic offset: read into SBUF",
-            )
-        ],
-        [
-            lambda x: nisa.dma_copy(scratch((2, 8)), x.ap([[8, 2], [1, 8]], scalar_offset=sb(1, 1, dtype=I32))),
-            lambda x: nisa.dma_copy(sb(2, 8), x.ap([[8, 2], [1, 8]], scalar_offset=sb(1, 1, dtype=I32))),
-        ],
-    ),
-    "sendrecv-tile": (
-        [(lambda x: exchange(x, True), r"sendrecv: operand 'src'.*part of each partition.*tiles of their own")],
-        [lambda x: exchange(x, False)],
-    ),
-}  # fmt: skip
-BREAKS = [(rule, act, match) for rule, (bad, _) in CASES.items() for act, match in bad]
-KEEPS = [(rule, act) for rule, (_, good) in CASES.items() for act in good]
 
 
 def launch(act: Callable, target: Target) -> None:
@@ -165,7 +36,7 @@ def test_what_breaks_a_rule_is_refused(rule, act, match):
     assert re.search(match, message), message
     assert f"[rule {rule}, SDK 2.31, " in message
     assert RULES[rule].remedy in message
-    assert "test_compiler_rules.py:" in message
+    assert rule in ("mixed-placement", "dma-scratch") or "compiler_rule_cases.py:" in message
 
 
 @pytest.mark.parametrize(("rule", "act", "match"), BREAKS, ids=names(BREAKS))
@@ -246,6 +117,90 @@ def test_what_a_release_lacks_is_refused(act, without, having, match):
         launch(act, Target(without, checks="compiler"))
     launch(act, Target(having, checks="compiler"))
     launch(act, Target(without, checks="instruction"))
+
+
+def send(rows):
+    other = 1 - nl.program_id(0)
+    nisa.sendrecv(sb(rows, 4), sb(rows, 4), other, other, 0)
+
+
+def by_loop_register(x):
+    for i in nl.dynamic_range(1):
+        nisa.dma_copy(sb(4, 4), x.ap([[8, 4], [1, 4]], scalar_offset=i, indirect_dim=1))
+
+
+def hardware_transpose(x):
+    wide = sb(16, 64, dtype=BF16)
+    nisa.dma_transpose(sb(64, 16, dtype=BF16), wide, dge_mode=nisa.dge_mode.hwdge)
+
+
+def reduce_rank(dims):
+    shape = (4, *[2] * (dims - 1))
+    nisa.tensor_scalar_reduce(sb(*shape), sb(*shape), nl.add, 1.0, nl.add, sb(4, 1))
+
+
+BY_RELEASE: list[tuple[str, Callable, str, str, str]] = [
+    ("sendrecv-partitions", lambda x: send(4), "2.29", "2.30", r"sendrecv: operand 'src'.*has 4 partitions"),
+    ("loop-register", by_loop_register, "2.29", "2.30", r"'src.scalar_offset'.*register of a loop: copy it"),
+    (
+        "hwdge-transpose",
+        hardware_transpose,
+        "2.31",
+        "2.32",
+        r"dma_transpose: .*'src'.*\(16, 64\).*dge_mode.swdge",
+    ),
+    ("reduce-rank", lambda x: reduce_rank(5), "2.33", "2.32", r"tensor_scalar_reduce.*5 dimensions"),
+    ("none-compare", lambda x: x == None, "2.33", "2.32", r"operand 'x'.*compared with None"),  # noqa: E711
+]
+
+
+@pytest.mark.parametrize(("rule", "act", "refused", "taken", "match"), BY_RELEASE)
+def test_rules_of_some_releases(rule, act, refused, taken, match):
+    with pytest.raises(RuleError, match=match) as caught:
+        launch(act, Target(refused, checks="compiler"))
+    assert caught.value.broken is RULES[rule]
+    launch(act, Target(taken, checks="compiler"))
+
+
+def test_an_exponential_that_overflows_is_seen_at_the_output():
+    def kernel(x, mask):
+        y, e = nl.ndarray((4, 8), dtype=F32, buffer=nl.shared_hbm), sb(4, 8)
+        tile, keep = sb(4, 8), sb(4, 8)
+        nisa.dma_copy(tile, x)
+        nisa.dma_copy(keep, mask)
+        nisa.activation(e, nl.exp, tile)
+        nisa.tensor_tensor(e, e, keep, nl.multiply)
+        nisa.dma_copy(y, e)
+        return y
+
+    hot = np.full((4, 8), 100.0, dtype=np.float32)
+    zero = np.zeros_like(hot)
+    with compiling_for(Target(checks="compiler")):
+        with pytest.raises(RuleError, match=r"return.*holds NaN, and no argument does: mask before"):
+            nki.jit(kernel)(hot, zero)
+        nki.jit(kernel)(zero, zero)
+        nki.jit(kernel)(np.full_like(hot, np.nan), zero)
+
+
+def test_a_kernel_of_too_many_instructions_is_refused(monkeypatch):
+    monkeypatch.setattr("nki_kernels.interpreter.rules.MAX_INSTRUCTIONS", 10)
+    launch(lambda x: [sb(4, 4) for _ in range(10)], Target(checks="compiler"))
+    with pytest.raises(RuleError, match=r"11 instructions.*NCC_EBVF030"):
+        launch(lambda x: [sb(4, 4) for _ in range(11)], Target(checks="compiler"))
+
+
+def test_every_rule_has_a_test_that_breaks_it():
+    elsewhere = {
+        "launch-grid",
+        "returned-handles",
+        "nan-output",
+        "instruction-count",
+        "sdk-api",
+        "front-end",
+        "old-package",
+    }
+    tested = set(CASES) | {r for r, *_ in BY_RELEASE} | elsewhere
+    assert tested == set(RULES)
 
 
 @pytest.mark.parametrize("wrong", [{"sdk": "2.28"}, {"lnc": 3}, {"checks": "all"}])

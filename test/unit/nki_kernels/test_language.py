@@ -172,3 +172,17 @@ def test_every_name_of_the_surface_is_importable():
     assert list(affine_range(3)) == list(static_range(3)) == [0, 1, 2]
     assert None not in (ReplicaGroup, dge_mode, matmul_perf_mode, oob_mode, NKIObject, bfloat16)
     assert nisa.vector_engine is nisa.engine.vector
+
+
+def test_a_field_that_is_never_used_need_not_be_given():
+    @dataclass
+    class Sizes(nl.NKIObject):
+        rows: int
+        spare: int
+        columns: int = 4
+
+    sizes = Sizes(rows=2)
+    assert (sizes.rows, sizes.columns) == (2, 4)
+    for use in (lambda v: v + 1, lambda v: range(v), lambda v: v > 0, bool, lambda v: v.shape):
+        with pytest.raises(KernelError, match=r"Sizes: operand 'spare'.*never given"):
+            use(sizes.spare)

@@ -1,1 +1,0 @@
-"""The price list held against kernels that others measured: `scripts/validate_prices.py`."""
