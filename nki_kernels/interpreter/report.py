@@ -278,7 +278,8 @@ def make_report(name: str, cores: list[Core], prices: PriceList | None = None) -
         lnc=len(cores),
         instructions=len(nodes),
         **times,
-        range_us={k: (low[k], high[k]) for k in times},
+        # A cheaper instruction can lead to a longer schedule, so the ends need not be the two ends of the list.
+        range_us={k: (min(low[k], v, high[k]), max(low[k], v, high[k])) for k, v in times.items()},
         # Loading tables and stationaries is part of an engine's time here, and another order may need less of it.
         roofline_us=min(bounds.get(by, 0.0) / 1e3, times["reordered_us"]),
         roofline_by=by,

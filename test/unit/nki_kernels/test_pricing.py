@@ -217,6 +217,8 @@ def test_a_schedule_keeps_every_promise():
     assert report.critical_us <= report.reordered_us + 1e-9 <= report.time_us + 2e-9
     assert report.roofline_us <= report.reordered_us + 1e-9
     assert sum(report.path_us.values()) == pytest.approx(report.time_us)
+    for what, (low, high) in report.range_us.items():
+        assert low <= getattr(report, what) <= high
 
 
 def _example():
