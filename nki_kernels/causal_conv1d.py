@@ -9,16 +9,11 @@ from dataclasses import dataclass
 import nki
 import nki.isa as nisa
 import nki.language as nl
-import numpy as np
 
-from .delta_rule_tiles import TILE, make_banks, split
+from .delta_rule_tiles import TILE, Bank, identity, index_tiles, make_banks, on_every_row, sbuf, split, turn_into
 
 TAPS = 4
 PAST = TAPS - 1
-NOWHERE = float(1 << 20)
-IDENTITY = np.eye(TILE, dtype=np.float32)
-WINDOWS = TILE // PAST
-OFFSETS = np.tile(np.arange(-PAST, 0, dtype=np.float32), WINDOWS).reshape(-1, 1)
 
 
 @nki.jit
@@ -34,7 +29,7 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
         window (nl.ndarray): [3, C], of x's type, the inputs before the first token, oldest first
         weight (nl.ndarray): [C, 4], of x's type, the last column for the token itself
         valid (nl.ndarray): [1, 2], int32, first and last + 1 of the tokens that are not padding; the first is below 125
-        ends (nl.ndarray): [1, n], int32, n at most 42: positions in x, from valid[0] to valid[1], to give windows for
+        ends (nl.ndarray): [1, n], int32, n at most 128: positions in x, from valid[0] to valid[1], to give windows for
 
     Returns:
         y (nl.ndarray): [N, C], of x's type; padding means nothing
@@ -54,27 +49,25 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
     y = nl.ndarray((tokens, channels), dtype=dt, buffer=nl.shared_hbm)
     windows = nl.ndarray((ends.shape[1], PAST, channels), dtype=dt, buffer=nl.shared_hbm)
 
-    psum = make_banks()
-    eye, bounds = _sbuf(dt, (TILE, TILE)), _sbuf(nl.float32, (TILE, 2))
-    nisa.dma_copy(dst=eye, src=nl.shared_constant(IDENTITY))
-    nisa.dma_copy(dst=bounds, src=valid.ap(pattern=[[0, TILE], [1, 2]]))
+    psum, eye = make_banks(), identity(dt)
+    bounds = _bounds(valid, psum)
     taps = _taps(weight, eye, first, blocks)
-    old = _sbuf(dt, (PAST, own))
+    old = sbuf(dt, (PAST, own))
     nisa.dma_copy(dst=old, src=window[:, first:last])
     # The window lies right before the first real token: column e of the turned inputs is token e - 3.
-    place, distance = _sbuf(dt, (PAST, TILE + PAST)), _sbuf(nl.float32, (PAST, TILE + PAST))
+    place, distance = sbuf(dt, (PAST, TILE + PAST)), sbuf(nl.float32, (PAST, TILE + PAST))
     nisa.iota(dst=distance, pattern=[[1, TILE + PAST]], channel_multiplier=-1)
     nisa.tensor_scalar(dst=place, data=distance, op0=nl.equal, operand0=bounds[0:PAST, 0:1])
 
-    tiles: list = []
+    before = eye  # the turned tile before this one, from the second on
     for start in range(0, tokens, TILE):
         rows = min(TILE, tokens - start)
-        seen = _sbuf(dt, (TILE, own))
+        seen = sbuf(dt, (TILE, own))
         if rows < TILE:
             nisa.memset(dst=seen, value=0.0)
         nisa.dma_copy(dst=seen[0:rows], src=x[start : start + rows, first:last])
         keep = _live_diagonal(eye, bounds, start)
-        turned = _sbuf(dt, (TILE, blocks, TILE + PAST))
+        turned = sbuf(dt, (TILE, blocks, TILE + PAST))
         for part in split(blocks, 3):
             n = part[1] - part[0]
             width = TILE + PAST if start == 0 else TILE
@@ -97,10 +90,10 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
                 engine=nisa.engine.vector,
             )  # fmt: skip
         if start > 0:
-            past = tiles[len(tiles) - 1][:, :, TILE : TILE + PAST]
+            past = before[:, :, TILE : TILE + PAST]
             nisa.tensor_copy(dst=turned[:, :, 0:PAST], src=past, engine=nisa.engine.gpsimd)
-        tiles.append(turned)
-        out = _sbuf(dt, (TILE, own))
+        before = turned
+        out = sbuf(dt, (TILE, own))
         for part in split(blocks, 4):
             bank = psum.take()
             for c in range(part[0], part[1]):
@@ -153,48 +146,43 @@ def causal_conv1d_step(
     assert channels % (TILE * cores) == 0, f"{channels} channels are not a multiple of {TILE} for each of {cores} cores"
     own = channels // cores
     first = nl.program_id(0) * own if cores > 1 else 0
-    last, blocks, dt, length = first + own, own // TILE, x.dtype, PAST + steps
+    blocks, dt, length = own // TILE, x.dtype, PAST + steps
     assert length <= TILE, f"{steps} tokens a sequence, at most {TILE - PAST}"
     y = nl.ndarray((batch, steps, channels), dtype=dt, buffer=nl.shared_hbm)
 
-    where_from = _sbuf(nl.int32, (1, batch))
     places = write.shape[1] // (batch * steps)
-    where_to = _sbuf(nl.int32, (1, batch * steps * places))
-    nisa.dma_copy(dst=where_from, src=read)
-    nisa.dma_copy(dst=where_to, src=write)
-    psum, eye = make_banks(), _sbuf(dt, (TILE, TILE))
-    nisa.dma_copy(dst=eye, src=nl.shared_constant(IDENTITY))
+    where_from = index_tiles(read, batch, nisa.engine.vector)
+    where_to = index_tiles(write, batch * steps * places, nisa.engine.gpsimd)
+    psum, eye = make_banks(), identity(dt)
     taps = _taps(weight, eye, first, blocks)
     group = TILE // length
     for begin in range(0, batch, group):
         n = min(group, batch - begin)
-        joined = _sbuf(dt, (n * length, own))
+        joined = sbuf(dt, (n * length, own))
         for b in range(n):
             row, at = b * length, begin + b
             src = lanes.ap(
-                pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_from[0:1, at : at + 1],
-                indirect_dim=0,
+                pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_from[at], indirect_dim=0,
             )  # fmt: skip
+            new = x.ap(pattern=[[channels, steps], [1, own]], offset=at * steps * channels + first)
             nisa.dma_copy(dst=joined[row : row + PAST], src=src)
-            nisa.dma_copy(dst=joined[row + PAST : row + length], src=x[at, :, first:last])
+            nisa.dma_copy(dst=joined[row + PAST : row + length], src=new)
         for b in range(n):
             for m in range(steps):
                 row = b * length + m + 1
                 for place in range(places):
                     at = ((begin + b) * steps + m) * places + place
                     dst = lanes.ap(
-                        pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_to[0:1, at : at + 1],
-                        indirect_dim=0,
+                        pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_to[at], indirect_dim=0,
                     )  # fmt: skip
                     nisa.dma_copy(dst=dst, src=joined[row : row + PAST], oob_mode=nisa.oob_mode.skip)
-        out = _sbuf(dt, (n * steps, own))
+        out = sbuf(dt, (n * steps, own))
         for part in split(blocks, 4):
-            turned, bank, result = _sbuf(dt, (TILE, part[1] - part[0], n, length)), psum.take(), psum.take()
-            pieces = bank.view(dt)
+            turned, bank, result = sbuf(dt, (TILE, part[1] - part[0], n, length)), psum.take(), psum.take()
             for c in range(part[0], part[1]):
                 at = (c - part[0]) * n * length
-                nisa.nc_transpose(dst=pieces[:, at : at + n * length], data=joined[:, c * TILE : (c + 1) * TILE])
-            nisa.tensor_copy(dst=turned, src=pieces[:, 0 : (part[1] - part[0]) * n * length], engine=nisa.engine.vector)
+                turn_into(bank[:, at : at + n * length], joined[:, c * TILE : (c + 1) * TILE], eye)
+            nisa.tensor_copy(dst=turned, src=bank[:, 0 : (part[1] - part[0]) * n * length], engine=nisa.engine.vector)
             for c in range(part[0], part[1]):
                 at = (c - part[0]) * TILE
                 for d in range(TAPS):
@@ -208,23 +196,20 @@ def causal_conv1d_step(
                 dst=out[:, part[0] * TILE : part[1] * TILE], op=nl.silu,
                 data=result[0 : n * steps, 0 : (part[1] - part[0]) * TILE],
             )  # fmt: skip
-        nisa.dma_copy(dst=y[begin : begin + n, :, first:last], src=out)
+        rows = y.ap(pattern=[[channels, n * steps], [1, own]], offset=begin * steps * channels + first)
+        nisa.dma_copy(dst=rows, src=out)
     return y, lanes
-
-
-def _sbuf(dtype: nl.dtype, shape: tuple) -> nl.ndarray:
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
 
 
 def _taps(weight: nl.ndarray, eye: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
     """diag(weight[:, d]) for every block of 128 channels and every tap: [c, blocks, 4, c']."""
-    raw, columns = _sbuf(weight.dtype, (TILE, blocks, TAPS)), _sbuf(nl.float32, (TILE, blocks, TAPS))
+    raw, columns = sbuf(weight.dtype, (TILE, blocks, TAPS)), sbuf(nl.float32, (TILE, blocks, TAPS))
     nisa.dma_copy(
         dst=raw,
         src=weight.ap(pattern=[[TAPS, TILE], [TILE * TAPS, blocks], [1, TAPS]], offset=first * TAPS),
     )
     nisa.tensor_copy(dst=columns, src=raw, engine=nisa.engine.vector)
-    taps = _sbuf(eye.dtype, (TILE, blocks, TAPS, TILE))
+    taps = sbuf(eye.dtype, (TILE, blocks, TAPS, TILE))
     for c in range(blocks):
         for d in range(TAPS):
             nisa.tensor_scalar(
@@ -234,9 +219,18 @@ def _taps(weight: nl.ndarray, eye: nl.ndarray, first: int, blocks: int) -> nl.nd
     return taps
 
 
+def _bounds(valid: nl.ndarray, psum: Bank) -> nl.ndarray:
+    """int32 [1, 2] of HBM as fp32 [128, 2], every row the same."""
+    given, row, bounds = sbuf(nl.int32, (1, 2)), sbuf(nl.float32, (1, 2)), sbuf(nl.float32, (TILE, 2))
+    nisa.dma_copy(dst=given, src=valid)
+    nisa.tensor_copy(dst=row, src=given, engine=nisa.engine.vector)
+    nisa.tensor_copy(dst=bounds, src=on_every_row(row, psum), engine=nisa.engine.vector)
+    return bounds
+
+
 def _live_diagonal(eye: nl.ndarray, bounds: nl.ndarray, start: int) -> nl.ndarray:
     """The identity with zeros for padding: rows are tokens `start` on."""
-    position, begun, keep = _sbuf(nl.float32, (TILE, 1)), _sbuf(nl.float32, (TILE, 1)), _sbuf(eye.dtype, (TILE, TILE))
+    position, begun, keep = sbuf(nl.float32, (TILE, 1)), sbuf(nl.float32, (TILE, 1)), sbuf(eye.dtype, (TILE, TILE))
     nisa.iota(dst=position, pattern=[[0, 1]], offset=start, channel_multiplier=1)
     nisa.tensor_scalar(dst=begun, data=position, op0=nl.greater_equal, operand0=bounds[:, 0:1])
     nisa.tensor_scalar(dst=position, data=position, op0=nl.less, operand0=bounds[:, 1:2])
@@ -259,24 +253,33 @@ class Cut(nl.NKIObject):
 
 
 def _cut_windows(cut: Cut, bounds: nl.ndarray, windows: nl.ndarray) -> None:
-    """Three rows before each end: gathered from x where they are tokens of it, from the old window where not."""
-    n, channels = cut.ends.shape[1], cut.x.shape[1]
-    assert n <= WINDOWS, f"{n} windows, at most {WINDOWS}"
-    rows, own = n * PAST, cut.last - cut.first
-    at, early = _sbuf(nl.float32, (rows, 1)), _sbuf(nl.float32, (rows, 1))
-    offset, index, index_old = _sbuf(nl.float32, (rows, 1)), _sbuf(nl.int32, (rows, 1)), _sbuf(nl.int32, (rows, 1))
-    nisa.dma_copy(dst=at, src=cut.ends.ap(pattern=[[1, n], [0, PAST]]))
-    nisa.dma_copy(dst=offset, src=nl.shared_constant(OFFSETS)[0:rows])
-    nisa.tensor_tensor(dst=at, data1=at, data2=offset, op=nl.add)
-    # Row `at` of x; where that lies before the first token, row at - valid[0] + 3 of the window, else both nowhere.
-    nisa.tensor_scalar(
-        dst=index_old, data=at, op0=nl.subtract, operand0=bounds[0:rows, 0:1], op1=nl.add, operand1=float(PAST)
-    )
-    nisa.tensor_scalar(dst=early, data=at, op0=nl.less, operand0=bounds[0:rows, 0:1], op1=nl.multiply, operand1=NOWHERE)
-    nisa.tensor_tensor(dst=index, data1=at, data2=early, op=nl.add)
-    out = _sbuf(cut.x.dtype, (rows, own))
-    pattern = [[channels, rows], [1, own]]
-    skip = nisa.oob_mode.skip
-    nisa.dma_copy(dst=out, src=cut.x.ap(pattern=pattern, offset=cut.first, vector_offset=index), oob_mode=skip)
-    nisa.dma_copy(dst=out, src=cut.window.ap(pattern=pattern, offset=cut.first, vector_offset=index_old), oob_mode=skip)
+    """Three rows before each end: from x where they are tokens of it, from the old window where not.
+
+    Both are gathered for every row, at the nearest place that there is, and the wrong one is multiplied by zero.
+    """
+    n, tokens, channels = cut.ends.shape[1], cut.x.shape[0], cut.x.shape[1]
+    assert n <= TILE, f"{n} windows, at most {TILE}"
+    own, f32 = cut.last - cut.first, nl.float32
+    given, end = sbuf(nl.int32, (n, 1)), sbuf(f32, (n, 1))
+    nisa.dma_copy(dst=given, src=cut.ends.ap(pattern=[[1, n], [1, 1]]))
+    nisa.tensor_copy(dst=end, src=given, engine=nisa.engine.vector)
+    first, out = bounds[0:n, 0:1], sbuf(cut.x.dtype, (n, PAST, own))
+    pattern = [[channels, n], [1, own]]
+    for row in range(PAST):
+        at, there, old = sbuf(f32, (n, 1)), sbuf(nl.int32, (n, 1)), sbuf(nl.int32, (n, 1))
+        here, early = sbuf(f32, (n, 1)), sbuf(f32, (n, 1))
+        nisa.tensor_scalar(dst=at, data=end, op0=nl.add, operand0=float(row - PAST))
+        nisa.tensor_scalar(dst=here, data=at, op0=nl.greater_equal, operand0=first)
+        nisa.tensor_scalar(dst=early, data=at, op0=nl.less, operand0=first)
+        # Row `at` of x, or row at - valid[0] + 3 of the window.
+        nisa.tensor_scalar(dst=there, data=at, op0=nl.maximum, operand0=0.0, op1=nl.minimum, operand1=float(tokens - 1))
+        nisa.tensor_scalar(dst=at, data=at, op0=nl.subtract, operand0=first, op1=nl.add, operand1=float(PAST))
+        nisa.tensor_scalar(dst=old, data=at, op0=nl.maximum, operand0=0.0, op1=nl.minimum, operand1=float(PAST - 1))
+        new, past = sbuf(cut.x.dtype, (n, own)), sbuf(cut.x.dtype, (n, own))
+        nisa.dma_copy(dst=new, src=cut.x.ap(pattern=pattern, offset=cut.first, vector_offset=there))
+        nisa.dma_copy(dst=past, src=cut.window.ap(pattern=pattern, offset=cut.first, vector_offset=old))
+        nisa.tensor_scalar(dst=past, data=past, op0=nl.multiply, operand0=early)
+        nisa.scalar_tensor_tensor(
+            dst=out[:, row : row + 1], data=new, op0=nl.multiply, operand0=here, op1=nl.add, operand1=past
+        )
     nisa.dma_copy(dst=windows[:, :, cut.first : cut.last], src=out)

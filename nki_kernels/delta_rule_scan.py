@@ -28,7 +28,7 @@ class Scan(nl.NKIObject):
 
 def make_scan(state: nl.ndarray, heads: tuple, dtype: nl.dtype) -> Scan:
     """Load the state of value heads (first, last + 1) of [H, d, v]."""
-    held = sbuf(nl.float32, (heads[1] - heads[0], TILE))
+    held = sbuf(nl.float32, (TILE, heads[1] - heads[0], TILE))
     nisa.dma_copy(dst=held, src=key_first(state, heads))
     operand = _operand(held, dtype)
     return Scan(state=held, operand=operand, middle=held, read=operand, new=held)
@@ -43,7 +43,7 @@ def key_first(state: nl.ndarray, heads: tuple) -> nl.ndarray:
 def _operand(state: nl.ndarray, dtype: nl.dtype) -> nl.ndarray:
     if dtype == nl.float32:
         return state
-    operand = sbuf(dtype, (state.shape[1], TILE))
+    operand = sbuf(dtype, (TILE, state.shape[1], TILE))
     for part in split(state.shape[1], 4):
         nisa.tensor_copy(dst=operand[:, part[0] : part[1]], src=state[:, part[0] : part[1]], engine=nisa.engine.gpsimd)
     return operand
@@ -57,7 +57,7 @@ def scan_state(tile: Tile, scan: Scan, bank: Bank) -> None:
     """
     heads = tile.v.shape[1]
     parts = split(heads, 4)
-    f32, wide = nl.float32, (heads, TILE)
+    f32, wide = nl.float32, (TILE, heads, TILE)
     new, kept, middle, state = sbuf(f32, wide), sbuf(f32, wide), sbuf(f32, wide), sbuf(f32, wide)
     for part in parts:
         psum = bank.take()
@@ -98,15 +98,18 @@ def scan_state(tile: Tile, scan: Scan, bank: Bank) -> None:
                 dst=state[:, own : own + 1], data=middle[:, own : own + 1], op0=nl.multiply,
                 operand0=column(tile.decay, 3, own), op1=nl.add, operand1=written[1][:, at : at + TILE],
             )  # fmt: skip
-    scan.read, scan.new, scan.middle = scan.operand, new, middle
-    scan.state, scan.operand = state, _operand(state, tile.v.dtype)
+    scan.read = scan.operand
+    scan.new = new
+    scan.middle = middle
+    scan.state = state
+    scan.operand = _operand(state, tile.v.dtype)
 
 
 def scan_output(tile: Tile, scan: Scan, bank: Bank, o: nl.ndarray) -> None:
     """o = rq ((e^G q) S + scores V') to `o`, [rows, heads, v] in HBM; follows the tile's `scan_state`."""
     heads, key_heads = tile.v.shape[1], tile.turned.shape[2]
     share = heads // key_heads
-    out = sbuf(nl.float32, (heads, TILE))
+    out = sbuf(nl.float32, (TILE, heads, TILE))
     for part in split(heads, 4):
         read = bank.take()
         for own in range(part[0], part[1]):

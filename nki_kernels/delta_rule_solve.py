@@ -11,45 +11,21 @@ from dataclasses import dataclass
 import nki.isa as nisa
 import nki.language as nl
 
+from .delta_rule_masks import Constants, drop_where, keep_where
 from .delta_rule_tiles import (
-    ABOVE,
-    AFTER,
-    EARLY,
-    EYE,
-    FIRST,
-    FIRST_T,
     HALF,
     L2_EPS,
-    LATE,
-    LEVEL,
     LEVELS,
-    MASKS,
-    NEAR,
     TILE,
-    UPTO,
     Bank,
     half_columns,
     over_heads,
     sbuf,
     split,
+    square_sums,
+    to_power,
+    turn_into,
 )
-
-
-@dataclass
-class Constants(nl.NKIObject):
-    """Tables in SBUF, whose columns are those of `mask_table`.
-
-    Attributes:
-        sums: fp32, UPTO to LATE. above: bfloat16, EYE and ABOVE.
-        own: of the operands' type, from EYE on.
-        p: two buffers a level, for tiles in turn, for P = I - M_w o (A T), [128, heads, 128]; their odd columns are
-            those of I for good.
-    """
-
-    sums: nl.ndarray
-    above: nl.ndarray
-    own: nl.ndarray
-    p: tuple
 
 
 @dataclass
@@ -96,33 +72,6 @@ class Tile(nl.NKIObject):
     faded_k: nl.ndarray
 
 
-def make_constants(dtype: nl.dtype) -> Constants:
-    """Read the mask table. Made on chip it would keep GpSimd from the first tiles."""
-    table = nl.shared_constant(MASKS)
-    columns = MASKS.shape[1]
-    sums, above, own = sbuf(nl.float32, (EYE,)), sbuf(nl.bfloat16, (FIRST - EYE,)), sbuf(dtype, (columns - EYE,))
-    nisa.dma_copy(dst=sums, src=table[:, 0:EYE])
-    nisa.dma_copy(dst=above, src=table[:, EYE:FIRST])
-    nisa.dma_copy(dst=own, src=table[:, EYE:columns])
-    return Constants(sums=sums, above=above, own=own, p=())
-
-
-def make_buffers(const: Constants, heads: int) -> None:
-    """The buffers of P, with the columns that no level writes."""
-    p, columns = [], const.own.shape[1]
-    for level in range(LEVELS):
-        width = 2 << level
-        blocks = TILE // (2 * width)
-        odd = const.own.ap(pattern=[[columns, TILE], [0, heads], [2 * width, blocks], [1, width]], offset=width)
-        pair = []
-        for _ in range(2):
-            buffer = sbuf(const.own.dtype, (heads, TILE))
-            nisa.tensor_copy(dst=half_columns(buffer, width, 1), src=odd, engine=nisa.engine.vector)
-            pair.append(buffer)
-        p.append(tuple(pair))
-    const.p = tuple(p)
-
-
 def load(
     q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, g: nl.ndarray, beta: nl.ndarray, keys: tuple, values: tuple, start: int
 ) -> Tile:
@@ -130,7 +79,7 @@ def load(
     rows = min(TILE, k.shape[0] - start)
     dt, f32 = k.dtype, nl.float32
     key_heads, heads = keys[1] - keys[0], values[1] - values[0]
-    kq, v_sb, gates = sbuf(dt, (2, key_heads, TILE)), sbuf(dt, (heads, TILE)), sbuf(f32, (2, heads))
+    kq, v_sb, gates = sbuf(dt, (TILE, 2, key_heads, TILE)), sbuf(dt, (TILE, heads, TILE)), sbuf(f32, (TILE, 2, heads))
     if rows < TILE:
         nisa.memset(dst=kq, value=0.0, engine=nisa.engine.gpsimd)
         nisa.memset(dst=v_sb, value=0.0, engine=nisa.engine.gpsimd)
@@ -141,15 +90,14 @@ def load(
     nisa.dma_copy(dst=gates[0:rows, 0:1], src=g[start:end, values[0] : values[1]])
     nisa.dma_copy(dst=gates[0:rows, 1:2], src=beta[start:end, values[0] : values[1]])
     nisa.dma_copy(dst=v_sb[0:rows], src=v[start:end, values[0] : values[1]])
-    wide = (heads, TILE)
+    wide = (TILE, heads, TILE)
     return Tile(
-        rows=rows, kq=kq, v=v_sb, gates=gates, norm=sbuf(f32, (2, key_heads)), length=sbuf(f32, (key_heads,)),
-        c=sbuf(f32, (heads,)), decay=sbuf(f32, (4, heads)), between=sbuf(f32, wide), e=sbuf(f32, wide),
-        turned=sbuf(dt, (2, key_heads, TILE)), kk=sbuf(f32, wide),
+        rows=rows, kq=kq, v=v_sb, gates=gates, norm=sbuf(f32, (TILE, 2, key_heads)),
+        length=sbuf(f32, (TILE, key_heads)), c=sbuf(f32, (TILE, heads)), decay=sbuf(f32, (TILE, 4, heads)),
+        between=sbuf(f32, wide), e=sbuf(f32, wide), turned=sbuf(dt, (TILE, 2, key_heads, TILE)), kk=sbuf(f32, wide),
         system=sbuf(f32, wide), lower=sbuf(dt, wide), rest=sbuf(dt, wide), t=sbuf(dt, wide), t_t=sbuf(dt, wide),
-        scores=sbuf(f32, wide),
-        u=sbuf(dt, wide),
-        w=sbuf(dt, wide), grown_k=sbuf(dt, wide), grown_q=sbuf(dt, wide), faded_k=sbuf(f32, wide),
+        scores=sbuf(f32, wide), u=sbuf(dt, wide), w=sbuf(dt, wide), grown_k=sbuf(dt, wide), grown_q=sbuf(dt, wide),
+        faded_k=sbuf(f32, wide),
     )  # fmt: skip
 
 
@@ -157,17 +105,14 @@ def measure(tile: Tile, const: Constants, bank: Bank, live: nl.ndarray) -> None:
     """Norms, decays, and g on triangles. `live`: fp32 [i, 1], 0 on padding."""
     key_heads, heads = tile.turned.shape[2], tile.v.shape[1]
     share = heads // key_heads
-    square, total = sbuf(nl.float32, (TILE,)), sbuf(nl.float32, (2, key_heads))
-    for side in range(2):
-        for h in range(key_heads):
-            nisa.activation_reduce(
-                dst=square, op=nl.square, data=tile.kq[:, side : side + 1, h : h + 1], reduce_op=nl.add,
-                reduce_res=column(total, side, h),
-            )  # fmt: skip
-    nisa.activation(dst=tile.length, op=nl.sqrt, data=total[:, 0:1], bias=L2_EPS)
-    nisa.activation(dst=tile.norm[:, 1:2], op=nl.rsqrt, data=total[:, 1:2], scale=float(TILE), bias=TILE * L2_EPS)
-    nisa.tensor_scalar(dst=total[:, 0:1], data=total[:, 0:1], op0=nl.add, operand0=L2_EPS)
-    nisa.reciprocal(dst=tile.norm[:, 0:1], data=total[:, 0:1])
+    total = sbuf(nl.float32, (TILE, 2, key_heads))
+    square_sums(total.reshape((TILE, 2 * key_heads)), tile.kq.reshape((TILE, 2 * key_heads, TILE)))
+    to_power(tile.length, total[:, 0:1], L2_EPS, 0.5)
+    to_power(tile.norm[:, 0:1], total[:, 0:1], L2_EPS, -1.0)
+    nisa.tensor_scalar(
+        dst=total[:, 1:2], data=total[:, 1:2], op0=nl.multiply, operand0=float(TILE), engine=nisa.engine.vector
+    )
+    to_power(tile.norm[:, 1:2], total[:, 1:2], TILE * L2_EPS, -0.5)
     nisa.tensor_scalar(dst=tile.gates, data=tile.gates, op0=nl.multiply, operand0=live)
     for h in range(key_heads):
         nisa.tensor_scalar(
@@ -176,18 +121,25 @@ def measure(tile: Tile, const: Constants, bank: Bank, live: nl.ndarray) -> None:
         )  # fmt: skip
     for h in range(heads):
         nisa.activation(
-            dst=tile.between[:, h : h + 1], op=nl.copy, data=const.sums[:, UPTO : UPTO + TILE],
+            dst=tile.between[:, h : h + 1], op=nl.copy, data=const.upto,
             scale=column(tile.gates, 0, h),
         )  # fmt: skip
     # [k, i] x [k, h] -> [i, h]: sums of g over k <= i, over k > i in i's half, over the first half, over the second
     sums = bank.take()
-    for n in range(4):
-        start = (UPTO, NEAR, EARLY, LATE)[n]
-        nisa.nc_matmul(
-            dst=sums[:, n * heads : (n + 1) * heads], stationary=const.sums[:, start : start + TILE],
-            moving=tile.gates[:, 0:1], is_stationary_onezero=True, accumulate=False,
-        )  # fmt: skip
+    sum_gates(sums, 0, const.upto, tile)
+    sum_gates(sums, 1, const.near, tile)
+    sum_gates(sums, 2, const.early, tile)
+    sum_gates(sums, 3, const.late, tile)
     nisa.activation(dst=tile.decay, op=nl.exp, data=sums[:, 0 : 4 * heads])
+
+
+def sum_gates(sums: nl.ndarray, place: int, over: nl.ndarray, tile: Tile) -> None:
+    """Sums of g over the tokens k that `over` [k, i] marks."""
+    heads = tile.v.shape[1]
+    nisa.nc_matmul(
+        dst=sums[:, place * heads : (place + 1) * heads], stationary=over, moving=tile.gates[:, 0:1],
+        is_stationary_onezero=True, accumulate=False,
+    )  # fmt: skip
 
 
 def column(tile: nl.ndarray, row: int, at: int) -> nl.ndarray:
@@ -197,28 +149,26 @@ def column(tile: nl.ndarray, row: int, at: int) -> nl.ndarray:
 
 def compare(tile: Tile, const: Constants, bank: Bank) -> None:
     """e^(G_i - G_j), k^T and q^T."""
-    key_heads, heads, dt = tile.turned.shape[2], tile.v.shape[1], tile.kq.dtype
+    key_heads, heads = tile.turned.shape[2], tile.v.shape[1]
     flat, turned = tile.kq.reshape((TILE, 2 * key_heads, TILE)), tile.turned.reshape((TILE, 2 * key_heads, TILE))
     for part in split(2 * key_heads, 4):
         n = part[1] - part[0]
-        psum = bank.take().view(dt)[:, 0 : n * TILE]
+        psum = bank.take()[:, 0 : n * TILE]
         for h in range(n):
-            nisa.nc_transpose(dst=psum[:, h * TILE : (h + 1) * TILE], data=flat[:, part[0] + h : part[0] + h + 1])
+            data = flat[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
+            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
         nisa.tensor_copy(dst=turned[:, part[0] : part[1]], src=psum, engine=nisa.engine.vector)
     # The sum of g over j < k <= i is a product of triangles, exact where the difference G_i - G_j would cancel.
-    # [k, j] x [k, (h, i)] -> [j, (h, i)]; where j > i it is 0 and MASKED makes its exponential 0
+    # [k, j] x [k, (h, i)] -> [j, (h, i)]; where j > i it is 0, and is made 0 again after the exponential
     for part in split(heads, 4):
         n = part[1] - part[0]
-        psum = bank.take()[:, 0 : n * TILE]
+        here, psum = tile.e[:, part[0] : part[1]], bank.take()[:, 0 : n * TILE]
         nisa.nc_matmul(
-            dst=psum, stationary=const.sums[:, AFTER : AFTER + TILE], moving=tile.between[:, part[0] : part[1]],
+            dst=psum, stationary=const.after, moving=tile.between[:, part[0] : part[1]],
             is_stationary_onezero=True, accumulate=False,
         )  # fmt: skip
-        nisa.nc_matmul(
-            dst=psum, stationary=const.above[:, 0:TILE], moving=over_heads(const.above, ABOVE - EYE, TILE, n),
-            accumulate=True,
-        )  # fmt: skip
-        nisa.activation(dst=tile.e[:, part[0] : part[1]], op=nl.exp, data=psum)
+        nisa.activation(dst=here, op=nl.exp, data=psum)
+        keep_where(here, [[0, n], [1, TILE]], -1, 0, 0.0)
 
 
 def correlate(tile: Tile, bank: Bank) -> None:
@@ -253,12 +203,9 @@ def make_system(tile: Tile) -> None:
         here = tile.system[:, part[0] : part[1]]
         nisa.tensor_tensor(
             dst=here, data1=tile.kk[:, part[0] : part[1]], data2=tile.e[:, part[0] : part[1]], op=nl.multiply,
-            engine=nisa.engine.gpsimd,
+            engine=nisa.engine.vector,
         )  # fmt: skip
-        nisa.affine_select(
-            dst=here, pattern=[[0, n], [1, TILE]], channel_multiplier=-1, on_true_tile=here, on_false_value=1.0,
-            cmp_op=nl.not_equal,
-        )  # fmt: skip
+        drop_where(here, [[0, n], [1, TILE]], -1, 0, 1.0)
 
 
 def split_system(tile: Tile) -> None:
@@ -271,24 +218,25 @@ def split_system(tile: Tile) -> None:
         nisa.tensor_copy(
             dst=tile.lower[:, part[0] : part[1]], src=tile.system[:, part[0] : part[1]], engine=nisa.engine.gpsimd
         )
-    nisa.tensor_tensor(dst=tile.rest, data1=tile.system, data2=tile.lower, op=nl.subtract, engine=nisa.engine.gpsimd)
+    nisa.tensor_tensor(dst=tile.rest, data1=tile.system, data2=tile.lower, op=nl.subtract, engine=nisa.engine.vector)
 
 
 def start_solve(tile: Tile, const: Constants, bank: Bank) -> None:
     """T = I - M_1 o L, the inverse of the diagonal blocks of width 2, and T^T."""
-    heads, dt = tile.v.shape[1], tile.t.dtype
+    heads = tile.v.shape[1]
     for part in split(heads, 4):
         n = part[1] - part[0]
-        psum = bank.take().view(dt)[:, 0 : n * TILE]
+        psum = bank.take()[:, 0 : n * TILE]
         for h in range(n):
-            nisa.nc_transpose(dst=psum[:, h * TILE : (h + 1) * TILE], data=tile.lower[:, part[0] + h : part[0] + h + 1])
+            data = tile.lower[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
+            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
         nisa.tensor_tensor(
-            dst=tile.t[:, part[0] : part[1]], data1=psum, data2=over_heads(const.own, FIRST - EYE, TILE, n),
+            dst=tile.t[:, part[0] : part[1]], data1=psum, data2=over_heads(const.first, 0, TILE, n),
             op=nl.multiply, engine=nisa.engine.vector,
         )  # fmt: skip
         nisa.tensor_tensor(
             dst=tile.t_t[:, part[0] : part[1]], data1=tile.lower[:, part[0] : part[1]],
-            data2=over_heads(const.own, FIRST_T - EYE, TILE, n), op=nl.multiply, engine=nisa.engine.vector,
+            data2=over_heads(const.first_t, 0, TILE, n), op=nl.multiply, engine=nisa.engine.vector,
         )  # fmt: skip
 
 
@@ -308,7 +256,7 @@ def level_residual(tile: Tile, const: Constants, bank: Bank, level: int, turn: i
                 nisa.nc_matmul(dst=dst, stationary=tile.rest[:, own : own + 1], moving=moving, accumulate=True)
         nisa.tensor_tensor(
             dst=half_columns(p[:, part[0] : part[1]], width, 0), data1=psum,
-            data2=over_heads(const.own, LEVEL - EYE + level * HALF, HALF, n), op=nl.multiply,
+            data2=over_heads(const.levels.reshape((TILE, LEVELS * HALF)), level * HALF, HALF, n), op=nl.multiply,
             engine=nisa.engine.vector,
         )  # fmt: skip
 
@@ -357,11 +305,11 @@ def scale_keys(tile: Tile) -> None:
         nisa.activation(dst=tile.faded_k[:, h : h + 1], op=nl.copy, data=key, scale=column(tile.decay, 1, h))
 
 
-def scale_queries(tile: Tile, bank: Bank) -> None:
+def scale_queries(tile: Tile, const: Constants, bank: Bank) -> None:
     """(e^G q)^T and v / r."""
     key_heads, heads, dt = tile.turned.shape[2], tile.v.shape[1], tile.v.dtype
     share = heads // key_heads
-    grown = sbuf(dt, (heads, TILE))
+    grown = sbuf(dt, (TILE, heads, TILE))
     for h in range(heads):
         of = h // share
         nisa.tensor_scalar(
@@ -373,9 +321,10 @@ def scale_queries(tile: Tile, bank: Bank) -> None:
         )
     for part in split(heads, 4):
         n = part[1] - part[0]
-        psum = bank.take().view(dt)[:, 0 : n * TILE]
+        psum = bank.take()[:, 0 : n * TILE]
         for h in range(n):
-            nisa.nc_transpose(dst=psum[:, h * TILE : (h + 1) * TILE], data=grown[:, part[0] + h : part[0] + h + 1])
+            data = grown[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
+            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
         nisa.tensor_copy(dst=tile.grown_q[:, part[0] : part[1]], src=psum, engine=nisa.engine.vector)
 
 

@@ -1,51 +1,22 @@
-"""What the gated delta rule kernels share: constant tables, PSUM banks in rotation, and views.
+"""What the gated delta rule kernels share: mask tables, PSUM banks in rotation, views, and small products.
 
-A tile is TILE tokens, one a partition. Functions are called inside kernels and compile into them, except `mask_table`.
+A tile is TILE tokens, one a partition. Functions are called inside kernels and compile into them.
 """
 
 from dataclasses import dataclass
 
 import nki.isa as nisa
 import nki.language as nl
-import numpy as np
 
 TILE = 128
 HALF = 64
 """Tokens of a chunk, the grain of checkpoints; also half the columns of a tile."""
-BANKS = 8
+BANKS = 7
+"""PSUM banks in rotation: the compiler may keep the eighth to itself for transposes."""
+BANK_COLUMNS = 512
 L2_EPS = 1e-6
 LEVELS = 6
 """Products of the solve: block widths 2, 4 ... 64. Width 1 needs none."""
-MASKED = -30000.0
-"""Added to an exponent it gives exactly zero."""
-
-# Columns of the mask table.
-UPTO, AFTER, NEAR, EARLY, LATE, EYE, ABOVE, FIRST, FIRST_T, LEVEL = range(0, 10 * TILE, TILE)
-
-
-def mask_table() -> np.ndarray:
-    """[128, 1536] fp32, made on the host: blocks of columns, rows and columns being tokens r and c of a tile.
-
-    UPTO: r <= c. AFTER: r > c. NEAR: r > c in the same half. EARLY: r < 64. LATE: r >= 64. EYE. ABOVE: MASKED where
-    r > c. FIRST, FIRST_T: I - M_1 and its transpose.
-    LEVEL: for w = 2, 4 ... 64, the even blocks of w columns of I - M_w, 64 columns each (its odd ones are those of I).
-    M_w is the lower left w x w block of every 2w x 2w block on the diagonal.
-    """
-    r, c = np.arange(TILE)[:, None], np.arange(TILE)[None, :]
-    eye = (r == c).astype(np.float32)
-    near = (r > c) & (r // HALF == c // HALF)
-    early = np.repeat(r < HALF, TILE, axis=1)
-    parts = [r <= c, r > c, near, early, ~early, eye, MASKED * (r > c)]
-    for width in (1 << level for level in range(LEVELS + 1)):
-        lower = (r // (2 * width) == c // (2 * width)) & (r % (2 * width) >= width) & (c % (2 * width) < width)
-        if width == 1:
-            parts += [eye - lower, (eye - lower).T]
-        else:
-            parts.append((eye - lower).reshape(TILE, -1, 2, width)[:, :, 0].reshape(TILE, HALF))
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-MASKS = mask_table()
 
 
 @dataclass
@@ -63,16 +34,16 @@ class Bank(nl.NKIObject):
 
 
 def make_banks() -> Bank:
-    """All eight banks of PSUM."""
+    """The banks. All are fp32: a bank is never seen as another type."""
     tiles = []
     for _ in range(BANKS):
-        tiles.append(nl.ndarray((TILE, 512), dtype=nl.float32, buffer=nl.psum))
+        tiles.append(nl.ndarray((TILE, BANK_COLUMNS), dtype=nl.float32, buffer=nl.psum))
     return Bank(tiles=tuple(tiles))
 
 
-def sbuf(dtype: nl.dtype, free: tuple) -> nl.ndarray:
-    """A tile of SBUF, [128, *free]."""
-    return nl.ndarray((TILE, *free), dtype=dtype, buffer=nl.sbuf)
+def sbuf(dtype: nl.dtype, shape: tuple) -> nl.ndarray:
+    """A tensor in SBUF."""
+    return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
 
 
 def split(count: int, most: int) -> list:
@@ -100,3 +71,64 @@ def product(stationary: nl.ndarray, moving: nl.ndarray) -> nl.ndarray:
     out = nl.ndarray((stationary.shape[1], moving.shape[1]), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(dst=out, stationary=stationary, moving=moving, accumulate=False)
     return out
+
+
+def turn_into(dst: nl.ndarray, data: nl.ndarray, eye: nl.ndarray) -> None:
+    """The transpose of `data` [P, F] in fp32 PSUM `dst` [F, P], exact whatever the type.
+
+    A transpose keeps the type, and a PSUM tile of 2-byte elements cannot be written in odd widths: what is not fp32 is
+    multiplied by `eye`, the identity of its own type.
+    """
+    if data.dtype == nl.float32:
+        nisa.nc_transpose(dst=dst, data=data)
+    else:
+        size = data.shape[0]
+        nisa.nc_matmul(dst=dst, stationary=data, moving=eye[0:size, 0:size], is_moving_onezero=True, accumulate=False)
+
+
+def identity(dtype: nl.dtype) -> nl.ndarray:
+    """[128, 128] in SBUF, made on chip."""
+    out = sbuf(dtype, (TILE, TILE))
+    nisa.memset(dst=out, value=1.0, engine=nisa.engine.gpsimd)
+    nisa.affine_select(
+        dst=out, pattern=[[-1, TILE]], channel_multiplier=1, on_true_tile=out, on_false_value=0.0, cmp_op=nl.equal
+    )
+    return out
+
+
+def index_tiles(src: nl.ndarray, count: int, engine: nisa.engine) -> list:
+    """The int32 [1, count] of HBM as `count` tiles of [1, 1]: an address is read from a tile of its own only."""
+    tiles = []
+    if count == 1:
+        tiles.append(sbuf(nl.int32, (1, 1)))
+        nisa.dma_copy(dst=tiles[0], src=src)
+        return tiles
+    together = sbuf(nl.int32, (1, count))
+    nisa.dma_copy(dst=together, src=src)
+    for n in range(count):
+        tiles.append(sbuf(nl.int32, (1, 1)))
+        nisa.tensor_copy(dst=tiles[n], src=together[:, n : n + 1], engine=engine)
+    return tiles
+
+
+def on_every_row(row: nl.ndarray, bank: Bank) -> nl.ndarray:
+    """fp32 [1, n] of SBUF as PSUM [128, n], every row the same."""
+    ones = sbuf(nl.float32, (1, TILE))
+    nisa.memset(dst=ones, value=1.0, engine=nisa.engine.vector)
+    out = bank.take()[:, 0 : row.shape[1]]
+    nisa.nc_matmul(dst=out, stationary=ones, moving=row, is_stationary_onezero=True, accumulate=False)
+    return out
+
+
+def square_sums(dst: nl.ndarray, data: nl.ndarray) -> None:
+    """dst [P, n] = the sums of squares of data [P, n, D] over D, fp32."""
+    squares = sbuf(nl.float32, data.shape)
+    nisa.tensor_tensor(dst=squares, data1=data, data2=data, op=nl.multiply, engine=nisa.engine.vector)
+    nisa.tensor_reduce(dst=dst, op=nl.add, data=squares, axis=2)
+
+
+def to_power(dst: nl.ndarray, data: nl.ndarray, add: float, power: float) -> None:
+    """(data + add) ** power on VectorE: a root on ScalarE would change its function table."""
+    nisa.tensor_scalar(
+        dst=dst, data=data, op0=nl.add, operand0=add, op1=nl.power, operand1=power, engine=nisa.engine.vector
+    )

@@ -34,14 +34,12 @@ def _delta_rule(*rows: int, dtype: type = BF16) -> tuple[np.ndarray, ...]:
 
 def prefill(tokens: int = 512, boundaries: tuple[int, ...] = (), dtype: type = BF16, every: bool = False) -> Example:
     """The fused prefill, with checkpoints after the chunk counts given; `every`: of a graph that could take all."""
-    args = (*_delta_rule(tokens, dtype=dtype), _normal(HEADS, D, D), np.array([[0, tokens]], dtype=np.int32))
-    kwargs = {}
-    if boundaries or every:
-        possible = tuple(range(1, tokens // 64 + 1)) if every else boundaries
-        slots = [n if at in boundaries else tokens for n, at in enumerate(possible)]
-        bank = np.zeros((len(possible) + 1, HEADS, D, D), dtype=np.float32)
-        args = (*args, bank, np.array([[*slots, len(possible)]], dtype=np.int32))
-        kwargs = {"boundaries": possible}
+    possible = tuple(range(1, tokens // 64 + 1)) if every else boundaries
+    wanted = [n if at in boundaries else tokens for n, at in enumerate(possible)]
+    bank = np.zeros((len(possible) + 1, HEADS, D, D), dtype=np.float32)
+    valid, places = np.array([[0, tokens]], dtype=np.int32), np.array([[*wanted, len(possible)]], dtype=np.int32)
+    args = (*_delta_rule(tokens, dtype=dtype), _normal(HEADS, D, D), valid, bank, places)
+    kwargs = {"boundaries": possible}
     return Example(
         gated_delta_rule_prefill, args, kwargs, f"{tokens} tokens, {HEADS} value heads, {KEY_HEADS} key heads"
     )
@@ -118,11 +116,12 @@ def conv() -> Example:
 
 
 @register("causal_conv1d_step")
-def conv_step() -> Example:
-    """The convolution of one token for eight sequences."""
-    index = np.arange(8, dtype=np.int32).reshape(1, -1)
-    args = (_normal(8, 1, CHANNELS, dtype=BF16), _normal(8, 3, CHANNELS, dtype=BF16), _normal(CHANNELS, 4, dtype=BF16))
-    return Example(causal_conv1d_step, (*args, index, index), note=f"8 sequences, {CHANNELS} channels")
+def conv_step(batch: int = 8) -> Example:
+    """The convolution of one token for each sequence of a batch."""
+    index = np.arange(batch, dtype=np.int32).reshape(1, -1)
+    x, lanes = _normal(batch, 1, CHANNELS, dtype=BF16), _normal(batch, 3, CHANNELS, dtype=BF16)
+    args = (x, lanes, _normal(CHANNELS, 4, dtype=BF16), index, index)
+    return Example(causal_conv1d_step, args, note=f"{batch} sequences, {CHANNELS} channels")
 
 
 @register("gated_rms_norm")

@@ -4,7 +4,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import L2_EPS, TILE, product, sbuf
+from .delta_rule_tiles import L2_EPS, TILE, identity, product, sbuf, square_sums, to_power
 
 
 @nki.jit
@@ -115,15 +115,21 @@ def gated_delta_rule_chunk(
 
 
 def _tile(columns: int = TILE) -> nl.ndarray:
-    return sbuf(nl.float32, (columns,))
+    return sbuf(nl.float32, (TILE, columns))
 
 
 def _load(src: nl.ndarray) -> nl.ndarray:
     """[C, n] of HBM as fp32 [128, n], zeros below."""
-    tile = _tile(src.shape[1])
-    if src.shape[0] < TILE:
+    rows, columns = src.shape
+    tile = _tile(columns)
+    if rows < TILE:
         nisa.memset(dst=tile, value=0.0)
-    nisa.dma_copy(dst=tile[0 : src.shape[0]], src=src)
+    if src.dtype == nl.float32:
+        nisa.dma_copy(dst=tile[0:rows], src=src)
+    else:
+        raw = sbuf(src.dtype, (rows, columns))
+        nisa.dma_copy(dst=raw, src=src)
+        nisa.tensor_copy(dst=tile[0:rows], src=raw)
     return tile
 
 
@@ -147,20 +153,16 @@ def _transposed(x: nl.ndarray) -> nl.ndarray:
 
 def _l2norm(x: nl.ndarray, scale: float) -> None:
     """x / sqrt(scale * (|x|^2 + eps)) a row, in place."""
-    square, total = _tile(), _tile(1)
-    nisa.activation_reduce(dst=square, op=nl.square, data=x, reduce_op=nl.add, reduce_res=total)
-    nisa.activation(dst=total, op=nl.rsqrt, data=total, scale=scale, bias=scale * L2_EPS)
+    total = _tile(1)
+    square_sums(total, x.reshape((TILE, 1, TILE)))
+    nisa.tensor_scalar(dst=total, data=total, op0=nl.multiply, operand0=scale)
+    to_power(total, total, scale * L2_EPS, -0.5)
     nisa.tensor_scalar(dst=x, data=x, op0=nl.multiply, operand0=total)
 
 
 def _inverse(a_t: nl.ndarray) -> nl.ndarray:
     """T^T for T = (I + A)^-1, from A^T [j, i] whose entries with j >= i are ignored."""
-    t, t_t, p = _tile(), _tile(), _tile()
-    nisa.memset(dst=p, value=1.0)
-    for eye in (t, t_t):
-        nisa.affine_select(
-            dst=eye, pattern=[[-1, TILE]], channel_multiplier=1, on_true_tile=p, on_false_value=0.0, cmp_op=nl.equal
-        )
+    t, t_t, p = identity(nl.float32), identity(nl.float32), _tile()
     for level in range(7):
         width = 1 << level
         # P = M_w o (A T): [j, i] x [j, c] -> [i, c]. T is block diagonal, so masking A T is masking A.

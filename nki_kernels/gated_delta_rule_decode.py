@@ -5,11 +5,21 @@ from dataclasses import dataclass
 import nki
 import nki.isa as nisa
 import nki.language as nl
-import numpy as np
 
-from .delta_rule_tiles import L2_EPS, TILE, Bank, make_banks, split
+from .delta_rule_tiles import (
+    L2_EPS,
+    TILE,
+    Bank,
+    identity,
+    index_tiles,
+    make_banks,
+    sbuf,
+    split,
+    square_sums,
+    to_power,
+    turn_into,
+)
 
-IDENTITY = np.eye(TILE, dtype=np.float32)
 STATES = 16
 """Sequences whose states are in SBUF at once: all are read before any is written."""
 
@@ -74,26 +84,24 @@ def gated_delta_rule_decode(
     assert steps * own <= TILE, f"{steps} tokens of {own} heads, at most {TILE} together"
     o = nl.ndarray((batch, steps, heads, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
 
-    where_from = nl.ndarray((1, batch), dtype=nl.int32, buffer=nl.sbuf)
     places = write.shape[1] // (batch * steps)
-    where_to = nl.ndarray((1, batch * steps * places), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=where_from, src=read)
-    nisa.dma_copy(dst=where_to, src=write)
-    eye = nl.ndarray((TILE, TILE), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=eye, src=nl.shared_constant(IDENTITY))
-    ones = nl.ndarray((TILE, TILE), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=ones, value=1.0)
+    where_from = index_tiles(read, batch, nisa.engine.vector)
+    where_to = index_tiles(write, batch * steps * places, nisa.engine.gpsimd)
+    eye = identity(nl.float32)
+    turns = eye if v.dtype == nl.float32 else identity(v.dtype)
+    ones = sbuf(nl.float32, (TILE, TILE))
+    nisa.memset(dst=ones, value=1.0, engine=nisa.engine.vector)
 
     psum = make_banks()
-    size = min(STATES, TILE // (steps * own))
-    for first in range(0, batch, size):
-        last = min(first + size, batch)
+    group = min(STATES, TILE // (steps * own))
+    for first in range(0, batch, group):
+        last = min(first + group, batch)
         n = last - first
-        states = nl.ndarray((TILE, n, own, TILE), dtype=nl.float32, buffer=nl.sbuf)
+        states = sbuf(nl.float32, (TILE, n, own, TILE))
         for b in range(n):
             src = lanes.ap(
                 pattern=[[TILE, TILE], [TILE * TILE, own], [1, TILE]], offset=core * own * TILE * TILE,
-                scalar_offset=where_from[0:1, first + b : first + b + 1], indirect_dim=0,
+                scalar_offset=where_from[first + b], indirect_dim=0,
             )  # fmt: skip
             nisa.dma_copy(dst=states[:, b : b + 1], src=src)
         # All sequences' states are in SBUF before the first is written.
@@ -101,7 +109,7 @@ def gated_delta_rule_decode(
             first=first, last=last, steps=steps, places=places, keys=(core * own_keys, own_keys),
             values=(core * own, own),
         )  # fmt: skip
-        columns = _columns(rows, q, k, v, g, beta, ones, psum)
+        columns = _make_columns(rows, q, k, v, g, beta, Tables(eye=eye, turns=turns, ones=ones), psum)
         _run(rows, columns, states, eye, lanes, where_to, psum)
         _store(rows, columns.out, o, psum)
     return o, lanes
@@ -120,12 +128,21 @@ class Rows(nl.NKIObject):
 
 
 @dataclass
+class Tables(nl.NKIObject):
+    """[128, 128]: the identity in fp32, in v's type, and ones in fp32."""
+
+    eye: nl.ndarray
+    turns: nl.ndarray
+    ones: nl.ndarray
+
+
+@dataclass
 class Columns(nl.NKIObject):
-    """Vectors as columns, fp32 [D, n], n counting sequences, then tokens, then heads.
+    """Vectors as columns, fp32; T counts sequences, then tokens of each.
 
     Attributes:
-        kq: [d, 2, n * HK], normalised. v, out: [v, n * H].
-        decay, beta: [128, n * H], the same on every row: e^g and beta. match: [128, n * HK], q . k on every row.
+        kq: [d, 2, HK, T], normalised. v, out: [v, H, T].
+        decay, beta: [128, H, T], the same on every row: e^g and beta. match: [128, HK, T], q . k on every row.
     """
 
     kq: nl.ndarray
@@ -136,59 +153,83 @@ class Columns(nl.NKIObject):
     out: nl.ndarray
 
 
-def _sbuf(dtype: nl.dtype, shape: tuple) -> nl.ndarray:
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
+def _rows_of(src: nl.ndarray, rows: Rows, heads: tuple, size: int) -> nl.ndarray:
+    """[B, M, H, size] of HBM, or [B, M, H] with size 1, as [T, heads, size]; heads are (first, count)."""
+    every = src.shape[2] * size
+    return src.ap(
+        pattern=[[every, (rows.last - rows.first) * rows.steps], [size, heads[1]], [1, size]],
+        offset=rows.first * rows.steps * every + heads[0] * size,
+    )  # fmt: skip
 
 
-def _columns(
+def _make_columns(
     rows: Rows,
     q: nl.ndarray,
     k: nl.ndarray,
     v: nl.ndarray,
     g: nl.ndarray,
     beta: nl.ndarray,
-    ones: nl.ndarray,
+    tables: Tables,
     psum: Bank,
 ) -> Columns:
     """Load rows, normalise keys and queries while they are rows, turn everything into columns."""
-    f32, first, last = nl.float32, rows.first, rows.last
-    tokens = (last - first) * rows.steps
-    wide, narrow = tokens * rows.values[1], tokens * rows.keys[1]
-    key_end, value_end = rows.keys[0] + rows.keys[1], rows.values[0] + rows.values[1]
+    f32, tokens = nl.float32, (rows.last - rows.first) * rows.steps
+    heads, key_heads = rows.values[1], rows.keys[1]
+    pair, values = sbuf(k.dtype, (tokens, 2, key_heads, TILE)), sbuf(v.dtype, (tokens, heads, TILE))
+    gates = sbuf(f32, (tokens, 2, heads))
+    nisa.dma_copy(dst=pair[:, 0:1], src=_rows_of(k, rows, rows.keys, TILE))
+    nisa.dma_copy(dst=pair[:, 1:2], src=_rows_of(q, rows, rows.keys, TILE))
+    nisa.dma_copy(dst=gates[:, 0:1], src=_rows_of(g, rows, rows.values, 1))
+    nisa.dma_copy(dst=gates[:, 1:2], src=_rows_of(beta, rows, rows.values, 1))
+    nisa.dma_copy(dst=values, src=_rows_of(v, rows, rows.values, TILE))
 
-    pair, values = _sbuf(k.dtype, (narrow, 2, TILE)), _sbuf(v.dtype, (wide, TILE))
-    nisa.dma_copy(dst=pair[:, 0:1], src=k[first:last, :, rows.keys[0] : key_end])
-    nisa.dma_copy(dst=pair[:, 1:2], src=q[first:last, :, rows.keys[0] : key_end])
-    nisa.dma_copy(dst=values, src=v[first:last, :, rows.values[0] : value_end])
-    decay, strength = _sbuf(f32, (TILE, wide)), _sbuf(f32, (TILE, wide))
-    heads = g.shape[2]
-    pattern = [[0, TILE], [heads, tokens], [1, rows.values[1]]]
-    nisa.dma_copy(dst=decay, src=g.ap(pattern=pattern, offset=first * rows.steps * heads + rows.values[0]))
-    nisa.dma_copy(dst=strength, src=beta.ap(pattern=pattern, offset=first * rows.steps * heads + rows.values[0]))
-    nisa.activation(dst=decay, op=nl.exp, data=decay)
+    # Each token's gates go to its own columns, and from there to every row: [t, p] x [t, (g and beta, h, t')] -> [p, .]
+    apart, wide = sbuf(f32, (tokens, 2, heads, tokens)), heads * tokens
+    nisa.tensor_tensor(
+        dst=apart, data1=gates.ap(pattern=[[2 * heads, tokens], [1, 2 * heads], [0, tokens]]),
+        data2=tables.eye.ap(pattern=[[TILE, tokens], [0, 2 * heads], [1, tokens]]), op=nl.multiply,
+        engine=nisa.engine.vector,
+    )  # fmt: skip
+    spread = psum.take()[:, 0 : 2 * wide]
+    nisa.nc_matmul(
+        dst=spread, stationary=tables.ones[0:tokens], moving=apart, is_stationary_onezero=True, accumulate=False
+    )
+    decay, strength = sbuf(f32, (TILE, heads, tokens)), sbuf(f32, (TILE, heads, tokens))
+    nisa.activation(dst=decay, op=nl.exp, data=spread[:, 0:wide])
+    nisa.tensor_copy(dst=strength, src=spread[:, wide : 2 * wide], engine=nisa.engine.vector)
 
-    unit, square, total = _sbuf(f32, (narrow, 2, TILE)), _sbuf(f32, (narrow, TILE)), _sbuf(f32, (narrow, 2))
-    kq, turned = _sbuf(f32, (TILE, 2, narrow)), psum.take()[:, 0 : 2 * narrow]
-    for side in range(2):
-        scale = float(TILE) if side == 1 else 1.0
-        norm = total[:, side : side + 1]
-        nisa.activation_reduce(
-            dst=square, op=nl.square, data=pair[:, side : side + 1], reduce_op=nl.add, reduce_res=norm
-        )
-        nisa.activation(dst=norm, op=nl.rsqrt, data=norm, scale=scale, bias=scale * L2_EPS)
-        nisa.tensor_scalar(dst=unit[:, side : side + 1], data=pair[:, side : side + 1], op0=nl.multiply, operand0=norm)
-        nisa.nc_transpose(dst=turned[:, side * narrow : (side + 1) * narrow], data=unit[:, side : side + 1])
-    nisa.tensor_copy(dst=kq, src=turned)
-    turned_v, columns_v = psum.take().view(v.dtype)[:, 0:wide], _sbuf(f32, (TILE, wide))
-    nisa.nc_transpose(dst=turned_v, data=values)
-    nisa.tensor_copy(dst=columns_v, src=turned_v)
+    unit, norm = sbuf(f32, (tokens, 2, key_heads, TILE)), sbuf(f32, (tokens, 2, key_heads))
+    square_sums(norm.reshape((tokens, 2 * key_heads)), pair.reshape((tokens, 2 * key_heads, TILE)))
+    nisa.tensor_scalar(
+        dst=norm[:, 1:2], data=norm[:, 1:2], op0=nl.multiply, operand0=float(TILE), engine=nisa.engine.vector
+    )
+    to_power(norm[:, 0:1], norm[:, 0:1], L2_EPS, -0.5)
+    to_power(norm[:, 1:2], norm[:, 1:2], TILE * L2_EPS, -0.5)
+    nisa.tensor_tensor(
+        dst=unit, data1=pair, data2=norm.ap(pattern=[[2 * key_heads, tokens], [1, 2 * key_heads], [0, TILE]]),
+        op=nl.multiply, engine=nisa.engine.vector,
+    )  # fmt: skip
+    kq, columns_v = sbuf(f32, (TILE, 2, key_heads, tokens)), sbuf(f32, (TILE, heads, tokens))
+    _turn(kq.reshape((TILE, 2 * key_heads, tokens)), unit.reshape((tokens, 2 * key_heads, TILE)), tables.eye, psum)
+    _turn(columns_v, values, tables.turns, psum)
 
-    both, match, summed = _sbuf(f32, (TILE, narrow)), _sbuf(f32, (TILE, narrow)), psum.take()[:, 0:narrow]
-    nisa.tensor_tensor(dst=both, data1=kq[:, 0:1], data2=kq[:, 1:2], op=nl.multiply)
+    both, match = sbuf(f32, (TILE, key_heads, tokens)), sbuf(f32, (TILE, key_heads, tokens))
+    summed = psum.take()[:, 0 : key_heads * tokens]
+    nisa.tensor_tensor(dst=both, data1=kq[:, 0:1], data2=kq[:, 1:2], op=nl.multiply, engine=nisa.engine.vector)
     # [d, m] x [d, n] -> [m, n]: the sum over d, on every row m
-    nisa.nc_matmul(dst=summed, stationary=ones, moving=both, is_stationary_onezero=True, accumulate=False)
-    nisa.tensor_copy(dst=match, src=summed)
-    return Columns(kq=kq, v=columns_v, decay=decay, beta=strength, match=match, out=_sbuf(f32, (TILE, wide)))
+    nisa.nc_matmul(dst=summed, stationary=tables.ones, moving=both, is_stationary_onezero=True, accumulate=False)
+    nisa.tensor_copy(dst=match, src=summed, engine=nisa.engine.vector)
+    return Columns(kq=kq, v=columns_v, decay=decay, beta=strength, match=match, out=sbuf(f32, (TILE, heads, tokens)))
+
+
+def _turn(dst: nl.ndarray, src: nl.ndarray, eye: nl.ndarray, psum: Bank) -> None:
+    """[T, n, 128] to [128, n, T]."""
+    tokens, count = src.shape[0], src.shape[1]
+    turned = psum.take()[:, 0 : count * tokens]
+    for n in range(count):
+        data = src[:, n : n + 1].reshape((tokens, TILE))
+        turn_into(turned[:, n * tokens : (n + 1) * tokens], data, eye)
+    nisa.tensor_copy(dst=dst, src=turned, engine=nisa.engine.vector)
 
 
 def _run(
@@ -197,83 +238,87 @@ def _run(
     states: nl.ndarray,
     eye: nl.ndarray,
     lanes: nl.ndarray,
-    where_to: nl.ndarray,
+    where_to: list,
     psum: Bank,
 ) -> None:
     """All tokens, one after the other, every sequence and head at once."""
     n, heads, key_heads, steps = rows.last - rows.first, rows.values[1], rows.keys[1], rows.steps
-    share = heads // key_heads
-    f32 = nl.float32
+    share, f32, keys = heads // key_heads, nl.float32, columns.kq[:, 0:1].reshape((TILE, key_heads, n * steps))
     for m in range(steps):
         # [d, v] x [d, (k, q)] -> [v, (k, q)]
         seen = psum.take()[:, 0 : 2 * n * heads]
         for b in range(n):
             for h in range(heads):
-                at, of = b * heads + h, (b * steps + m) * key_heads + h // share
+                at, t, of = h * n + b, b * steps + m, h // share
                 nisa.nc_matmul(
                     dst=seen[:, 2 * at : 2 * at + 2], stationary=states[:, b : b + 1, h : h + 1],
-                    moving=columns.kq[:, :, of : of + 1], accumulate=False,
+                    moving=columns.kq[:, :, of : of + 1, t : t + 1], accumulate=False,
                 )  # fmt: skip
         decay, beta = _token(columns.decay, n, steps, m), _token(columns.beta, n, steps, m)
-        halves = seen.reshape((TILE, n, heads, 2))
-        delta, out = _sbuf(f32, (TILE, n, heads)), _token(columns.out, n, steps, m)
+        halves = seen.reshape((TILE, heads, n, 2))
+        delta, out = sbuf(f32, (TILE, heads, n)), _token(columns.out, n, steps, m)
         nisa.tensor_tensor(dst=delta, data1=halves[:, :, :, 0:1], data2=decay, op=nl.multiply)
         nisa.tensor_tensor(dst=delta, data1=_token(columns.v, n, steps, m), data2=delta, op=nl.subtract)
         nisa.tensor_tensor(dst=delta, data1=delta, data2=beta, op=nl.multiply)
 
         # o = e^g q^T S + (q . k) delta
-        part_q = _sbuf(f32, (TILE, n, heads))
+        part_q, tokens = sbuf(f32, (TILE, heads, n)), n * steps
         match = columns.match.ap(
-            pattern=[
-                [columns.match.shape[1], TILE], [steps * key_heads, n], [1, key_heads], [0, share]
-            ], offset=m * key_heads,
-        )  # fmt: skip
+            pattern=[[key_heads * tokens, TILE], [tokens, key_heads], [0, share], [steps, n]], offset=m
+        )
         nisa.tensor_tensor(dst=part_q, data1=halves[:, :, :, 1:2], data2=decay, op=nl.multiply)
         nisa.tensor_tensor(dst=out, data1=delta, data2=match, op=nl.multiply)
         nisa.tensor_tensor(dst=out, data1=out, data2=part_q, op=nl.add)
 
-        kept, new = _sbuf(f32, (TILE, n, heads, TILE)), _sbuf(f32, (TILE, n, heads, TILE))
+        kept, new = sbuf(f32, (TILE, n, heads, TILE)), sbuf(f32, (TILE, n, heads, TILE))
         for b in range(n):
             for h in range(heads):
-                col = (b * steps + m) * heads + h
+                col = b * steps + m
                 nisa.activation(
                     dst=kept[:, b : b + 1, h : h + 1], op=nl.copy, data=states[:, b : b + 1, h : h + 1],
-                    scale=columns.decay[:, col : col + 1],
+                    scale=_column(columns.decay, h, col),
                 )  # fmt: skip
         for b in range(n):
             for part in split(heads, 4):
                 spread = psum.take()
                 for h in range(part[0], part[1]):
                     # [v', m] x [v', v] -> [m, v]: delta as a row, on every row m
-                    column = delta.ap(pattern=[[n * heads, TILE], [0, TILE]], offset=b * heads + h)
-                    dst, of = spread[:, (h - part[0]) * TILE : (h - part[0] + 1) * TILE], (b * steps + m) * key_heads
+                    column = delta.ap(pattern=[[n * heads, TILE], [0, TILE]], offset=h * n + b)
+                    dst = spread[:, (h - part[0]) * TILE : (h - part[0] + 1) * TILE]
                     nisa.nc_matmul(dst=dst, stationary=column, moving=eye, is_moving_onezero=True, accumulate=False)
                     nisa.scalar_tensor_tensor(
                         dst=new[:, b : b + 1, h : h + 1], data=dst, op0=nl.multiply,
-                        operand0=columns.kq[:, 0:1, of + h // share : of + h // share + 1].reshape((TILE, 1)),
-                        op1=nl.add, operand1=kept[:, b : b + 1, h : h + 1],
+                        operand0=_column(keys, h // share, b * steps + m), op1=nl.add,
+                        operand1=kept[:, b : b + 1, h : h + 1],
                     )  # fmt: skip
             for place in range(rows.places):
                 to = ((rows.first + b) * steps + m) * rows.places + place
                 dst = lanes.ap(
                     pattern=[[TILE, TILE], [TILE * TILE, heads], [1, TILE]], offset=rows.values[0] * TILE * TILE,
-                    scalar_offset=where_to[0:1, to : to + 1], indirect_dim=0,
+                    scalar_offset=where_to[to], indirect_dim=0,
                 )  # fmt: skip
-                nisa.dma_copy(dst=dst, src=new[:, b : b + 1], oob_mode=nisa.oob_mode.skip)
+                nisa.dma_copy(dst=dst, src=new[:, b : b + 1].reshape((TILE, heads, TILE)), oob_mode=nisa.oob_mode.skip)
         states = new
 
 
+def _column(columns: nl.ndarray, head: int, token: int) -> nl.ndarray:
+    """One of [128, heads, T] as [128, 1]."""
+    return columns[:, head : head + 1, token : token + 1].reshape((TILE, 1))
+
+
 def _token(columns: nl.ndarray, n: int, steps: int, m: int) -> nl.ndarray:
-    """The columns of token m of every sequence: [128, n, 1, heads]."""
-    heads = columns.shape[1] // (n * steps)
-    return columns.reshape((TILE, n, steps, heads))[:, :, m : m + 1, :]
+    """The columns of token m of every sequence: [128, heads, n, 1]."""
+    return columns.reshape((TILE, columns.shape[1], n, steps))[:, :, :, m : m + 1]
 
 
 def _store(rows: Rows, columns: nl.ndarray, o: nl.ndarray, psum: Bank) -> None:
-    """Columns back to rows [sequence, token, head, v]."""
-    wide = columns.shape[1]
-    turned = psum.take()[0:wide, 0:TILE]
-    out = _sbuf(nl.float32, (wide, TILE))
-    nisa.nc_transpose(dst=turned, data=columns)
-    nisa.tensor_copy(dst=out, src=turned)
-    nisa.dma_copy(dst=o[rows.first : rows.last, :, rows.values[0] : rows.values[0] + rows.values[1]], src=out)
+    """Columns [v, H, T] back to rows [sequence, token, head, v]."""
+    heads, tokens = columns.shape[1], columns.shape[2]
+    out = sbuf(nl.float32, (tokens, heads, TILE))
+    for part in split(heads, 4):
+        turned = psum.take()[0:tokens, 0 : (part[1] - part[0]) * TILE]
+        for h in range(part[0], part[1]):
+            at = (h - part[0]) * TILE
+            nisa.nc_transpose(dst=turned[:, at : at + TILE], data=columns[:, h : h + 1].reshape((TILE, tokens)))
+        nisa.tensor_copy(dst=out[:, part[0] : part[1]], src=turned, engine=nisa.engine.vector)
+    nisa.dma_copy(dst=_rows_of(o, rows, rows.values, TILE), src=out)

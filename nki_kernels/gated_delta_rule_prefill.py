@@ -6,9 +6,9 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_scan import Scan, key_first, make_scan, scan_output, scan_state
+from .delta_rule_masks import Constants, make_buffers, make_constants
+from .delta_rule_scan import Scan, make_scan, scan_output, scan_state
 from .delta_rule_solve import (
-    Constants,
     Tile,
     apply_inverse,
     compare,
@@ -16,8 +16,6 @@ from .delta_rule_solve import (
     level_residual,
     level_update,
     load,
-    make_buffers,
-    make_constants,
     make_system,
     measure,
     scale_keys,
@@ -25,7 +23,7 @@ from .delta_rule_solve import (
     split_system,
     start_solve,
 )
-from .delta_rule_tiles import LEVELS, TILE, Bank, make_banks, sbuf, split
+from .delta_rule_tiles import LEVELS, TILE, Bank, index_tiles, make_banks, on_every_row, sbuf, split
 
 START, SOLVE = 5, 6
 """Stages of the first block inverses, and of the first solve level. A level takes two."""
@@ -41,8 +39,8 @@ def gated_delta_rule_prefill(
     beta: nl.ndarray,
     state: nl.ndarray,
     valid: nl.ndarray,
-    bank: nl.ndarray = None,
-    slots: nl.ndarray = None,
+    bank: nl.ndarray,
+    slots: nl.ndarray,
     boundaries: tuple = (),
 ) -> tuple:
     """The gated delta rule over one sequence, from a state to a state, with checkpoints on the way.
@@ -73,8 +71,7 @@ def gated_delta_rule_prefill(
 
     Returns:
         o (nl.ndarray): [N, H, D], float32
-        bank (nl.ndarray): the argument; if none was given, instead:
-        new_state (nl.ndarray): [H, D, D], float32, after the last token
+        bank (nl.ndarray): the argument
 
     Notes:
         Numbers. State, gates, sums and the products that write to the state or to the output within a tile are
@@ -100,10 +97,6 @@ def gated_delta_rule_prefill(
     assert heads % key_heads == 0, f"{heads} value heads do not divide among {key_heads} key heads"
     assert key_heads % cores == 0, f"{key_heads} key heads do not divide among {cores} cores"
     o = nl.ndarray((tokens, heads, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
-    last = bank
-    if bank == None:  # noqa: E711
-        last = nl.ndarray((heads, TILE, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
-
     core = nl.program_id(0) if cores > 1 else 0
     keys = (core * (key_heads // cores), (core + 1) * (key_heads // cores))
     values = (core * (heads // cores), (core + 1) * (heads // cores))
@@ -113,16 +106,14 @@ def gated_delta_rule_prefill(
     skew = max(2, (values[1] - values[0]) * (2 if k.dtype == nl.bfloat16 else 4) // 6)
 
     psum = make_banks()
-    live = _live_rows(valid, count)
+    live = _live_rows(valid, count, psum)
     tiles = [load(q, k, v, g, beta, keys, values, 0)]
     const = make_constants(k.dtype)
     for n in range(1, min(count, 3)):
         tiles.append(load(q, k, v, g, beta, keys, values, n * TILE))
     scan = make_scan(state, values, k.dtype)
-    saver = Saver(bank=bank, slots=None, boundaries=boundaries, heads=values)
-    if bank != None:  # noqa: E711
-        saver.slots = nl.ndarray((1, len(boundaries) + 1), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.dma_copy(dst=saver.slots, src=slots)
+    places = index_tiles(slots, len(boundaries) + 1, nisa.engine.gpsimd)
+    saver = Saver(bank=bank, slots=tuple(places), boundaries=boundaries, heads=values)
     for turn in range(STAGES + skew * (count - 1)):
         if turn % skew == 0 and turn > 0 and len(tiles) < count:
             tiles.append(load(q, k, v, g, beta, keys, values, len(tiles) * TILE))
@@ -135,32 +126,31 @@ def gated_delta_rule_prefill(
             elif stage == STAGES - 2:
                 scan_state(tiles[n], scan, psum)
                 _save_boundaries(n, scan, saver)
-                if n + 1 == count and bank != None:  # noqa: E711
+                if n + 1 == count:
                     _save(scan.state, len(boundaries), saver)
-                elif n + 1 == count:
-                    for part in split(values[1] - values[0], 4):
-                        held = (values[0] + part[0], values[0] + part[1])
-                        nisa.dma_copy(dst=key_first(last, held), src=scan.state[:, part[0] : part[1]])
             elif stage == STAGES - 1:
                 start = n * TILE
                 scan_output(tiles[n], scan, psum, o[start : start + tiles[n].rows, values[0] : values[1]])
-    return o, last
+    return o, bank
 
 
 @dataclass
 class Saver(nl.NKIObject):
-    """Where states go: bank, slots in SBUF [1, n + 1], boundaries, value heads of this core."""
+    """Where states go: bank, n + 1 slots in SBUF, [1, 1] each, boundaries, value heads of this core."""
 
     bank: nl.ndarray
-    slots: nl.ndarray
+    slots: tuple
     boundaries: tuple
     heads: tuple
 
 
-def _live_rows(valid: nl.ndarray, count: int) -> nl.ndarray:
+def _live_rows(valid: nl.ndarray, count: int, psum: Bank) -> nl.ndarray:
     """fp32 [i, tile]: 1 where token tile * 128 + i is not padding."""
-    bounds, position, begun = sbuf(nl.float32, (2,)), sbuf(nl.float32, (count,)), sbuf(nl.float32, (count,))
-    nisa.dma_copy(dst=bounds, src=valid.ap(pattern=[[0, TILE], [1, 2]]))
+    given, row, bounds = sbuf(nl.int32, (1, 2)), sbuf(nl.float32, (1, 2)), sbuf(nl.float32, (TILE, 2))
+    position, begun = sbuf(nl.float32, (TILE, count)), sbuf(nl.float32, (TILE, count))
+    nisa.dma_copy(dst=given, src=valid)
+    nisa.tensor_copy(dst=row, src=given, engine=nisa.engine.vector)
+    nisa.tensor_copy(dst=bounds, src=on_every_row(row, psum), engine=nisa.engine.vector)
     nisa.iota(dst=position, pattern=[[TILE, count]], channel_multiplier=1)
     nisa.tensor_scalar(dst=begun, data=position, op0=nl.greater_equal, operand0=bounds[:, 0:1])
     nisa.tensor_scalar(dst=position, data=position, op0=nl.less, operand0=bounds[:, 1:2])
@@ -190,7 +180,7 @@ def _stage(tile: Tile, n: int, stage: int, const: Constants, psum: Bank, live: n
         if stage == SOLVE + 1:
             scale_keys(tile)
         if stage == SOLVE + 3:
-            scale_queries(tile, psum)
+            scale_queries(tile, const, psum)
     elif stage == SOLVE + 2 * LEVELS:
         apply_inverse(tile, psum)
 
@@ -209,7 +199,7 @@ def _save(state: nl.ndarray, at: int, saver: Saver) -> None:
     for part in split(saver.heads[1] - saver.heads[0], 4):
         dst = saver.bank.ap(
             pattern=[[TILE, TILE], [TILE * TILE, part[1] - part[0]], [1, TILE]],
-            offset=(saver.heads[0] + part[0]) * TILE * TILE, scalar_offset=saver.slots[0:1, at : at + 1],
+            offset=(saver.heads[0] + part[0]) * TILE * TILE, scalar_offset=saver.slots[at],
             indirect_dim=0,
         )  # fmt: skip
         nisa.dma_copy(dst=dst, src=state[:, part[0] : part[1]], oob_mode=nisa.oob_mode.skip)

@@ -15,8 +15,8 @@ def gated_delta_rule_prefill_torch(
     beta: torch.Tensor,
     state: torch.Tensor,
     valid: torch.Tensor,
-    bank: torch.Tensor | None = None,
-    slots: torch.Tensor | None = None,
+    bank: torch.Tensor,
+    slots: torch.Tensor,
     boundaries: tuple[int, ...] = (),
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """See `gated_delta_rule_prefill`; `bank` is written in place."""
@@ -33,11 +33,9 @@ def gated_delta_rule_prefill_torch(
         o, state = gated_delta_rule_chunk_torch(q[:, here], k[:, here], v[:, here], g[:, here], beta[:, here], state)
         out.append(o)
         for n, boundary in enumerate(boundaries):
-            if boundary * CHUNK == start + CHUNK and bank is not None and slots is not None:
+            if boundary * CHUNK == start + CHUNK:
                 leave(bank, int(slots[0, n]), state)
     result = torch.cat(out, dim=1).transpose(0, 1).contiguous()
-    if bank is None or slots is None:
-        return result, state
     leave(bank, int(slots[0, len(boundaries)]), state)
     return result, bank
 

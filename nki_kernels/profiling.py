@@ -16,7 +16,10 @@ from typing import Annotated, Any
 
 import typer
 
-from .interpreter import PriceList, profile
+from .interpreter import PriceList
+from .interpreter.launch import run
+from .interpreter.report import make_report
+from .interpreter.sensitivity import effects, likely
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ def profile_kernel(
     name: str,
     out: Annotated[Path | None, typer.Option(help="Folder for JSON, timeline and plot.")] = None,
     prices: Prices = None,
+    uncertain: Annotated[bool, typer.Option(help="Also tell which uncertain prices the time depends on.")] = False,
 ) -> None:
     """Price one kernel; with --out also write NAME.json, NAME.trace.json (Perfetto) and NAME.png."""
     known = REGISTRY if name in REGISTRY else load_all()
@@ -109,9 +113,21 @@ def profile_kernel(
         raise typer.Exit(2)
     listed = load_prices(prices)
     example = known[name]()
-    _, report = profile(example.kernel, *example.args, prices=listed, **example.kwargs)
-    report.name = name
+    _, launch = run(example.kernel, example.args, example.kwargs)
+    report = make_report(name, launch.cores, listed)
     typer.echo(report.table() + (f"\n  {example.note}" if example.note else ""))
+    if uncertain:
+        found = effects(launch.cores, listed)
+        low, high = likely(report.time_us, found)
+        typer.echo(
+            f"  {low:.2f} to {high:.2f} us in program order if every price is off by its own; one after the other:"
+        )
+        for effect in found:
+            price = listed.prices[effect.name]
+            typer.echo(
+                f"  {effect.low_us:>9.2f} to {effect.high_us:>9.2f} us   {effect.name:<28}"
+                f"{price.low:g} to {price.high:g} {price.unit}: {price.uncertain}"
+            )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report.to_json(out / f"{name}.json")

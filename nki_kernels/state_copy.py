@@ -4,8 +4,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-LINES = 128
-"""Pieces a state is moved in, for the DMA engines to share."""
+from .delta_rule_tiles import TILE, index_tiles, sbuf
 
 
 @nki.jit
@@ -18,11 +17,14 @@ def state_copy(dst: nl.ndarray, src: nl.ndarray, pairs: nl.ndarray) -> nl.ndarra
     Args:
         dst (nl.ndarray): [rows, ...], written in place
         src (nl.ndarray): [rows, ...], the same row shape and type
-        pairs (nl.ndarray): [2, n], int32, rows of src, then rows of dst, no row of dst twice; a pair with either past
-            the last row is skipped, which is how unused pairs are given
+        pairs (nl.ndarray): [2, n], int32, rows of src, then rows of dst, no row of dst twice. A row of dst past the
+            last one is not written, which is how unused pairs are given; the row of src must exist all the same
 
     Returns:
         dst (nl.ndarray): the argument
+
+    Notes:
+        A row goes through SBUF: a transfer has one address that is known at run time only, not two.
 
     Pseudocode:
         for j in range(n): dst[pairs[1, j]] = src[pairs[0, j]]
@@ -32,15 +34,17 @@ def state_copy(dst: nl.ndarray, src: nl.ndarray, pairs: nl.ndarray) -> nl.ndarra
         assert src.shape[d] == dst.shape[d], f"rows of src are {src.shape[1:]}, rows of dst are {dst.shape[1:]}"
         size = size * src.shape[d]
     cores = nl.num_programs()
-    assert size % (LINES * cores) == 0, f"{size} elements a row are not a multiple of {LINES * cores}"
+    assert size % (TILE * cores) == 0, f"{size} elements a row are not a multiple of {TILE * cores}"
     own = size // cores
     offset = nl.program_id(0) * own if cores > 1 else 0
-    pattern = [[own // LINES, LINES], [1, own // LINES]]
+    pattern = [[own // TILE, TILE], [1, own // TILE]]
 
-    index = nl.ndarray((1, 2 * n), dtype=nl.int32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=index, src=pairs.reshape((1, 2 * n)))
+    rows = index_tiles(pairs[0:1], n, nisa.engine.vector)
+    places = index_tiles(pairs[1:2], n, nisa.engine.gpsimd)
     for j in range(n):
-        row = src.ap(pattern=pattern, offset=offset, scalar_offset=index[0:1, j : j + 1], indirect_dim=0)
-        to = dst.ap(pattern=pattern, offset=offset, scalar_offset=index[0:1, n + j : n + j + 1], indirect_dim=0)
-        nisa.dma_copy(dst=to, src=row, oob_mode=nisa.oob_mode.skip)
+        held = sbuf(src.dtype, (TILE, own // TILE))
+        row = src.ap(pattern=pattern, offset=offset, scalar_offset=rows[j], indirect_dim=0)
+        place = dst.ap(pattern=pattern, offset=offset, scalar_offset=places[j], indirect_dim=0)
+        nisa.dma_copy(dst=held, src=row)
+        nisa.dma_copy(dst=place, src=held, oob_mode=nisa.oob_mode.skip)
     return dst

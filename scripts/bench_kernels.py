@@ -1,7 +1,7 @@
 """Modelled price of the kernels on one physical Trainium2 core, against the bars and against other solves.
 
-Runs every form in the NKI interpreter and schedules its instructions by the published cost tables: nothing here is
-measured on hardware. Writes JSON with provenance, Perfetto timelines and plots.
+Runs every form in the NKI interpreter and schedules its instructions by a price list, the published one unless told
+otherwise: nothing here is measured on hardware. Writes JSON with provenance and ranges, Perfetto timelines and plots.
 
     python scripts/bench_kernels.py --out profile_artifacts/kernels
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nki_kernels import examples
-from nki_kernels.interpreter import Report, profile
+from nki_kernels.interpreter import PriceList, Report, profile
 from nki_kernels.profiling import Example
 from qwen36_neuron.provenance import provenance
 
@@ -82,16 +82,18 @@ def forms() -> list[Form]:
     ]
 
 
-def price(form: Form, out: Path) -> Report:
+def price(form: Form, out: Path, prices: PriceList) -> Report:
     """Run one form, keep what it says, print a line."""
-    _, report = profile(form.example.kernel, *form.example.args, **form.example.kwargs)
+    _, report = profile(form.example.kernel, *form.example.args, prices=prices, **form.example.kwargs)
     report.name = form.name
     if form.timeline:
         report.to_chrome_trace(out / f"{form.name}.trace.json")
         report.plot(out / f"{form.name}.png")
+    low, high = report.range_us["reordered_us"][0], report.range_us["time_us"][1]
     busy = "  ".join(f"{k} {report.busy_us.get(k, 0.0):7.2f}" for k in ("tensor", "vector", "scalar", "gpsimd", "dma"))
     print(
         f"{form.name:<44}{report.time_us * form.calls:>10.2f} us   reordered {report.reordered_us * form.calls:>9.2f}"
+        f"   {low * form.calls:>8.2f} to {high * form.calls:>9.2f}"
         f"   roofline {report.roofline_us * form.calls:>8.2f} by {report.roofline_by:<7} busy: {busy}"
         + (f"   ({form.calls} calls)" if form.calls > 1 else "")
     )
@@ -149,11 +151,14 @@ def main() -> None:
     """Price all forms, judge the bars, write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "profile_artifacts" / "kernels")
-    out: Path = parser.parse_args().out
+    parser.add_argument("--prices", type=Path, help="a price list (JSON) in place of the published one")
+    args = parser.parse_args()
+    out: Path = args.out
+    prices = PriceList.load(args.prices) if args.prices else PriceList()
     out.mkdir(parents=True, exist_ok=True)
     print("Modelled, not measured.")
     origin = provenance("modelled").as_dict()  # before anything is written, which would be a change to the sources
-    reports = {form.name: (form, price(form, out)) for form in forms()}
+    reports = {form.name: (form, price(form, out, prices)) for form in forms()}
     us = {name: form.calls * report.time_us for name, (form, report) in reports.items()}
     judged = bars(us, reports["prefill_fused"][1])
     for row in judged:
@@ -161,6 +166,7 @@ def main() -> None:
     result = {
         "provenance": origin,
         "bars": judged,
+        "prices": prices.to_dict(),
         "total_us": us,
         "forms": {
             name: {"calls": form.calls, "note": form.example.note} | report.to_dict()

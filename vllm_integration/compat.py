@@ -45,6 +45,7 @@ def check_signature(label: str, function: Callable[..., Any], parameters: tuple[
 
 
 def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
+    from vllm.engine.arg_utils import EngineArgs
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
@@ -52,6 +53,8 @@ def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
     from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager as Manager
 
     return [
+        (EngineArgs, "create_engine_config", ("usage_context", "headless")),
+        (EngineArgs, "create_model_config", ()),
         (
             Manager,
             "get_num_blocks_to_allocate",

@@ -11,9 +11,8 @@ from vllm.exceptions import VLLMValidationError
 from vllm.logger import init_logger
 from vllm.platforms.interface import Platform, PlatformEnum
 
-from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.ops.kernels import check_shapes
 
 from .compat import check_vllm
 from .settings import NAMED, Settings
@@ -26,7 +25,6 @@ logger = init_logger("vllm.vllm_integration.platform")
 
 WORKER = "vllm_integration.worker.Worker"
 SCHEDULER = "vllm_integration.scheduler.SlotScheduler"
-DEFAULT_MAX_NUM_SEQS = 8
 
 
 class QwenPlatform(Platform):
@@ -111,9 +109,21 @@ class QwenPlatform(Platform):
 
     @classmethod
     def pre_register_and_update(cls, parser: FlexibleArgumentParser | None = None) -> None:
-        """Defaults of the server's flags: every sequence owns a lane of fixed size, so not vLLM's 256 of them."""
+        """Settle the arguments that vLLM is about to make a configuration of, or the defaults that its help shows.
+
+        Raises:
+            ConfigError: something asked for is not supported.
+        """
+        from .arguments import DEFAULT_MAX_NUM_SEQS, arguments_in_use, settle, tell_briefly
+
         if parser is not None:
             parser.set_defaults(max_num_seqs=DEFAULT_MAX_NUM_SEQS)
+            tell_briefly()
+            return
+        arguments = arguments_in_use()
+        if arguments is not None:
+            check_vllm()
+            settle(arguments, cls.get_device_total_memory())
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:
@@ -124,9 +134,11 @@ class QwenPlatform(Platform):
         """
         if vllm_config.model_config is None:
             return
+        from .description import check_model
+
         check_vllm()
         settings = Settings.parse(vllm_config.additional_config)
-        _check_model(vllm_config, settings)
+        check_model(vllm_config.model_config, settings)
         _check_features(vllm_config)
         _check_caching(vllm_config, settings)
 
@@ -158,26 +170,6 @@ class QwenPlatform(Platform):
         for name in ("thinking_token_budget", "trace_decode_token_ids"):
             if getattr(params, name, None) is not None:
                 raise VLLMValidationError(f"{name} is not supported", parameter=name)
-
-
-def _check_model(vllm_config: VllmConfig, settings: Settings) -> None:
-    from .worker import check_dtype
-
-    model = ModelConfig.from_dict(vllm_config.model_config.hf_config.to_dict())
-    model.rank(settings.tp_degree)
-    if settings.kernels == "interpreter":
-        check_shapes(settings.kernels, model)
-    check_dtype(vllm_config.model_config.dtype)
-    if settings.kernels == "fused" and vllm_config.model_config.dtype != torch.float32:
-        remedy = "Use --dtype float32, or kernels=torch"
-        raise ConfigError("additional_config.kernels", "fused", "computes in float32 alone", remedy)
-    if vllm_config.model_config.quantization is not None:
-        raise ConfigError(
-            "quantization",
-            vllm_config.model_config.quantization,
-            "number formats are decided when the checkpoint is compiled",
-            "Remove --quantization",
-        )
 
 
 def _check_features(vllm_config: VllmConfig) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,20 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.cache import default_slots, slots_starve
-from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
-from qwen36_neuron.devices import DType
-from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.runtime import Runtime, RuntimeConfig, cpu_kernels, open_runtime
 
+from .arguments import kv_bytes
+from .description import DTYPES, describe
 from .kv_cache.spec import group_indices, kv_cache_specs
 from .lanes import LaneAllocator
+from .memory import Memory
 from .requests import RequestTable
 from .runner import ModelRunner
 from .sampling import HostSampler
 from .settings import Settings
 
 logger = init_logger("vllm.vllm_integration.worker")
-
-_DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 class Worker(WorkerBase):
@@ -57,9 +55,12 @@ class Worker(WorkerBase):
         self.device = torch.device("cpu")
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
-        """Find the checkpoint and read its shape. Weights are loaded with the runtime, once its memory is decided."""
+        """Find the checkpoint, and take its description from vLLM, overrides and all.
+
+        Weights are loaded with the runtime, once its memory is decided.
+        """
         self.checkpoint = self._checkpoint_folder()
-        self.model = ModelConfig.from_pretrained(self.checkpoint)
+        self.model = describe(self.model_config)
         if self.cache_config.enable_prefix_caching:
             self.num_slots = self._choose_slots()
 
@@ -79,7 +80,7 @@ class Worker(WorkerBase):
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks, as set; vLLM makes blocks of them unless --num-gpu-blocks-override says how many."""
-        return int(self.settings.cache_gib * 2**30)
+        return kv_bytes(self.cache_config.kv_cache_memory_bytes, self.settings)
 
     def update_max_model_len(self, max_model_len: int) -> None:
         """vLLM fitted the length to the memory (--max-model-len auto)."""
@@ -92,7 +93,7 @@ class Worker(WorkerBase):
         config = RuntimeConfig(
             model=self.checkpoint,
             device=self.settings.device,
-            dtype=_DTYPES[self.model_config.dtype],
+            dtype=DTYPES[self.model_config.dtype],
             max_model_len=self.model_config.max_model_len,
             max_step_tokens=self.scheduler_config.max_num_batched_tokens,
             num_lanes=self.scheduler_config.max_num_seqs,
@@ -103,6 +104,7 @@ class Worker(WorkerBase):
             kernels=self.settings.kernels,
             sampling_candidates=self.settings.sampling_candidates,
             lazy_logits=self.settings.lazy_logits,
+            description=self.model,
         )
         self.runtime = open_runtime(config)
         self._log_memory(config, time.perf_counter() - started)
@@ -146,6 +148,7 @@ class Worker(WorkerBase):
                 self.model_config.model,
                 revision=self.model_config.revision,
                 cache_dir=self.load_config.download_dir,
+                token=self.model_config.hf_token,
                 allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"],
             )
         )
@@ -171,24 +174,19 @@ class Worker(WorkerBase):
         return self.settings.num_slots
 
     def _memory(self, num_blocks: int) -> Memory:
-        element = self.model_config.dtype.itemsize
-        lane = self.model.state_bytes_per_lane(1, element)
-        return Memory(
-            lanes=self.scheduler_config.max_num_seqs * lane,
-            blocks=num_blocks * self.model.kv_bytes_per_token(element) * BLOCK_SIZE,
-            slots=self.num_slots * lane,
-        )
+        element, lanes = self.model_config.dtype.itemsize, self.scheduler_config.max_num_seqs
+        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots)
 
     def _check_memory(self, num_blocks: int) -> None:
         """On the host, refuse what cannot fit at all; a device's own plan is checked when its artifact is built."""
-        memory, host = self._memory(num_blocks), self.current_platform.get_device_total_memory()
-        if self.settings.device == "cpu" and memory.total > host:
-            raise ConfigError(
-                "max_num_seqs",
-                self.scheduler_config.max_num_seqs,
-                f"{memory} do not fit in {host / 2**30:.1f} GiB",
-                "Lower --max-num-seqs, or num_slots and cache_gib in --additional-config",
-            )
+        if self.settings.device == "cpu":
+            given = {
+                "model": self.model_config.model,
+                "max_num_seqs": self.scheduler_config.max_num_seqs,
+                "kv_cache_memory_bytes": self.determine_available_memory(),
+                "num_slots": self.num_slots,
+            }
+            self._memory(num_blocks).check(self.current_platform.get_device_total_memory(), given)
 
     def _log_kernels(self, config: RuntimeConfig) -> None:
         if config.device != "cpu":
@@ -218,23 +216,6 @@ class Worker(WorkerBase):
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes of the cache, all ranks together."""
-
-    lanes: int
-    blocks: int
-    slots: int
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.lanes + self.blocks + self.slots
-
-    def __str__(self) -> str:
-        return ", ".join(f"{name} {getattr(self, name) / 2**20:.1f} MiB" for name in ("lanes", "blocks", "slots"))
-
-
 def message_tokens(checkpoint: Path) -> tuple[frozenset[int], frozenset[int]]:
     """Ids of the tokens that open and that close a message in the chat template; empty without a tokenizer."""
     file = checkpoint / "tokenizer.json"
@@ -246,9 +227,3 @@ def message_tokens(checkpoint: Path) -> tuple[frozenset[int], frozenset[int]]:
         for mark in ("<|im_start|>", "<|im_end|>")
     )
     return starts, ends
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """Raises ConfigError if the runtime does not compute in `dtype`."""
-    if dtype not in _DTYPES:
-        raise ConfigError("dtype", dtype, "is not implemented", "Use --dtype float32 or --dtype bfloat16")

@@ -136,7 +136,8 @@ def _tensor(i: Instr, c: Costs, written: int) -> Timing:
     moving = columns * passes / c.tensor_ghz * c.tensor_throttle
     loading = load / c.tensor_ghz * c.tensor_throttle
     hold = c.tensor_issue_ns + max(moving, c.tensor_min_cycles / c.tensor_ghz)
-    ready = max(c.tensor_ready_ns + c.tensor_ready_factor * moving - loading, hold)
+    drain = c.tensor_fp32_ready_factor if fp32 else c.tensor_ready_factor
+    ready = max(c.tensor_ready_ns + drain * moving - loading, hold)
     state = (stationary[0].uid, written, *stationary[2:], attrs.get("tile"))
     return Timing(hold, ready, loading, state, keeps=False)
 
@@ -304,7 +305,7 @@ def transfer(i: Instr, c: Costs) -> Transfer:
         run = max(runs)
     else:
         efficiency = 1.0
-    efficiency *= run / (max(run, c.dma_least_bytes) + c.dma_run_bytes)
+    efficiency *= run / (run + c.dma_run_bytes)
     ns = moved / (engines[1] - engines[0]) / (c.dma_bytes_ns * efficiency)
     from_hbm, to_hbm = src[0].buffer is not _SBUF, dst[0].buffer is not _SBUF
     start, notify = c.dma_load_start_ns, c.dma_load_notify_ns

@@ -144,11 +144,23 @@ class Costs:
         "two loads a product; whether its probes shared a stationary, for which the compiler drops the load",
     )  # fmt: skip
     tensor_ready_ns: float = _range(
-        184, 203, 381, "ns", "measured", "voyager: a product may be read after 203 ns + 2 x its service (bfloat16)",
-        "float32: 184 + 1.5 x service in a stream, 381 + 2 x service cold",
-    )  # fmt: skip
-    tensor_ready_factor: float = _range(
-        1.5, 2, 2, "x", "measured", "voyager: of the service, see tensor_ready_ns", "float32 in a stream: 1.5"
+        184,
+        203,
+        381,
+        "ns",
+        "measured",
+        "voyager: a bfloat16 product may be read after 203 ns + 1.99 x its service",
+        "float32: 184 in a stream, 381 cold",
+    )
+    tensor_ready_factor: float = _exact(2, "x", "measured", "voyager: of the service, bfloat16; see tensor_ready_ns")
+    tensor_fp32_ready_factor: float = _range(
+        1.5,
+        1.5,
+        2,
+        "x",
+        "measured",
+        "voyager: float32 in a stream: 2.53 ns a column, 2,765 ns at K = 64, a transpose 377 ns",
+        "2 when cold",
     )
     tensor_tile_share: float = _range(
         0.25, 0.72, 1, "x", "measured", "mega: products on four rotating column tiles move 1.38 columns a cycle",
@@ -281,11 +293,8 @@ class Costs:
         256,
         "bytes",
         "measured",
-        "mega: runs of 512 to 1,024 bytes at 240 GB/s, of 4,096 at 267; packets under 64 bytes 10 ns each",
-        "a run takes the time of this much more; 110 by the streams, 166 by the packets",
-    )
-    dma_least_bytes: float = _exact(
-        64, "bytes", "measured", "mega: 81,920 elements of 2 bytes took 64 us more on 16 engines: 12.5 ns a run"
+        "mega: packets under 64 bytes 10.4 ns each on an engine; runs of 512 to 1,024 at 240 GB/s, of 4,096 at 267",
+        "a run takes the time of this much more: 110 by the streams, 176 to 237 by the packets",
     )
     dma_issue_ns: float = _range(
         300, 600, 610, "ns", "measured", "voyager: 599 for a load, 609 for a store, one resource for the whole core",
@@ -311,10 +320,10 @@ class Costs:
     hbm_bytes_ns: float = _range(
         240,
         305,
-        350,
+        390,
         "bytes/ns",
         "measured",
-        "mega: a core of two: 318 in a megakernel, 300 to 318 over 20 us; 305 in a kernel on one core",
+        "mega: a core of two: 318 in a megakernel, 300 to 318 over 20 us; a layer alone 240 to 267",
         "240 to 390 by the burst's length, who makes the descriptors, what else runs; 362 is an eighth of the chip",
     )
 

@@ -154,7 +154,7 @@ class ModelConfig:
             rms_norm_eps=read.number("rms_norm_eps", 1e-6),
             rope=_read_rope(read),
             max_position_embeddings=read.size("max_position_embeddings", 32768),
-            tie_word_embeddings=_Reader({**text, **raw}).flag("tie_word_embeddings", False),
+            tie_word_embeddings=_read_tied(text, raw),
             num_mtp_layers=read.size("mtp_num_hidden_layers", 0, minimum=0),
             eos_token_ids=_read_eos(raw, text),
             moe=moe,
@@ -378,6 +378,15 @@ def _read_rope(read: _Reader) -> RopeConfig:
     if not rope.get("mrope_interleaved", True):
         raise ConfigError("rope_parameters.mrope_interleaved", False, "only True is implemented", "Correct it")
     return RopeConfig(theta=fields.number("rope_theta"), dim=dim, mrope_section=(section[0], section[1], section[2]))
+
+
+def _read_tied(text: Mapping[str, Any], raw: Mapping[str, Any]) -> bool:
+    """Published beside text_config, within it, or both; transformers' two classes look at one place each.
+
+    A head of its own in the checkpoint is used in any case, so saying it in one place is enough.
+    """
+    inner, outer = (_Reader(part).flag("tie_word_embeddings", False) for part in (text, raw))
+    return inner or outer
 
 
 def _read_eos(raw: Mapping[str, Any], text: Mapping[str, Any]) -> tuple[int, ...]:

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.runtime import Commit, DeviceError, Output, Row, RuntimeConfig, Step, StepError, open_runtime
+from qwen36_neuron.runtime import (
+    Commit,
+    DeviceError,
+    Output,
+    Row,
+    RuntimeConfig,
+    Step,
+    StepError,
+    device_thread,
+    open_runtime,
+)
 from qwen36_neuron.runtime.neuron import NeuronRuntime
 
 from .support import BLOCKS, TOLERANCE, last, logits, neuron, runtime_config, snapshot
@@ -125,23 +135,33 @@ def test_a_device_that_hangs(load: Callable[..., Any], tokens: list[int]) -> Non
     runtime.close()
 
 
-def test_prompt_logprobs_may_take_longer_than_one_step(load: Callable[..., Any], tokens: list[int]) -> None:
+def test_prompt_logprobs_may_take_longer_than_one_step(
+    load: Callable[..., Any], tokens: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The device runs once a token, and has the step's time for each; a run that hangs among them is still found."""
+    clock = [0.0]
+    monkeypatch.setattr(device_thread, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     container = load()
     runtime = NeuronRuntime(runtime_config(container), container.app, step_timeout=0.4)
     decode, held = container.app.decode, threading.Event()
 
     def slow(rows: Any) -> Any:
-        time.sleep(0.02)
+        clock[0] += 0.3
         return decode(rows)
 
     container.app.decode = slow
     row = Row("a", 1, tokens[:40], 0, BLOCKS, output=Output.ALL_LOGITS)
-    started = time.monotonic()
     assert runtime.run(Step((row,))).rows[0].logits.shape[0] == 40
-    assert time.monotonic() - started > 0.4
+    assert clock[0] > 10
     calls = iter(range(40))
-    container.app.decode = lambda rows: decode(rows) if next(calls) < 5 else held.wait(30)
+
+    def hangs(rows: Any) -> Any:
+        if next(calls) < 5:
+            return slow(rows)
+        clock[0] += 0.5
+        return held.wait()
+
+    container.app.decode = hangs
     with pytest.raises(DeviceError, match=r"did not end in 0\.4 s"):
         runtime.run(Step((row,), released_lanes=(1,)))
     held.set()

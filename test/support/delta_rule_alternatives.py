@@ -10,6 +10,7 @@ import nki.isa as nisa
 import nki.language as nl
 import numpy as np
 
+from nki_kernels.delta_rule_masks import make_buffers, make_constants
 from nki_kernels.delta_rule_scan import make_scan, scan_output, scan_state
 from nki_kernels.delta_rule_solve import (
     apply_inverse,
@@ -18,15 +19,13 @@ from nki_kernels.delta_rule_solve import (
     level_residual,
     level_update,
     load,
-    make_buffers,
-    make_constants,
     make_system,
     measure,
     scale_keys,
     scale_queries,
     split_system,
 )
-from nki_kernels.delta_rule_tiles import TILE, make_banks, over_heads, sbuf, split
+from nki_kernels.delta_rule_tiles import TILE, make_banks, over_heads, sbuf, split, turn_into
 
 LEAF = 32
 Stage = Callable[..., None]
@@ -57,15 +56,16 @@ class _Doubling:
 
     def start(self, tile, n, const, psum) -> None:
         heads, dt = tile.v.shape[1], tile.t.dtype
-        mask, power, power_t = sbuf(dt, (TILE,)), sbuf(dt, (heads, TILE)), sbuf(dt, (heads, TILE))
+        mask, power, power_t = sbuf(dt, (TILE, TILE)), sbuf(dt, (TILE, heads, TILE)), sbuf(dt, (TILE, heads, TILE))
         nisa.dma_copy(dst=mask, src=nl.shared_constant(_leaf_mask()))
         nisa.tensor_tensor(dst=power_t, data1=tile.lower, data2=over_heads(mask, 0, TILE, heads), op=nl.multiply)
         for first, last in split(heads, 4):
-            bank = psum.take().view(dt)[:, 0 : (last - first) * TILE]
+            bank = psum.take()[:, 0 : (last - first) * TILE]
             for h in range(first, last):
-                nisa.nc_transpose(dst=bank[:, (h - first) * TILE : (h - first + 1) * TILE], data=power_t[:, h : h + 1])
+                data = power_t[:, h : h + 1].reshape((TILE, TILE))
+                turn_into(bank[:, (h - first) * TILE : (h - first + 1) * TILE], data, const.eye)
             nisa.tensor_copy(dst=power[:, first:last], src=bank, engine=nisa.engine.scalar)
-        eye = over_heads(const.own, 0, TILE, heads)
+        eye = over_heads(const.eye, 0, TILE, heads)
         nisa.tensor_tensor(dst=tile.t, data1=power, data2=eye, op=nl.add)
         nisa.tensor_tensor(dst=tile.t_t, data1=power_t, data2=eye, op=nl.add)
         self.kept[n] = (power, power_t)
@@ -73,7 +73,7 @@ class _Doubling:
     def square(self, tile, n, const, psum) -> None:
         power, power_t = self.kept[n]
         heads, dt = tile.v.shape[1], tile.t.dtype
-        new, new_t = sbuf(dt, (heads, TILE)), sbuf(dt, (heads, TILE))
+        new, new_t = sbuf(dt, (TILE, heads, TILE)), sbuf(dt, (TILE, heads, TILE))
         for dst, a, b, engine in (
             (new, power_t, power, nisa.engine.scalar), (new_t, power, power_t, nisa.engine.vector),
         ):  # fmt: skip
@@ -105,7 +105,7 @@ def _rows(tile, const, psum, groups: list[tuple[int, int]]) -> None:
     heads, dt = tile.v.shape[1], tile.t.dtype
     lines = nl.ndarray((1, TILE, TILE), dtype=dt, buffer=nl.sbuf)
     nisa.dma_copy(dst=lines, src=nl.shared_constant(np.eye(TILE, dtype=np.float32)))
-    nisa.tensor_copy(dst=tile.t, src=over_heads(const.own, 0, TILE, heads))
+    nisa.tensor_copy(dst=tile.t, src=over_heads(const.eye, 0, TILE, heads))
     for first, last in groups:
         for i in range(1, TILE):
             for h in range(first, last):
@@ -121,9 +121,10 @@ def _rows(tile, const, psum, groups: list[tuple[int, int]]) -> None:
                 nisa.nc_matmul(dst=place, stationary=lines[:, i : i + 1], moving=line, accumulate=False)
                 nisa.tensor_tensor(dst=tile.t[:, h : h + 1], data1=tile.t[:, h : h + 1], data2=place, op=nl.subtract)
     for first, last in split(heads, 4):
-        bank = psum.take().view(dt)[:, 0 : (last - first) * TILE]
+        bank = psum.take()[:, 0 : (last - first) * TILE]
         for h in range(first, last):
-            nisa.nc_transpose(dst=bank[:, (h - first) * TILE : (h - first + 1) * TILE], data=tile.t[:, h : h + 1])
+            data = tile.t[:, h : h + 1].reshape((TILE, TILE))
+            turn_into(bank[:, (h - first) * TILE : (h - first + 1) * TILE], data, const.eye)
         nisa.tensor_copy(dst=tile.t_t[:, first:last], src=bank)
 
 
@@ -135,7 +136,7 @@ def _fused(q, k, v, g, beta, state, solve: list[Stage], skew: int):
     new_state = nl.ndarray((heads, TILE, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
     count = -(-tokens // TILE)
     psum, const = make_banks(), make_constants(k.dtype)
-    live = sbuf(nl.float32, (1,))
+    live = sbuf(nl.float32, (TILE, 1))
     nisa.memset(dst=live, value=1.0)
     tiles = [load(q, k, v, g, beta, (0, key_heads), (0, heads), n * TILE) for n in range(count)]
     scan = make_scan(state, (0, heads), k.dtype)
@@ -145,7 +146,7 @@ def _fused(q, k, v, g, beta, state, solve: list[Stage], skew: int):
         lambda tile, n, const, psum: compare(tile, const, psum),
         lambda tile, n, const, psum: correlate(tile, psum),
         lambda tile, n, const, psum: (make_system(tile), split_system(tile)),
-        lambda tile, n, const, psum: (scale_keys(tile), scale_queries(tile, psum)),
+        lambda tile, n, const, psum: (scale_keys(tile), scale_queries(tile, const, psum)),
         *solve,
         lambda tile, n, const, psum: apply_inverse(tile, psum),
         lambda tile, n, const, psum: scan_state(tile, scan, psum),

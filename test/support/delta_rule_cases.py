@@ -1,6 +1,8 @@
 """Inputs for the delta rule kernels, hostile ones among them, and the fp64 recurrence that judges them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -71,3 +73,12 @@ def worst(got: torch.Tensor, want: np.ndarray) -> float:
     """Largest error relative to the largest magnitude wanted; infinite if anything is not finite."""
     error = np.abs(got.double().numpy() - want).max() / np.abs(want).max()
     return float(error) if np.isfinite(error) else float("inf")
+
+
+def prefilled(form: Callable[..., Any], case: Case, valid: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+    """(o, the state after the last token) by a prefill kernel or its twin, without checkpoints."""
+    if valid is None:
+        valid = torch.tensor([[0, case.g.shape[0]]], dtype=torch.int32)
+    bank = torch.full((1, *case.state.shape), 7.0)
+    o, bank = form(*case.tensors, valid, bank, torch.zeros(1, 1, dtype=torch.int32))
+    return o, bank[0]

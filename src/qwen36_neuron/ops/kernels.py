@@ -139,11 +139,11 @@ class Kernels(Protocol):
         ...
 
 
-def open_kernels(choice: GraphKernels, cores: int = 1) -> Kernels:
+def open_kernels(choice: GraphKernels, cores: int) -> Kernels:
     """The operations in one form.
 
     Args:
-        cores: physical cores that one logical core joins; the NKI kernels run on all of them.
+        cores: physical cores that one logical core joins (LNC); the NKI kernels run on all of them.
     Raises:
         ConfigError: the interpreter is asked for where AWS's own nki is installed, whose place it cannot take.
     """

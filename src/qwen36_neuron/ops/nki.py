@@ -55,10 +55,11 @@ class NkiKernels:
     """Each operation as one kernel; the windows of a prompt, which its kernel gives back, are then copied to the bank.
 
     Attributes:
-        cores: physical cores that a kernel runs on.
+        cores: physical cores that one logical core joins (LNC). Every kernel is launched on all of them: the compiler
+            refuses any other number.
     """
 
-    cores: int = 1
+    cores: int
 
     def launch(self, kernel: Any, *tensors: torch.Tensor | None, **constants: Any) -> Any:
         """Run, or put into the graph that is being traced."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 
 from nki_kernels.interpreter.cost_table import Costs
+from nki_kernels.interpreter.price_list import LEVELS, Level, PriceList
 
 from ..config import BLOCK_SIZE, ModelConfig, RankShape
 
@@ -32,30 +33,40 @@ class DeltaRuleCost(Protocol):
         """What decides that."""
         ...
 
+    def at(self, level: Level) -> DeltaRuleCost:
+        """The same with the kernels' prices at their cheapest, centre or dearest."""
+        ...
 
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
     """This project's fused prefill kernel, priced on the interpreter: instruction by instruction, on two cores.
 
     As a graph calls it: a checkpoint may follow any chunk, and none does.
     """
 
-    name = "gated_delta_rule_prefill"
-    SIZES = (256, 1024)
+    level: Level = "centre"
+    name: str = "gated_delta_rule_prefill"
+    sizes: tuple[int, int] = (256, 1024)
+
+    def at(self, level: Level) -> Self:
+        return replace(self, level=level)
 
     def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:
-        (few, first), (many, second) = ((size, self._price(model, rank, size)[0]) for size in self.SIZES)
+        (few, first), (many, second) = ((size, self._price(model, rank, size)[0]) for size in self.sizes)
         return max(first, first + (second - first) * (tokens - few) / (many - few))
 
     def bound(self, model: ModelConfig, rank: RankShape) -> str:
-        return self._price(model, rank, self.SIZES[-1])[1]
+        return self._price(model, rank, self.sizes[-1])[1]
 
     def _price(self, model: ModelConfig, rank: RankShape, tokens: int) -> tuple[float, str]:
-        return _price(tokens, rank.num_key_heads, rank.num_value_heads, model.key_head_dim)
+        times, bound = _price(tokens, rank.num_key_heads, rank.num_value_heads, model.key_head_dim)
+        return times[LEVELS.index(self.level)], bound
 
 
 @cache
-def _price(tokens: int, key_heads: int, heads: int, dim: int) -> tuple[float, str]:
-    """Seconds and the binding engine of one launch on both cores of a rank."""
+def _price(tokens: int, key_heads: int, heads: int, dim: int) -> tuple[tuple[float, float, float], str]:
+    """Seconds at each level of the price list, and the binding engine, of one launch on both cores of a rank."""
     from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
     from nki_kernels.interpreter import profile
 
@@ -71,7 +82,8 @@ def _price(tokens: int, key_heads: int, heads: int, dim: int) -> tuple[float, st
         *(q, k, v, g, beta, state, valid, torch.zeros(1, heads, dim, dim), slots),
         boundaries=tuple(range(1, chunks + 1)),
     )
-    return report.time_us * 1e-6, f"kernel: {report.binds}"
+    low, high = report.range_us["time_us"]
+    return (low * 1e-6, report.time_us * 1e-6, high * 1e-6), f"kernel: {report.binds}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,9 @@ class RowByRow:
     name: str = "row by row"
     costs: Costs = field(default_factory=Costs)
 
+    def at(self, level: Level) -> Self:
+        return replace(self, costs=PriceList().costs(level))
+
     def row_seconds(self) -> float:
         """One row: seven instructions of VectorE and one of TensorE, in a chain."""
         costs = self.costs
@@ -95,7 +110,7 @@ class RowByRow:
         vector = TILE * (from_psum + two + two + one + two + one) / costs.vector_ghz
         vector += 6 * costs.vector_ready_ns + costs.vector_issue_ns
         tensor = TILE * costs.tensor_fp32_passes / costs.tensor_ghz * costs.tensor_throttle
-        tensor = costs.tensor_ready_ns + costs.tensor_ready_factor * tensor
+        tensor = costs.tensor_ready_ns + costs.tensor_fp32_ready_factor * tensor
         return (vector + tensor + 2 * costs.semaphore_ns) * 1e-9
 
     def seconds(self, model: ModelConfig, rank: RankShape, tokens: int) -> float:

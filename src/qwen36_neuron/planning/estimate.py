@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from nki_kernels.interpreter.price_list import Level
+
 from ..checkpoint.names import text_shapes
 from ..checkpoint.sharding import Part, rank_weights
 from ..checkpoint.weight_format import QUANTISED
@@ -44,6 +46,10 @@ class Estimate:
     model: ModelConfig
     delta_rule: DeltaRuleCost
     rates: Rates = field(default_factory=Rates)
+
+    def at(self, level: Level) -> Estimate:
+        """The same with the kernels' prices at their cheapest, centre or dearest."""
+        return replace(self, delta_rule=self.delta_rule.at(level), rates=self.rates.at(level))
 
     # ---- what is asked ---------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nki_kernels.interpreter.cost_table import Costs
+from nki_kernels.interpreter.price_list import Level, PriceList
 
 CORES = 2
 """Physical cores of a rank at LNC=2."""
@@ -34,6 +35,10 @@ class Rates:
     tensor_efficiency: float = 0.53
     hbm_efficiency: float = 0.34
     collective: float = Costs.all_reduce_ns * 1e-9
+
+    def at(self, level: Level) -> Rates:
+        """The same with the kernels' prices at their cheapest, centre or dearest."""
+        return replace(self, collective=PriceList().costs(level).all_reduce_ns * 1e-9)
 
     def ideal(self) -> Rates:
         """The same with every engine at its peak: what no implementation can be faster than."""

@@ -14,7 +14,8 @@ PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)
 CAVEAT = (
     "Attention is that of plain operations; the delta rule is a kernel's price by the interpreter's cost model. "
     "Weights and other operations run at the efficiency that another implementation was measured with; 'at peak' is "
-    "without that. Host and server are not counted, and a decode step computes every row of its graph, in use or not."
+    "without that. Host and server are not counted, and a decode step computes every row of its graph, in use or not. "
+    "Ranges are those of the kernels' price list alone: the delta rule and the collectives."
 )
 CONTEXTS = (1024, 8192, 32768, 131072)
 
@@ -22,6 +23,7 @@ CONTEXTS = (1024, 8192, 32768, 131072)
 def estimate_json(estimate: Estimate) -> dict[str, Any]:
     """Prompts and decode steps of an estimate, with the same at every engine's peak beside them."""
     options, ideal = estimate.profile.options, at_peak(estimate)
+    low, high = estimate.at("low"), estimate.at("high")
     longest = options.max_model_len
     return {
         "modelled": True,
@@ -33,6 +35,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
             {
                 "prompt": prompt,
                 "first_token_s": estimate.first_token(prompt),
+                "first_token_range_s": [low.first_token(prompt), high.first_token(prompt)],
                 "tokens_per_s": prompt / estimate.first_token(prompt),
                 "tokens_per_s_at_peak": prompt / ideal.first_token(prompt),
                 "phases": phases_json(estimate.prompt_phases(prompt), estimate.rates),
@@ -45,6 +48,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
                 "batch": batch,
                 "context": context,
                 "token_s": estimate.token(batch, context),
+                "token_range_s": [low.token(batch, context), high.token(batch, context)],
                 "tokens_per_s": batch / estimate.token(batch, context),
                 "tokens_per_s_at_peak": batch / ideal.token(batch, context),
                 "phases": phases_json(estimate.decode_phases(batch, context), estimate.rates),
@@ -77,18 +81,32 @@ def phases_json(phases: list[Phase], rates: Rates) -> dict[str, dict[str, Any]]:
 def prefill_table(result: dict[str, Any]) -> Table:
     """Time to first token by length of the prompt."""
     title = f"{result['profile']}, {result['weights']}, {result['delta_rule']}: prefill, modelled"
-    rows = [([str(entry["prompt"]), f"{entry['first_token_s']:.2f}"], entry) for entry in result["prefill"]]
-    return _table(title, ["prompt", "first token, s"], rows)
+    rows = [
+        ([str(entry["prompt"]), f"{entry['first_token_s']:.2f}", _range(entry["first_token_range_s"])], entry)
+        for entry in result["prefill"]
+    ]
+    return _table(title, ["prompt", "first token, s", "range"], rows)
 
 
 def decode_table(result: dict[str, Any]) -> Table:
     """Time a token by sequences and context."""
     title = f"{result['profile']}, {result['weights']}: decode, modelled"
     rows = [
-        ([f"{entry['batch']} x {entry['context']}", f"{1e3 * entry['token_s']:.1f}"], entry)
+        (
+            [
+                f"{entry['batch']} x {entry['context']}",
+                f"{1e3 * entry['token_s']:.1f}",
+                _range([1e3 * s for s in entry["token_range_s"]], 1),
+            ],
+            entry,
+        )
         for entry in result["decode"]
     ]
-    return _table(title, ["sequences x context", "ms a token"], rows)
+    return _table(title, ["sequences x context", "ms a token", "range"], rows)
+
+
+def _range(ends: list[float], digits: int = 2) -> str:
+    return f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
 
 
 def _table(title: str, first: list[str], rows: list[tuple[list[str], dict[str, Any]]]) -> Table:

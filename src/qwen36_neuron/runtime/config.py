@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from ..config import BLOCK_SIZE
+from ..config import BLOCK_SIZE, ModelConfig
 from ..devices import Device, DType, KernelChoice
 from ..errors import ConfigError
 from ..ops.kernels import check_choice
@@ -34,6 +34,8 @@ class RuntimeConfig:
         sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
             what the artifact was compiled with, and 0 on CPU.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
+        description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
+            file as it is.
     """
 
     model: Path
@@ -49,6 +51,7 @@ class RuntimeConfig:
     kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
     lazy_logits: bool = True
+    description: ModelConfig | None = None
 
     def __post_init__(self) -> None:
         for field, allowed in (("device", Device), ("dtype", DType)):
@@ -84,3 +87,7 @@ class RuntimeConfig:
             )
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")
+
+    def model_config(self) -> ModelConfig:
+        """The network: as described, or else as the checkpoint's config.json says. Raises ConfigError."""
+        return self.description or ModelConfig.from_pretrained(self.model)

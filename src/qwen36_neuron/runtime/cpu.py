@@ -8,7 +8,7 @@ import torch
 
 from ..cache import CacheSpec, HybridCache
 from ..checkpoint.load import load_weights
-from ..config import BLOCK_SIZE, ModelConfig
+from ..config import BLOCK_SIZE
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.paged_attention import PagedRow
@@ -31,7 +31,7 @@ class CpuRuntime:
 
     def __init__(self, config: RuntimeConfig) -> None:
         keep_freed_memory()
-        model_config = ModelConfig.from_pretrained(config.model)
+        model_config = config.model_config()
         dtype = getattr(torch, config.dtype)
         self.config = config
         weights = load_weights(config.model, model_config, dtype=dtype)

@@ -28,5 +28,5 @@ def check_fp8_environment(weights: str, environment: Mapping[str, str] | None = 
             "environment",
             ", ".join(wrong),
             f"weights={weights} would be misread on the device, without an error",
-            f"Export {wanted} before Python starts, as start_vllm_server.sh does",
+            f"Export {wanted} before Python starts, as the launcher does",
         )

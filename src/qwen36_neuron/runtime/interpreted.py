@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from ..cache.banks import HybridCacheManager
-from ..config import BLOCK_SIZE, ModelConfig
+from ..config import BLOCK_SIZE
 from ..graph.buckets import PrefillBucket
 from ..graph.inputs import (
     DecodeInputs,
@@ -43,8 +43,8 @@ class InterpretedRuntime(CpuRuntime):
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
-        check_shapes("interpreter", ModelConfig.from_pretrained(config.model))
-        self.kernels = open_kernels("interpreter")
+        check_shapes("interpreter", config.model_config())
+        self.kernels = open_kernels("interpreter", cores=1)
         super().__init__(config)
         set_gated_norm(self.model, self.kernels.gated_norm)
         self.memory = HybridCacheManager(self.cache.spec).open()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 
+from ..config import ModelConfig
 from ..errors import ConfigError
 from ..graph.inputs import split
 from ..graph.options import GraphOptions
@@ -71,6 +73,8 @@ class NeuronRuntime:
         inference_config = Qwen36InferenceConfig.load(str(config.artifact))
         options = inference_config.neuron_config.options
         check_artifact(config, options)
+        if config.description is not None:
+            check_model(config, config.description, inference_config.model_config)
         check_fp8_environment(options.weights)
         app = NeuronQwen36ForCausalLM(str(config.model), inference_config)
         runtime = cls(config, app)
@@ -159,6 +163,26 @@ def check_artifact(config: RuntimeConfig, options: GraphOptions) -> None:
             str(config.artifact),
             f"was compiled for other sizes: {'; '.join(wrong)}",
             "Start with the artifact's sizes, or compile again",
+        )
+
+
+NOT_COMPILED = ("model_type", "max_position_embeddings", "num_mtp_layers", "eos_token_ids")
+"""Fields of a description that no graph depends on."""
+
+
+def check_model(config: RuntimeConfig, asked: ModelConfig, compiled: ModelConfig) -> None:
+    """Raises ConfigError naming every field in which the graphs were compiled for another network than is described."""
+    wrong = [
+        f"{field.name} is {getattr(compiled, field.name)!r}, asked for {getattr(asked, field.name)!r}"
+        for field in fields(ModelConfig)
+        if field.name not in NOT_COMPILED and getattr(compiled, field.name) != getattr(asked, field.name)
+    ]
+    if wrong:
+        raise ConfigError(
+            "artifact",
+            str(config.artifact),
+            f"was compiled for another network: {'; '.join(wrong)}",
+            "Remove the override, or change config.json and compile again",
         )
 
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
+import torch
 from engine import greedy
 from shapes import CONFIG, MOE_CONFIG
+
+from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.errors import ConfigError
+from vllm_integration.description import describe
 
 
 def build(folder, **arguments):
@@ -37,9 +43,24 @@ class TestConfiguration:
             ({"additional_config": {"slots": 3}}, "additional_config.slots=3.*is not known"),
             ({"additional_config": {"tp_degree": 3}}, "tp_degree=3"),
             ({"tensor_parallel_size": 2}, "tensor_parallel_size=2.*tp_degree"),
-            ({"block_size": 32}, "block_size=32"),
+            ({"block_size": 32}, "block_size=32.*Use 64"),
             ({"dtype": "float16"}, "float16"),
-            ({"enable_lora": True}, "lora_config"),
+            ({"enable_lora": True}, "enable_lora"),
+            ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8'"),
+            ({"kv_cache_memory_bytes": 0}, "kv_cache_memory_bytes=0"),
+            (
+                {"kv_cache_memory_bytes": 1 << 30, "additional_config": {"cache_gib": 2}},
+                "kv_cache_memory_bytes=1073741824.*cache_gib=2.*one of the two",
+            ),
+            ({"gpu_memory_utilization": 0.5}, "gpu_memory_utilization=0.5.*--kv-cache-memory-bytes"),
+            ({"async_scheduling": True}, "async_scheduling=True"),
+            ({"hf_overrides": {"text_config": {"hidden_act": "gelu"}}}, "hidden_act='gelu'.*silu"),
+            ({"hf_overrides": {"text_config": {"sliding_window": 5}}}, "hf_overrides.sliding_window=5.*is not read"),
+            ({"hf_overrides": {"vocab_size": 5}}, "hf_overrides.vocab_size=5.*text_config"),
+            (
+                {"hf_overrides": {"rms_norm_eps": 0.1, "text_config": {"rms_norm_eps": 0.2}}},
+                "hf_overrides.rms_norm_eps=0.1.*contradicts.*=0.2",
+            ),
             ({"enable_chunked_prefill": False}, "enable_chunked_prefill"),
             (
                 {"speculative_config": {"method": "custom_class", "model": "a.B", "num_speculative_tokens": 2}},
@@ -53,8 +74,9 @@ class TestConfiguration:
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
     )
     def test_what_is_refused(self, shape_only, arguments, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ConfigError, match=message) as caught:
             build(shape_only, **arguments)
+        assert str(caught.value).startswith(caught.value.field), "the message as it is, not within another"
 
     def test_a_text_only_checkpoint_is_accepted(self, tmp_path):
         write(tmp_path, {**CONFIG["text_config"], "architectures": ["Qwen3_5ForCausalLM"]})
@@ -63,15 +85,124 @@ class TestConfiguration:
     @pytest.mark.parametrize("architecture", ["Qwen3_5MoeForConditionalGeneration", "Qwen3_5MoeForCausalLM"])
     def test_a_mixture_of_experts_is_refused_by_name(self, tmp_path, architecture):
         write(tmp_path, {**MOE_CONFIG, "architectures": [architecture]})
-        with pytest.raises(ValueError, match=r"qwen3_5_moe.*8 experts is not supported yet"):
+        with pytest.raises(ConfigError, match=r"qwen3_5_moe.*8 experts is not supported yet"):
             build(tmp_path)
 
     def test_a_field_that_the_model_cannot_have_is_named(self, tmp_path):
         config = copy.deepcopy(CONFIG)
         config["text_config"]["attention_bias"] = True
         write(tmp_path, config)
-        with pytest.raises(ValueError, match="attention_bias"):
+        with pytest.raises(ConfigError, match="attention_bias"):
             build(tmp_path)
+
+
+def other_eps(config):
+    """An override as a callable; vLLM also calls it with a configuration of nothing but a model type."""
+    if hasattr(config, "text_config"):
+        config.text_config.rms_norm_eps = 0.01
+    return config
+
+
+@pytest.mark.usefixtures("engines")
+@pytest.mark.parametrize(
+    ("overrides", "field", "value"),
+    [
+        ({}, "rms_norm_eps", 1e-6),
+        ({"text_config": {"rms_norm_eps": 0.01}}, "rms_norm_eps", 0.01),
+        ({"rms_norm_eps": 0.01}, "rms_norm_eps", 0.01),
+        (other_eps, "rms_norm_eps", 0.01),
+        ({"text_config": {"rope_theta": 5e5}}, "rope.theta", 5e5),
+        ({"rope_theta": 5e5}, "rope.theta", 5e5),
+        ({"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}}, "rope.theta", 5e5),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, "rope.theta", 5e5),
+        ({"text_config": {"partial_rotary_factor": 0.5}}, "rope.dim", 32),
+        ({"text_config": {"max_position_embeddings": 4096}}, "max_position_embeddings", 4096),
+        ({"text_config": {"tie_word_embeddings": True}}, "tie_word_embeddings", True),
+    ],
+)
+@pytest.mark.parametrize("nested", [True, False])
+def test_an_override_is_in_the_one_description(shape_only, tmp_path, overrides, field, value, nested):
+    """And changes nothing else. What vLLM itself has read of it agrees."""
+    folder = shape_only
+    if not nested:
+        if callable(overrides):
+            return
+        folder = tmp_path
+        write(folder, {**CONFIG["text_config"], "architectures": ["Qwen3_5ForCausalLM"]})
+        overrides = overrides.get("text_config", overrides)
+    plain = ModelConfig.from_pretrained(folder)
+    held = describe(build(folder, hf_overrides=overrides, max_model_len=64).model_config)
+    name, _, part = field.partition(".")
+    changed = replace(getattr(plain, name), **{part: value}) if part else value
+    if field == "rope.dim":
+        changed = replace(changed, mrope_section=held.rope.mrope_section)
+    assert held == replace(plain, **{name: changed})
+
+
+def test_the_runtime_is_given_the_description(fake_engine):
+    engine = fake_engine(num_gpu_blocks_override=40, hf_overrides={"text_config": {"rms_norm_eps": 0.25}})
+    assert engine.runtime.config.model_config().rms_norm_eps == 0.25
+
+
+def test_an_override_changes_the_tokens(engine, tiny_checkpoint):
+    prompt = list(range(5, 45))
+    plain = engine(num_gpu_blocks_override=40).generate([prompt])
+    eps = engine(num_gpu_blocks_override=40, hf_overrides={"text_config": {"rms_norm_eps": 1.0}}).generate([prompt])
+    assert plain != eps
+
+
+@pytest.mark.usefixtures("engines")
+class TestDefaults:
+    """Of `EngineArgs`, and so of `LLM`: what scripts/start_vllm_server.sh says."""
+
+    def defaults(self, folder, **arguments):
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+
+        made = EngineArgs(model=str(folder), skip_tokenizer_init=True, **arguments)
+        return made.create_engine_config(UsageContext.LLM_CLASS)
+
+    def test_what_is_not_asked_for(self, shape_only):
+        config = self.defaults(shape_only)
+        assert config.scheduler_config.max_num_seqs == 8
+        assert config.scheduler_config.max_num_batched_tokens == 2048
+        assert config.scheduler_config.enable_chunked_prefill
+        assert config.model_config.max_model_len == 8192
+        assert config.model_config.dtype == torch.float32
+        assert config.cache_config.enable_prefix_caching
+
+    @pytest.mark.parametrize("count", [1, 8, 128, 256, 300])
+    def test_a_number_of_sequences_that_is_asked_for(self, shape_only, count):
+        assert self.defaults(shape_only, max_num_seqs=count).scheduler_config.max_num_seqs == count
+
+    def test_what_goes_with_what_is_asked_for(self, shape_only):
+        assert self.defaults(shape_only, max_num_batched_tokens=5).scheduler_config.max_num_seqs == 5
+        assert self.defaults(shape_only, max_num_seqs=3000).scheduler_config.max_num_batched_tokens == 3000
+        assert self.defaults(shape_only, dtype="bfloat16").model_config.dtype == torch.bfloat16
+        assert self.defaults(shape_only, max_model_len=-1).model_config.max_model_len == 32768
+        assert not self.defaults(shape_only, enable_prefix_caching=False).cache_config.enable_prefix_caching
+        short = {"text_config": {"max_position_embeddings": 512}}
+        assert self.defaults(shape_only, hf_overrides=short).model_config.max_model_len == 512
+
+    def test_the_kv_memory_is_what_is_asked_for(self, fake_engine):
+        block = 64 * 2 * 64 * 4  # keys and values of one head of 64 in fp32
+        engine = fake_engine(kv_cache_memory_bytes=100 * block, max_model_len=512)
+        assert engine.runtime.config.num_blocks == 100
+
+
+@pytest.mark.usefixtures("engines")
+def test_weights_count_as_memory(shape_only, monkeypatch):
+    from vllm_integration.platform import QwenPlatform
+
+    weights = ModelConfig.from_pretrained(shape_only).num_parameters() * 4
+    for spare, fits in ((-1, False), (1 << 30, True)):
+        monkeypatch.setattr(QwenPlatform, "get_device_total_memory", lambda extra=spare: weights + extra)
+        small = {"kv_cache_memory_bytes": 1 << 20, "enable_prefix_caching": False}
+        if fits:
+            build(shape_only, **small)
+        else:
+            with pytest.raises(ConfigError, match=r"do not fit in 0\.0 GiB"):
+                build(shape_only, **small)
 
 
 def test_more_lanes_than_the_host_can_hold_are_refused(fake_engine):

@@ -42,7 +42,7 @@ class Reader(threading.Thread):
 def started(server, **change) -> Reader:
     reader = Reader(server, {**LONG, **change})
     reader.start()
-    assert reader.began.wait(30)
+    assert reader.began.wait(120)
     return reader
 
 
@@ -61,7 +61,7 @@ def test_sigterm_lets_the_running_stream_end_and_leaves_no_process(own_server):
     assert reader.lines[-1] == "data: [DONE]"
     assert json.loads(reader.lines[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
     assert own_server.status() == 0
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []
 
 
@@ -71,7 +71,7 @@ def test_a_killed_engine_fails_its_requests_and_ends_the_server_with_an_error(ow
     reader = started(own_server)
     engine.send_signal(signal.SIGKILL)
 
-    reader.join(60)
+    reader.join(120)
     assert reader.lines[-1] != "data: [DONE]" or "error" in reader.lines[-2]
     assert "error" in " ".join(reader.lines[-2:]) or reader.failure is not None
 
@@ -86,5 +86,5 @@ def test_a_killed_engine_fails_its_requests_and_ends_the_server_with_an_error(ow
         assert response.json()["error"]["message"]
     assert statuses <= {500, 502, 503}
     assert own_server.status() != 0
-    _, alive = psutil.wait_procs(family, timeout=10)
+    _, alive = psutil.wait_procs(family, timeout=60)
     assert alive == []

@@ -19,7 +19,7 @@ SCRIPT = Path(__file__).parents[3] / "scripts" / "validate_trn2.py"
 
 def validate(*options: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPT), *map(str, options)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=1200, check=False)
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def start(model: Path, artifact: Path, *more: str) -> subprocess.CompletedProces
     folders = ["--model", str(model), "--artifact", str(artifact)]
     command = ["bash", str(SCRIPT), "--device", "neuron", *folders, *sizes, "--port", port, *more]
     environment = os.environ | {"PYTHON": str(python)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
 
 
 def test_vllm_gets_the_artifacts_number_of_kv_blocks(tiny_checkpoint: Path, artifact: Path) -> None:

@@ -80,7 +80,7 @@ class FakeEngine:
         self.probes += 1
         if self.stalled:
             self.stalled -= 1
-            await asyncio.sleep(0.15)
+            await asyncio.sleep(1)
         return Response(status_code=200 if self.healthy else 503)
 
     async def _models(self, _: Request) -> Response:
@@ -121,8 +121,8 @@ async def piece(send: Send, data: bytes, *, more: bool = True) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for `condition` to hold; a test that waits in vain fails within ten seconds."""
-    async with asyncio.timeout(10):
+    """Wait for `condition` to hold; a test that waits in vain fails within a minute."""
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.005)
 
@@ -152,7 +152,7 @@ async def stack(engine: FakeEngine, backend: str, *, ready: bool = True, **setti
     headers = {"authorization": f"Bearer {key}"} if key else {}
     async with (
         serving(app) as url,
-        httpx.AsyncClient(base_url=url, headers=headers, timeout=10, trust_env=False) as client,
+        httpx.AsyncClient(base_url=url, headers=headers, timeout=60, trust_env=False) as client,
     ):
         made = Stack(engine, app.state.proxy, client)
         if ready:

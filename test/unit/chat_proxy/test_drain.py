@@ -28,12 +28,12 @@ class Process:
         return self.client.stream("POST", CHAT, json={"messages": []})
 
     async def status(self) -> int:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             return await self.process.wait()
 
     async def health(self, status: str) -> httpx.Response:
         """The answer of /health once it says `status`."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 with contextlib.suppress(httpx.TransportError):
                     response = await self.client.get("/health")
@@ -51,7 +51,7 @@ def launch(engine, fakes):
         port = fakes.free_port()
         async with (
             fakes.serving(engine.app) as backend,
-            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as client,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
         ):
             command = ["-m", "vllm_integration.chat_proxy", "--backend", backend, "--port", str(port)]
             process = await asyncio.create_subprocess_exec(

@@ -102,7 +102,7 @@ async def test_a_silent_backend_is_504(engine, make, began):
         await receive()
 
     engine.answer = answer
-    stack = await make(response_timeout=0.2)
+    stack = await make(response_timeout=1.0)
     check(await stack.chat(), 504)
     await stack.until(lambda: len(stack.proxy.gate) == 0)
 
@@ -137,7 +137,7 @@ async def test_a_stream_that_falls_silent_ends_with_an_error_event(engine, make)
         await receive()
 
     engine.answer = answer
-    stack = await make(response_timeout=0.2)
+    stack = await make(response_timeout=1.0)
     async with stack.stream() as response:
         got = b"".join([piece async for piece in response.aiter_raw()])
     assert json.loads(got.split(b"data: ")[1])["error"]["code"] == 504

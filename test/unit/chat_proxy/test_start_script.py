@@ -22,7 +22,7 @@ def script(*arguments: object, **environment: str) -> subprocess.CompletedProces
         env={**clean, "PYTHON": sys.executable, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

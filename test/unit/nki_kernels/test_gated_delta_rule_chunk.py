@@ -8,7 +8,8 @@ import pytest
 import torch
 from delta_rule_cases import make_case, recurrence, worst
 
-from nki_kernels.delta_rule_tiles import FIRST, HALF, LEVEL, LEVELS, MASKS, TILE, product, sbuf
+from nki_kernels.delta_rule_masks import make_constants
+from nki_kernels.delta_rule_tiles import HALF, LEVELS, TILE, identity, product, sbuf
 from nki_kernels.gated_delta_rule_chunk import gated_delta_rule_chunk
 from nki_kernels.gated_delta_rule_chunk_torch import gated_delta_rule_chunk_torch
 
@@ -43,16 +44,28 @@ def test_steep_gates_then_shallow_ones_keep_their_digits():
     assert worst(state, states[-1, 0]) <= 2e-5
 
 
-def test_the_mask_table_is_the_recursion():
+@nki.jit
+def masks():
+    """I - M_1, its transpose and the level masks, side by side."""
+    out = nl.ndarray((TILE, 2 * TILE + LEVELS * HALF), dtype=nl.float32, buffer=nl.shared_hbm)
+    const = make_constants(nl.float32)
+    nisa.dma_copy(dst=out[:, 0:TILE], src=const.first)
+    nisa.dma_copy(dst=out[:, TILE : 2 * TILE], src=const.first_t)
+    nisa.dma_copy(dst=out[:, 2 * TILE :], src=const.levels.reshape((TILE, LEVELS * HALF)))
+    return out
+
+
+def test_the_masks_are_the_recursion():
     """One level after the other from T = I - M_1 o A gives the inverse; no column is in two levels' lower blocks."""
     rng = np.random.default_rng(0)
     a = np.tril(rng.standard_normal((TILE, TILE)), -1)
-    eye = np.eye(TILE)
-    t = MASKS[:, FIRST : FIRST + TILE] * (eye + a)
+    eye, (first, first_t, levels) = np.eye(TILE), np.split(np.asarray(masks()), [TILE, 2 * TILE], axis=1)
+    assert (first == first_t.T).all()
+    t = first * (eye + a)
     for level in range(LEVELS):
         width = 2 << level
         mask = eye.reshape(TILE, -1, 2, width).copy()
-        mask[:, :, 0] = MASKS[:, LEVEL + level * HALF : LEVEL + (level + 1) * HALF].reshape(TILE, -1, width)
+        mask[:, :, 0] = levels[:, level * HALF : (level + 1) * HALF].reshape(TILE, -1, width)
         t = t @ (mask.reshape(TILE, TILE) * ((eye + a) @ t) * (1 - eye) + eye)
     np.testing.assert_allclose(t @ (eye + a), eye, atol=1e-6 * np.abs(t).max())
 
@@ -61,9 +74,9 @@ def test_the_mask_table_is_the_recursion():
 def doubling_inverse(a):
     """(I + A)^-1 by the Neumann series squared up: (I - A)(I + A^2)(I + A^4) ... (I + A^64). For comparison only."""
     out = nl.ndarray((TILE, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
-    power, power_t, t_t, eye = (sbuf(nl.float32, (TILE,)) for _ in range(4))
+    power, power_t, t_t = (sbuf(nl.float32, (TILE, TILE)) for _ in range(3))
+    eye = identity(nl.float32)
     nisa.dma_copy(dst=power, src=a)
-    nisa.dma_copy(dst=eye, src=nl.shared_constant(np.eye(TILE, dtype=np.float32)))
     turned = nl.ndarray((TILE, TILE), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_transpose(dst=turned, data=power)
     nisa.tensor_copy(dst=power_t, src=turned)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from delta_rule_cases import make_case, recurrence, worst
+from delta_rule_cases import make_case, prefilled, recurrence, worst
 
 from nki_kernels import examples
 from nki_kernels.gated_delta_rule_decode import gated_delta_rule_decode
@@ -96,7 +96,7 @@ def test_decoding_continues_a_prefill():
     case = make_case(70, 1, 2, 0.9, 0.9, -1e-2)
     want, states = recurrence(case)
     prompt = case.cut(0, 67, case.state)
-    _, state = gated_delta_rule_prefill(*prompt.tensors, torch.tensor([[0, 67]], dtype=torch.int32))
+    _, state = prefilled(gated_delta_rule_prefill, prompt)
     lanes, index = state.unsqueeze(0).clone(), torch.zeros(1, 1, dtype=torch.int32)
     for t in range(67, 70):
         one = case.cut(t, t + 1, state)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from delta_rule_alternatives import prefill_by_doubling, prefill_by_rows
-from delta_rule_cases import make_case, recurrence, worst
+from delta_rule_cases import make_case, prefilled, recurrence, worst
 
 from nki_kernels import examples
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
@@ -20,7 +20,7 @@ def whole(case):
 
 def check(case, bar, form=gated_delta_rule_prefill):
     want, states = recurrence(case)
-    o, state = form(*case.tensors, whole(case))
+    o, state = prefilled(form, case)
     assert worst(o, want) <= bar
     assert worst(state, states[-1]) <= bar
 
@@ -48,7 +48,7 @@ def test_bfloat16_errors_do_not_grow_with_correlation():
     for correlation in (0.0, 0.99, 1.0):
         case = make_case(256, 1, 2, correlation, 0.99, -1e-4).cast(torch.bfloat16)
         want, _ = recurrence(case)
-        errors.append(worst(gated_delta_rule_prefill(*case.tensors, whole(case))[0], want))
+        errors.append(worst(prefilled(gated_delta_rule_prefill, case)[0], want))
     assert max(errors) <= 2 * errors[0]
 
 
@@ -64,14 +64,14 @@ def test_padding_on_both_sides_changes_nothing():
     want, states = recurrence(inside)
     valid = torch.tensor([[37, 150]], dtype=torch.int32)
     for form in (gated_delta_rule_prefill, gated_delta_rule_prefill_torch):
-        o, state = form(*case.tensors, valid)
+        o, state = prefilled(form, case, valid)
         assert worst(o[37:150], want) <= 2e-5
         assert worst(state, states[-1]) <= 2e-5
 
 
 def test_nothing_valid_keeps_the_state_exactly():
     case = make_case(64, 1, 2)
-    _, state = gated_delta_rule_prefill(*case.tensors, torch.zeros(1, 2, dtype=torch.int32))
+    _, state = prefilled(gated_delta_rule_prefill, case, torch.zeros(1, 2, dtype=torch.int32))
     assert torch.equal(state, case.state)
 
 
@@ -80,9 +80,9 @@ def test_two_calls_are_one(cut):
     case = make_case(256, 1, 2, 0.9, 0.9, -1e-2)
     want, states = recurrence(case)
     first, second = case.cut(0, cut, case.state), None
-    o1, state = gated_delta_rule_prefill(*first.tensors, whole(first))
+    o1, state = prefilled(gated_delta_rule_prefill, first)
     second = case.cut(cut, 256, state)
-    o2, state = gated_delta_rule_prefill(*second.tensors, whole(second))
+    o2, state = prefilled(gated_delta_rule_prefill, second)
     assert worst(torch.cat((o1, o2)), want) <= 2e-5
     assert worst(state, states[-1]) <= 2e-5
 
@@ -115,12 +115,22 @@ def test_hostile_gates_and_a_checkpoint_between_them():
     assert worst(bank[1], states[127]) <= 2e-5
 
 
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("gate", [-8.0, -50.0])
+@pytest.mark.parametrize("steep", [1, 64, 100])
+def test_steep_gates_then_shallow_ones_keep_their_digits(steep, gate, dtype):
+    """Sums from the start reach thousands, where fp32 no longer resolves the shallow gates after them."""
+    case = make_case(256, 1, 2, 0.9, 0.9, -1e-4).cast(dtype)
+    case.g[:steep] = gate
+    check(case, BARS[dtype])
+
+
 def test_a_checkpoint_is_the_state_of_a_call_that_ends_there():
     case = make_case(128, 1, 2, 0.9, 0.9, -1e-2)
     bank = torch.zeros(1, 2, 128, 128)
     gated_delta_rule_prefill(*case.tensors, whole(case), bank, torch.tensor([[0, 1]], dtype=torch.int32), (1,))
     short = case.cut(0, 64, case.state)
-    _, state = gated_delta_rule_prefill(*short.tensors, whole(short))
+    _, state = prefilled(gated_delta_rule_prefill, short)
     assert torch.equal(bank[0], state)
 
 

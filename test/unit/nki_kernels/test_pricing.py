@@ -14,6 +14,8 @@ from nki_kernels import profiling
 from nki_kernels.interpreter import PriceList, profile
 from nki_kernels.interpreter.cost_table import Costs
 from nki_kernels.interpreter.footprint import Box, overlap
+from nki_kernels.interpreter.launch import run
+from nki_kernels.interpreter.sensitivity import Effect, effects, likely
 
 F32, BF16 = nl.float32, nl.bfloat16
 
@@ -249,6 +251,23 @@ def test_the_profile_command_writes_json_timeline_and_plot(tmp_path, monkeypatch
     assert [e["name"] for e in events if e["ph"] == "X"] == ["dma_copy", "activation", "dma_copy"]
     assert all(e["dur"] > 0 for e in events if e["ph"] == "X")
     assert (tmp_path / "exp.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_prices_that_a_time_depends_on_are_named(monkeypatch):
+    monkeypatch.setitem(profiling.REGISTRY, "exp", _example)
+    shown = CliRunner().invoke(profiling.app, ["profile", "exp", "--uncertain"])
+    assert shown.exit_code == 0, shown.output
+    listed = [line for line in shown.output.splitlines() if " to " in line and "ns: " in line]
+    assert "hbm_bytes_ns" in shown.output  # 128 KiB in and out
+    assert "dma_issue_ns" in listed[0] or "hbm_bytes_ns" in listed[0]
+    assert "tensor_load_cycles" not in shown.output  # no product in it
+    example = _example()
+    _, launch = run(example.kernel, example.args, example.kwargs)
+    found = effects(launch.cores)
+    assert [e.spread_us for e in found] == sorted((e.spread_us for e in found), reverse=True)
+    assert all(e.low_us < e.high_us for e in found)
+    low, high = likely(10.0, [Effect("a", 7.0, 14.0), Effect("b", 6.0, 13.0), Effect("c", 10.0, 10.0)])
+    assert (low, high) == pytest.approx((5.0, 15.0))
 
 
 def test_an_unknown_kernel_is_named_with_those_there_are(monkeypatch):

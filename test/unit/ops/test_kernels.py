@@ -20,7 +20,7 @@ from qwen36_neuron.ops.kernels import Batch, Span, check_choice, check_shapes, c
 from qwen36_neuron.ops.nki import NkiKernels
 
 KEY_HEADS, HEADS, CHANNELS, ENTRIES = 2, 6, 1280, 7
-TORCH = open_kernels("torch")
+TORCH = open_kernels("torch", 1)
 
 
 @pytest.fixture(params=[1, 2], ids=["one-core", "two-cores"])
@@ -205,8 +205,8 @@ def test_a_choice_that_does_not_run_there_is_refused(choice: str, device: str, p
 def test_the_interpreter_is_refused_where_the_real_nki_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nki", ModuleType("nki"))
     with pytest.raises(ConfigError, match=r"kernels='interpreter'.*Use kernels=torch"):
-        open_kernels("interpreter")
-    assert isinstance(open_kernels("nki"), NkiKernels)
+        open_kernels("interpreter", 1)
+    assert isinstance(open_kernels("nki", 2), NkiKernels)
 
 
 def test_sizes_that_the_kernels_do_not_take_are_all_named() -> None:

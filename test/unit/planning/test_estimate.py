@@ -120,6 +120,14 @@ def test_no_estimate_is_faster_than_its_peaks(ours: Estimate) -> None:
     assert peak.token(1, 1024) > 36e9 / 2.9e12 * 0.95
 
 
+def test_an_estimate_lies_between_its_cheapest_and_its_dearest(ours: Estimate, baseline: Estimate) -> None:
+    for estimate in (ours, baseline):
+        low, high = estimate.at("low"), estimate.at("high")
+        assert low.first_token(4096) < estimate.first_token(4096) < high.first_token(4096)
+        assert low.token(1, 1024) < estimate.token(1, 1024) < high.token(1, 1024)  # two all-reduces a layer
+    assert ours.at("centre") == ours
+
+
 def test_fewer_bytes_are_faster(big: ModelConfig, sizes: Profile) -> None:
     def token(weights: str) -> float:
         return Estimate(replace(sizes, options=replace(sizes.options, weights=weights)), big, Prefill()).token(1, 1024)

@@ -1,0 +1,1 @@
+"""The price list held against kernels that others measured: `scripts/validate_prices.py`."""

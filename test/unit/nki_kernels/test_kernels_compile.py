@@ -1,0 +1,48 @@
+"""The kernels under every rule of the compiler that is known, on every SDK, on one core and on two."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import nki_kernels
+from nki_kernels import examples
+from nki_kernels.interpreter import Target, compiling_for
+from nki_kernels.interpreter.static_check import check_file
+from nki_kernels.interpreter.target import SDKS
+
+FILES = [
+    "causal_conv1d", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve", "delta_rule_tiles",
+    "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "state_copy",
+]  # fmt: skip
+EXAMPLES = {
+    "a tile that is not full, checkpoints": lambda: examples.prefill(300, (1, 3)),
+    "float32": lambda: examples.prefill(65, (1,), dtype=np.float32),
+    "chunk": examples.chunk,
+    "decode": lambda: examples.decode(1),
+    "drafts": lambda: examples.decode(3, 3),
+    "convolution": examples.conv,
+    "convolution of odd rows": lambda: examples.conv_step(3),
+    "copy": examples.copy,
+}
+
+
+def target(sdk, lnc):
+    return Target(sdk=sdk, lnc=lnc, checks="cautious", transposes_dma_on_tensor_engine=True)
+
+
+@pytest.mark.parametrize("sdk", SDKS)
+def test_source(sdk):
+    folder = Path(nki_kernels.__file__).parent
+    assert [f for name in FILES for f in check_file(folder / f"{name}.py", target=target(sdk, 2))] == []
+
+
+@pytest.mark.parametrize("lnc", [1, 2])
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_instructions(name, lnc):
+    example = EXAMPLES[name]()
+    if lnc == 2 and name == "chunk":
+        pytest.skip("one head is not shared between cores")
+    for sdk in (SDKS[0], SDKS[-1]):
+        with compiling_for(target(sdk, lnc)):
+            example.kernel[lnc](*example.args, **example.kwargs)

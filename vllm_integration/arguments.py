@@ -1,0 +1,148 @@
+"""The arguments that a user gave, before vLLM makes a configuration of them: defaults of this project, and refusals.
+
+Afterwards what was asked for cannot be told from what vLLM filled in, and an error reaches its user as one of
+pydantic's, with the whole configuration around it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+import vllm.config
+from vllm.engine.arg_utils import EngineArgs
+
+from qwen36_neuron.cache import default_slots
+from qwen36_neuron.checkpoint.files import INDEX, SINGLE, CheckpointFiles
+from qwen36_neuron.checkpoint.names import text_shapes
+from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.errors import ConfigError
+
+from .description import check_model
+from .engine_flags import check_flags
+from .memory import Memory
+from .settings import Settings
+
+DEFAULT_MAX_NUM_SEQS = 8
+"""Every sequence owns a lane of fixed size, so not vLLM's 256 of them."""
+
+DEFAULT_MAX_NUM_BATCHED_TOKENS = 2048
+DEFAULT_MAX_MODEL_LEN = 8192
+"""Or the model's own, where that is less."""
+
+
+def arguments_in_use() -> EngineArgs | None:
+    """The arguments of the `create_engine_config` that is calling, if it is.
+
+    vLLM calls `Platform.pre_register_and_update` first of all there, for a platform to settle its defaults, but does
+    not hand it the arguments; they are the caller's own, a frame or two up.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == EngineArgs.create_engine_config.__name__:
+            arguments = frame.f_locals.get("self")
+            return arguments if isinstance(arguments, EngineArgs) else None
+        frame = frame.f_back
+    return None
+
+
+def settle(arguments: EngineArgs, host: int) -> None:
+    """Fill in, in place, the defaults that the start script has too, and refuse what cannot work.
+
+    Args:
+        host: bytes of the machine.
+    Raises:
+        ConfigError: naming an argument, its value, what is wrong and what to do.
+    """
+    check_flags(arguments)
+    settings = Settings.parse(arguments.additional_config)
+    _check_kv_memory(arguments)
+    if arguments.dtype == "auto":
+        arguments.dtype = "float32" if settings.device == "cpu" else "bfloat16"
+    if arguments.max_num_seqs is None:
+        most = arguments.max_num_batched_tokens or DEFAULT_MAX_NUM_SEQS
+        arguments.max_num_seqs = min(DEFAULT_MAX_NUM_SEQS, most)
+    if arguments.max_num_batched_tokens is None:
+        arguments.max_num_batched_tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, arguments.max_num_seqs)
+    with _quiet("vllm.config.model"):
+        held = arguments.create_model_config()  # vLLM will say it all again
+    model = check_model(held, settings)
+    if arguments.max_model_len is None:
+        arguments.max_model_len = min(DEFAULT_MAX_MODEL_LEN, held.max_model_len)
+    check_checkpoint(Path(held.model), model)
+    if settings.device == "cpu":
+        _check_memory(arguments, settings, held, model, host)
+
+
+def kv_bytes(given: int | None, settings: Settings) -> int:
+    """Bytes for KV blocks: --kv-cache-memory-bytes, or what `cache_gib` says."""
+    return int(settings.cache_gib * 2**30) if given is None else given
+
+
+def check_checkpoint(folder: Path, model: ModelConfig) -> None:
+    """Compare the headers of a checkpoint's files with the model, where they are on this machine.
+
+    Raises:
+        CheckpointError: with the tensors that are missing, unknown or wrong.
+    """
+    if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
+        with CheckpointFiles(folder) as files:
+            files.check(text_shapes(model))
+
+
+def tell_briefly() -> None:
+    """Let a ConfigError that ends this process be one message, as a command line's errors are, without the stack."""
+    previous = sys.excepthook
+    if getattr(previous, "tells_briefly", False):
+        return
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, ConfigError):
+            print(f"error: {error}", file=sys.stderr)
+        else:
+            previous(kind, error, trace)
+
+    hook.tells_briefly = True  # type: ignore[attr-defined]
+    sys.excepthook = hook
+
+
+def _check_kv_memory(arguments: EngineArgs) -> None:
+    given, gib = arguments.kv_cache_memory_bytes, arguments.additional_config.get("cache_gib")
+    if given is None:
+        return
+    if given <= 0:
+        raise ConfigError("kv_cache_memory_bytes", given, "must be a positive number of bytes", "Give the KV memory")
+    if gib is not None and given != int(gib * 2**30):
+        problem = f"additional_config.cache_gib={gib} says otherwise, and both are the KV memory"
+        raise ConfigError("kv_cache_memory_bytes", given, problem, "Give one of the two")
+
+
+def _check_memory(
+    arguments: EngineArgs, settings: Settings, held: vllm.config.ModelConfig, model: ModelConfig, host: int
+) -> None:
+    element, lanes = held.dtype.itemsize, arguments.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    kv = kv_bytes(arguments.kv_cache_memory_bytes, settings)
+    blocks = arguments.num_gpu_blocks_override or kv // (model.kv_bytes_per_token(element) * BLOCK_SIZE)
+    slots = settings.num_slots
+    if arguments.enable_prefix_caching is False:
+        slots = 0
+    elif slots is None:
+        slots = default_slots(kv, model.state_bytes_per_lane(1, element))
+    memory = Memory.of(model, element, lanes, blocks, slots)
+    memory.check(host, {"model": held.model, "max_num_seqs": lanes, "kv_cache_memory_bytes": kv, "num_slots": slots})
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

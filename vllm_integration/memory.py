@@ -1,0 +1,60 @@
+"""What a configuration takes of the host's memory, and whether it fits at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.errors import ConfigError
+
+REMEDIES = {
+    "weights": ("model", "Use a machine with more memory, or --dtype bfloat16"),
+    "lanes": ("max_num_seqs", "Lower --max-num-seqs, or num_slots and cache_gib in --additional-config"),
+    "blocks": ("kv_cache_memory_bytes", "Lower it, or cache_gib in --additional-config, or --num-gpu-blocks-override"),
+    "slots": ("num_slots", "Lower num_slots in --additional-config"),
+}
+"""By the part that takes most: the setting that makes it, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of all ranks together."""
+
+    weights: int
+    lanes: int
+    blocks: int
+    slots: int
+
+    @classmethod
+    def of(cls, model: ModelConfig, element: int, lanes: int, blocks: int, slots: int) -> Memory:
+        """Of so many running sequences, KV blocks and checkpoint slots.
+
+        Args:
+            element: bytes of an element of weights, KV and convolution windows.
+        """
+        lane = model.state_bytes_per_lane(1, element)
+        block = model.kv_bytes_per_token(element) * BLOCK_SIZE
+        return cls(model.num_parameters() * element, lanes * lane, blocks * block, slots * lane)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        return ", ".join(f"{field.name} {getattr(self, field.name) / 2**20:.1f} MiB" for field in fields(self))
+
+    def check(self, host: int, settings: dict[str, object]) -> None:
+        """Refuse what cannot fit at all.
+
+        Args:
+            host: bytes of the machine.
+            settings: the values of the settings in REMEDIES, for the message.
+        Raises:
+            ConfigError: naming the setting whose part is the largest.
+        """
+        if self.total <= host:
+            return
+        largest = max(fields(self), key=lambda field: getattr(self, field.name)).name
+        name, remedy = REMEDIES[largest]
+        raise ConfigError(name, settings[name], f"{self} do not fit in {host / 2**30:.1f} GiB", remedy)
