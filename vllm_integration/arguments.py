@@ -19,7 +19,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from qwen36_neuron.cache import default_slots
 from qwen36_neuron.checkpoint.files import INDEX, SINGLE, CheckpointFiles
-from qwen36_neuron.checkpoint.names import text_shapes
+from qwen36_neuron.checkpoint.load import check_files
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
 
@@ -92,7 +92,7 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     """
     if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
         with CheckpointFiles(folder) as files:
-            files.check(text_shapes(model))
+            check_files(files, model)
 
 
 def tell_briefly() -> None:

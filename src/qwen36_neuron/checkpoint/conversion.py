@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -13,7 +12,7 @@ from safetensors import safe_open
 
 from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
-from .files import DTYPES, FP8, INDEX, PUBLISHED_SCALE, SCALE, SINGLE, scaled_weight
+from .files import DTYPES, FP8, PUBLISHED_SCALE, SCALE, checkpoint_files, scaled_weight
 from .fp8 import BLOCK, Scales
 from .names import HEAD, canonical_name
 from .stream import Entry
@@ -183,16 +182,5 @@ def scale_name(weight: str) -> str:
 
 
 def source_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint.
-
-    Raises:
-        ConfigError: there are none, or one of them is not there.
-    """
-    index = folder / INDEX
-    names = [SINGLE]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    absent = [name for name in names if not (folder / name).is_file()]
-    if absent:
-        raise ConfigError("model", str(folder), f"lacks {', '.join(absent)}", "Give a whole checkpoint folder")
-    return [folder / name for name in names]
+    """The safetensors files of a checkpoint. Raises CheckpointError if there are none, or one that is needed is not."""
+    return checkpoint_files(folder)[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,8 +35,17 @@ class Mismatch:
     expected: str
 
 
+LISTED = 8
+"""Tensors or files that an error lists; it counts the rest."""
+
+logger = logging.getLogger(__name__)
+
+
 class CheckpointError(ConfigError):
-    """A checkpoint whose files or tensors are not those that its configuration asks for. Lists all of them."""
+    """A checkpoint whose files or tensors are not those that its configuration asks for.
+
+    Holds all of them; the message is ten lines at most, and has some of each kind.
+    """
 
     def __init__(
         self,
@@ -46,10 +56,12 @@ class CheckpointError(ConfigError):
         problem: str = "does not hold the weights that its config.json describes",
     ) -> None:
         self.missing, self.unknown, self.wrong = tuple(missing), tuple(unknown), tuple(wrong)
-        lines = [problem]
-        lines += [f"  missing: {name}" for name in self.missing]
-        lines += [f"  unknown: {name}" for name in self.unknown]
-        lines += [f"  wrong: {item.name} is {item.found}, must be {item.expected}" for item in self.wrong]
+        kinds = {
+            "missing": list(self.missing),
+            "unknown": list(self.unknown),
+            "wrong": [f"{item.name} is {item.found}, must be {item.expected}" for item in self.wrong],
+        }
+        lines = [problem, *_listed(kinds)]
         super().__init__("model", str(path), "\n".join(lines), "Download the checkpoint again, or correct config.json")
 
 
@@ -67,7 +79,8 @@ class CheckpointFiles:
         self._scales: dict[str, tuple[Any, str]] = {}
         self._unknown: list[str] = []
         try:
-            for file in self._files():
+            present, self.absent = checkpoint_files(self.path)
+            for file in present:
                 self._open(file)
         except BaseException:
             self._stack.close()
@@ -79,8 +92,12 @@ class CheckpointFiles:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def holds(self, name: str) -> bool:
+        """Whether there is a tensor of this canonical name."""
+        return name in self._tensors
+
     def check(self, needed: Shapes) -> None:
-        """Compare with the tensors `needed`. A head beside a tied embedding and the MTP layer may be there unused.
+        """Compare with the tensors `needed`. The MTP layer may be there unused, or its files not at all.
 
         Raises:
             CheckpointError: with every missing, unknown and wrongly shaped or typed tensor.
@@ -100,7 +117,10 @@ class CheckpointFiles:
         unknown = self._unknown + [self._tensors[name][1] for name in unused]
         unknown += [stored for name, (_, stored) in self._scales.items() if not self.is_fp8(name)]
         if missing or unknown or wrong:
-            raise CheckpointError(self.path, missing, sorted(unknown), wrong)
+            raise CheckpointError(self.path, [*(self.absent if missing else ()), *missing], sorted(unknown), wrong)
+        if self.absent:
+            files = ", ".join(self.absent)
+            logger.warning("%s lacks %s, which its index names: only what is not needed is there.", self.path, files)
 
     def read(self, piece: Slice) -> torch.Tensor:
         """The slice in its stored dtype, or in fp32 where it is stored in FP8; only its bytes are read."""
@@ -150,21 +170,6 @@ class CheckpointFiles:
     def _slice(self, name: str) -> Any:
         return _held(self._tensors[name])
 
-    def _files(self) -> list[Path]:
-        index = self.path / INDEX
-        if not index.is_file():
-            if not (self.path / SINGLE).is_file():
-                raise CheckpointError(self.path, problem=f"has neither {SINGLE} nor {INDEX}")
-            return [self.path / SINGLE]
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise CheckpointError(self.path, problem=f"has an {INDEX} that cannot be read ({error!r})") from error
-        absent = [name for name in names if not (self.path / name).is_file()]
-        if absent:
-            raise CheckpointError(self.path, absent, problem=f"lacks files that its {INDEX} names")
-        return [self.path / name for name in names]
-
     def _open(self, file: Path) -> None:
         try:
             opened = self._stack.enter_context(safe_open(file, framework="pt"))
@@ -185,8 +190,49 @@ class CheckpointFiles:
         """How this checkpoint would spell a canonical name."""
         if name == HEAD or name.startswith(MTP_PREFIX):
             return name
-        nested = any(stored.startswith(TEXT_PREFIXES[0]) for _, stored in self._tensors.values())
-        return TEXT_PREFIXES[0 if nested else 1] + name
+        held = ((stored, own) for own, (_, stored) in self._tensors.items() if not own.startswith(("lm_head", "mtp")))
+        stored, own = next(held, (TEXT_PREFIXES[0], ""))
+        return stored.removesuffix(own) + name
+
+
+def checkpoint_files(folder: Path) -> tuple[list[Path], tuple[str, ...]]:
+    """The safetensors files of a checkpoint folder, and the names of those that are not there.
+
+    A file that the index names may be absent if all its tensors are of the MTP layer or of the vision tower.
+
+    Raises:
+        CheckpointError: there are none, another one is absent, or the index cannot be read.
+    """
+    index = folder / INDEX
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise CheckpointError(folder, problem=f"has neither {SINGLE} nor {INDEX}")
+        return [folder / SINGLE], ()
+    try:
+        listed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(listed.values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise CheckpointError(folder, problem=f"has an {INDEX} that cannot be read ({error!r})") from error
+    absent = {name for name in names if not (folder / name).is_file()}
+    lost = {file for tensor, file in listed.items() if file in absent and not _optional(tensor)}
+    if lost or len(absent) == len(names):
+        raise CheckpointError(folder, sorted(lost or absent), problem=f"lacks files that its {INDEX} names")
+    return [folder / name for name in names if name not in absent], tuple(sorted(absent))
+
+
+def _optional(stored: str) -> bool:
+    name = canonical_name(stored)
+    return name is None or name.startswith(MTP_PREFIX)
+
+
+def _listed(kinds: Mapping[str, Sequence[str]]) -> list[str]:
+    """Lines for LISTED of the entries, as many of each kind as there is room for, and one that counts the others."""
+    shown = dict.fromkeys(kinds, 0)
+    while sum(shown.values()) < LISTED and (open_ := [kind for kind in kinds if shown[kind] < len(kinds[kind])]):
+        shown[min(open_, key=lambda kind: shown[kind])] += 1
+    lines = [f"  {kind}: {entry}" for kind, entries in kinds.items() for entry in entries[: shown[kind]]]
+    more = [f"{len(kinds[kind]) - count} {kind}" for kind, count in shown.items() if count < len(kinds[kind])]
+    return lines + ([f"  and more: {', '.join(more)}"] if more else [])
 
 
 def scaled_weight(name: str) -> str | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..config import ModelConfig
 from .files import SCALE, CheckpointError, CheckpointFiles
-from .names import mtp_shapes, text_shapes
+from .names import HEAD, mtp_shapes, text_shapes
 from .sharding import RankWeight, assemble, rank_weights
+
+logger = logging.getLogger(__name__)
 
 
 def load_weights(
@@ -33,26 +37,48 @@ def load_weights(
             `x.scale`. Otherwise they are multiplied out into `dtype`.
 
     Returns:
-        Contiguous CPU tensors by runtime name. With tied embeddings the head is the embedding's own tensor.
+        Contiguous CPU tensors by runtime name. With tied embeddings the head is the embedding's own tensor, unless the
+        checkpoint holds a head with other values: it is used then, as by transformers.
 
     Raises:
         CheckpointError: with every missing, unknown and wrongly shaped tensor.
         ConfigError: the model does not split into `tp` ranks, or has no multi-token-prediction layer to include.
     """
-    layout = rank_weights(config, tp, rank, include_mtp)
     with CheckpointFiles(path) as files:
-        files.check(text_shapes(config) | (mtp_shapes(config) if include_mtp else {}))
+        own = check_files(files, config, include_mtp)
+        layout = rank_weights(own, tp, rank, include_mtp)
         weights: dict[str, torch.Tensor] = {}
         for name, weight in layout.items():
-            if config.tie_word_embeddings and name == "lm_head.weight":
+            if own.tie_word_embeddings and name == HEAD:
                 continue
             if keep_fp8 and _is_fp8(files, name, weight):
                 weights |= _fp8(files, name, weight)
             else:
                 weights[name] = assemble(weight, files.read, dtype)
     if config.tie_word_embeddings:
-        weights["lm_head.weight"] = weights["embed_tokens.weight"]
+        _tie(weights, own)
     return weights
+
+
+def check_files(files: CheckpointFiles, config: ModelConfig, include_mtp: bool = False) -> ModelConfig:
+    """Compare a checkpoint with the model; the model as the checkpoint has it, whose head is tied only if it has none.
+
+    Raises:
+        CheckpointError: with every missing, unknown and wrongly shaped tensor.
+    """
+    if files.holds(HEAD):
+        config = replace(config, tie_word_embeddings=False)
+    files.check(text_shapes(config) | (mtp_shapes(config) if include_mtp else {}))
+    return config
+
+
+def _tie(weights: dict[str, torch.Tensor], own: ModelConfig) -> None:
+    """The embedding as the head, in place, if the checkpoint has no head or the same one."""
+    embedding, head = weights["embed_tokens.weight"], weights.get(HEAD)
+    if own.tie_word_embeddings or (head is not None and head.dtype == embedding.dtype and torch.equal(head, embedding)):
+        weights[HEAD] = embedding
+        return
+    logger.warning("config.json says tie_word_embeddings, but lm_head.weight is there with other values, and is used.")
 
 
 def _is_fp8(files: CheckpointFiles, name: str, weight: RankWeight) -> bool:

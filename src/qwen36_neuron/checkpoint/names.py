@@ -11,7 +11,10 @@ from ..config import LayerType, ModelConfig
 Shapes = dict[str, tuple[int, ...]]
 
 TEXT_PREFIXES = ("model.language_model.", "model.")
-"""Of conditional-generation and of text-only checkpoints; the first that fits is taken off."""
+"""Of conditional-generation and of text-only checkpoints, as they are published."""
+
+WRAPPERS = ("model.", "language_model.")
+"""What names of the text model are wrapped in, in either order, once, twice or not at all."""
 
 VISION_PREFIX = "model.visual."
 MTP_PREFIX = "mtp."
@@ -19,13 +22,14 @@ HEAD = "lm_head.weight"
 
 
 def canonical_name(name: str) -> str | None:
-    """The canonical name of a checkpoint tensor; None for the vision tower, which the text model does not use."""
-    if name.startswith(VISION_PREFIX):
-        return None
-    for prefix in TEXT_PREFIXES:
-        if name.startswith(prefix):
-            return name.removeprefix(prefix)
-    return name
+    """The canonical name of a checkpoint tensor; None for one that the text model does not use.
+
+    That is the vision tower, and the inverse frequencies of the rotary embedding, which old exports hold and which
+    follow from the configuration.
+    """
+    while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), ""):
+        name = name.removeprefix(wrapper)
+    return None if name.startswith("visual.") or name.endswith("rotary_emb.inv_freq") else name
 
 
 def text_shapes(config: ModelConfig) -> Shapes:

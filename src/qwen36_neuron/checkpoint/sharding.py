@@ -8,7 +8,7 @@ cuts a global tensor into equal parts, is given all ranks' weights end to end (`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, StrEnum
 
 import torch
@@ -133,6 +133,8 @@ def arrange(
     def read(piece: Slice) -> torch.Tensor:
         return tensors[piece.name].narrow(piece.dim, piece.start, piece.stop - piece.start)
 
+    if HEAD in tensors:
+        config = replace(config, tie_word_embeddings=False)
     shares = [rank_weights(config, tp, rank, include_mtp) for rank in range(tp)]
     return {
         name: (

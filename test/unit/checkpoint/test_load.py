@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from qwen36_neuron.checkpoint.files import CheckpointError
@@ -102,6 +102,29 @@ def test_sharded_files_give_the_same(folder: Path, config: ModelConfig, tmp_path
     )
 
 
+@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model.", "model.", ""])
+def test_every_spelling_gives_the_same(
+    folder: Path, config: ModelConfig, changed: Callable[[Callable[[Tensors], Tensors]], Path], prefix: str
+) -> None:
+    """With what some exporters leave in: frequencies, and a vision tower beside the text model."""
+
+    def spell(tensors: Tensors) -> Tensors:
+        named = {name.replace("model.language_model.", prefix): t for name, t in tensors.items()}
+        named |= {"visual.patch_embed.proj.weight": torch.zeros(2, 3)}
+        return named | {f"{prefix}layers.3.self_attn.rotary_emb.inv_freq": torch.zeros(32)}
+
+    copy = changed(spell)
+    assert same(load_weights(copy, config, include_mtp=True), load_weights(folder, config, include_mtp=True))
+
+    def lose(tensors: Tensors) -> Tensors:
+        return {name: t for name, t in spell(tensors).items() if not name.endswith("layers.1.linear_attn.A_log")}
+
+    shutil.rmtree(copy)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(changed(lose), config)
+    assert caught.value.missing == (f"{prefix}layers.1.linear_attn.A_log",)
+
+
 def test_a_text_only_checkpoint_gives_the_same(
     folder: Path, config: ModelConfig, changed: Callable[[Callable[[Tensors], Tensors]], Path]
 ) -> None:
@@ -133,6 +156,67 @@ def test_tied_embeddings_share_one_tensor(tmp_path: Path) -> None:
     tied = make_checkpoint(tmp_path / "tied", replace(SPEC, tie_word_embeddings=True))
     weights = load_weights(tied, ModelConfig.from_pretrained(tied))
     assert weights["lm_head.weight"] is weights["embed_tokens.weight"]
+
+
+@pytest.mark.parametrize("flags", [(True, True), (True, False), (False, True), (True, None), (None, True)])
+def test_a_head_beside_a_tied_flag_is_used(
+    tmp_path: Path, flags: tuple[bool | None, bool | None], caplog: pytest.LogCaptureFixture
+) -> None:
+    """As transformers does; wherever the flag is. The same values again are one tensor."""
+    copy = make_checkpoint(tmp_path / "tied", SPEC)
+    raw = json.loads((copy / "config.json").read_text())
+    for place, flag in ((raw, flags[0]), (raw["text_config"], flags[1])):
+        place.pop("tie_word_embeddings", None)
+        place |= {} if flag is None else {"tie_word_embeddings": flag}
+    (copy / "config.json").write_text(json.dumps(raw))
+    tensors, config = load_file(copy / "model.safetensors"), ModelConfig.from_pretrained(copy)
+    assert config.tie_word_embeddings
+    for tp in (1, 2):
+        weights = load_weights(copy, config, tp=tp, rank=tp - 1)
+        assert torch.equal(weights["lm_head.weight"], tensors["lm_head.weight"].chunk(tp)[-1])
+    assert "tie_word_embeddings" in caplog.text
+    assert "lm_head.weight" in caplog.text
+    short = {name: t for stored, t in tensors.items() if (name := canonical_name(stored)) is not None}
+    assert torch.equal(arrange(short, config, 2, torch.float32)["lm_head.weight"], tensors["lm_head.weight"])
+
+    write_weights(copy, tensors | {"lm_head.weight": tensors["model.language_model.embed_tokens.weight"].clone()})
+    weights = load_weights(copy, config)
+    assert weights["lm_head.weight"] is weights["embed_tokens.weight"]
+
+    write_weights(copy, tensors | {"lm_head.weight": torch.zeros(7, 256)})
+    with pytest.raises(CheckpointError, match=r"wrong: lm_head\.weight is F32 \(7, 256\)"):
+        load_weights(copy, config)
+
+
+def test_transformers_uses_that_head_too(tmp_path: Path) -> None:
+    copy = make_checkpoint(tmp_path / "tied", SPEC)
+    raw = json.loads((copy / "config.json").read_text())
+    raw["text_config"]["tie_word_embeddings"] = raw["tie_word_embeddings"] = True
+    (copy / "config.json").write_text(json.dumps(raw))
+    model = AutoModelForCausalLM.from_pretrained(copy, dtype=torch.float32)
+    weights = load_weights(copy, ModelConfig.from_pretrained(copy))
+    assert torch.equal(weights["lm_head.weight"], model.lm_head.weight)
+
+
+def test_an_error_is_ten_lines_at_most_and_has_some_of_each_kind(
+    config: ModelConfig, changed: Callable[[Callable[[Tensors], Tensors]], Path]
+) -> None:
+    def spoil(tensors: Tensors) -> Tensors:
+        kept = {name: t for name, t in tensors.items() if "layers.1." not in name}
+        kept |= {f"model.layers.9.extra.{i}": torch.zeros(1) for i in range(40)}
+        return {name: torch.zeros(3) if "layers.2." in name else t for name, t in kept.items()}
+
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(changed(spoil), config)
+    error, lines = caught.value, str(caught.value).splitlines()
+    assert len(error.missing) > 9
+    assert len(error.unknown) == 40
+    assert len(error.wrong) > 9
+    assert len(lines) <= 10
+    for kind, found in (("missing", error.missing), ("unknown", error.unknown), ("wrong", error.wrong)):
+        shown = sum(line.startswith(f"  {kind}: ") for line in lines)
+        assert shown >= 2
+        assert f"{len(found) - shown} {kind}" in lines[-1]
 
 
 def test_everything_wrong_is_listed_at_once(
@@ -187,6 +271,42 @@ def test_missing_files_are_named(config: ModelConfig, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError) as caught:
         load_weights(sharded, config)
     assert caught.value.missing == tuple(file.name for file in lost)
+
+
+def split(folder: Path, files: dict[str, Callable[[str], bool]]) -> None:
+    """Puts the tensors of a checkpoint into files of their own, with an index."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    table = {name: next(file for file, takes in files.items() if takes(name)) for name in tensors}
+    for file in files:
+        save_file({name: t for name, t in tensors.items() if table[name] == file}, folder / file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": table}))
+
+
+def test_absent_files_of_what_is_not_needed_are_a_warning(
+    folder: Path, config: ModelConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "split")
+    split(
+        copy,
+        {
+            "mtp.safetensors": lambda name: name.startswith("mtp."),
+            "vision.safetensors": lambda name: "visual" in name,
+            "head.safetensors": lambda name: name == "lm_head.weight",
+            "text.safetensors": lambda name: True,
+        },
+    )
+    for lost in ("mtp.safetensors", "vision.safetensors"):
+        (copy / lost).unlink()
+    assert same(load_weights(copy, config), load_weights(folder, config))
+    assert "lacks mtp.safetensors, vision.safetensors" in caplog.text
+    with pytest.raises(CheckpointError, match=r"missing: mtp\.safetensors") as caught:
+        load_weights(copy, config, include_mtp=True)
+    assert "mtp.safetensors" in caught.value.missing
+    (copy / "head.safetensors").unlink()
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(copy, config)
+    assert caught.value.missing == ("head.safetensors",)
 
 
 @pytest.mark.parametrize("content", [b"", b"not safetensors at all, but some bytes", None])
