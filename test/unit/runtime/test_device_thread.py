@@ -45,23 +45,36 @@ def test_closed() -> None:
 
 def test_a_long_call_that_moves_is_waited_for_and_one_that_stops_moving_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many runs of the device in one call, each within the time that one is given. The clock is the test's own."""
-    clock = [0.0]
-    monkeypatch.setattr(device_thread, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    now, looked = 0.0, threading.Event()
+
+    def clock() -> float:
+        if threading.current_thread() is threading.main_thread():
+            looked.set()
+        return now
+
+    def advance(seconds: float) -> None:
+        """Let time pass, and the one who waits see it."""
+        nonlocal now
+        now += seconds
+        looked.clear()
+        looked.wait()
+
+    monkeypatch.setattr(device_thread, "time", SimpleNamespace(monotonic=clock))
     device, release = DeviceThread(), threading.Event()
 
     def many(count: int) -> int:
         for _ in range(count):
-            clock[0] += 0.2
+            advance(0.02)
             device.moved()
         return count
 
     def stuck() -> None:
         many(3)
-        clock[0] += 0.4
+        advance(0.04)
         release.wait()
 
-    assert device.call(many, 30, timeout=0.3, what="a step") == 30
-    assert clock[0] > 5
-    with pytest.raises(DeviceError, match=r"a step did not end in 0\.3 s"):
-        device.call(stuck, timeout=0.3, what="a step")
+    assert device.call(many, 30, timeout=0.03, what="a step") == 30
+    assert now > 0.5
+    with pytest.raises(DeviceError, match=r"a step did not end in 0\.03 s"):
+        device.call(stuck, timeout=0.03, what="a step")
     release.set()
