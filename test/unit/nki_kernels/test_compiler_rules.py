@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import nki
@@ -219,3 +220,16 @@ def test_simulate_takes_a_target():
     nki.simulate(nki.jit(kernel))(x)
     with pytest.raises(RuleError, match="index-tile"):
         nki.simulate(nki.jit(kernel), target=Target(checks="cautious"))(x)
+
+
+def test_the_documents_list_every_rule():
+    text = (Path(__file__).parents[3] / "docs" / "kernels.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in text.splitlines() if line.startswith("| `") and line.count("|") == 9}
+    assert set(rows) == set(RULES)
+    for rule in RULES.values():
+        cells = [c.strip() for c in rows[rule.id].split("|")[2:-1]]
+        span = f"{rule.since} to {rule.until}" if rule.until != "2.33" else f"from {rule.since}"
+        span = "all" if span == "from 2.29" else span
+        level = "cautious" if rule.disputed else "compiler"
+        code = f"NCC_{rule.code}" if rule.code else "-"
+        assert cells == [rule.says, rule.remedy, rule.effect, code, span, level, rule.source], rule.id
