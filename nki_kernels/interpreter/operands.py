@@ -9,8 +9,9 @@ from .dtypes import DType, float32, round_to, tfloat32, to_f32
 from .enums import Engine, MemoryRegion, require_enum
 from .errors import fail
 from .hardware import HW
+from .patterns import merged
 from .storage import ON_CHIP
-from .tensor import Tensor, merged
+from .tensor import Tensor
 
 SBUF = (MemoryRegion.sbuf,)
 PSUM = (MemoryRegion.psum,)

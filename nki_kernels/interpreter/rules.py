@@ -269,6 +269,12 @@ _TABLE: tuple[Rule, ...] = (
         "refused", "API stubs and release notes of NKI 0.3 to 0.7",
     ),
     Rule(
+        "tensor-truth",
+        "A tensor in an if means that it is given, not what it holds.",
+        "pass an explicit flag",
+        "silent", "AWS's mlp_tkg asks so whether a tensor is given, SDK 2.29", disputed=True,
+    ),
+    Rule(
         "old-package",
         "neuronxcc.nki is the package of the first NKI: an error in a kernel since SDK 2.30, and its baremetal returns "
         "zeros on SDK 2.32.",

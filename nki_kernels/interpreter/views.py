@@ -8,16 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from .context import check_span
 from .errors import NotSimulatedError, fail
+from .patterns import prod
 
 if TYPE_CHECKING:
     from .tensor import Tensor
-
-
-def _prod(values: Sequence[int]) -> int:
-    n = 1
-    for v in values:
-        n *= v
-    return n
 
 
 class ViewMethods:
@@ -102,9 +96,9 @@ class ViewMethods:
         """Split one dimension."""
         check_span("reshape_dim")
         dim = self._dim("reshape_dim", dim)
-        if _prod(shape) != self.shape[dim]:
+        if prod(shape) != self.shape[dim]:
             fail("reshape_dim", self.name, f"dimension {dim} has size {self.shape[dim]}, {tuple(shape)} differs")
-        steps = [self.strides[dim] * _prod(shape[i + 1 :]) for i in range(len(shape))]
+        steps = [self.strides[dim] * prod(shape[i + 1 :]) for i in range(len(shape))]
         return self._with(
             self.shape[:dim] + tuple(shape) + self.shape[dim + 1 :],
             self.strides[:dim] + tuple(steps) + self.strides[dim + 1 :],
@@ -117,7 +111,7 @@ class ViewMethods:
         for d in range(start, end):
             if self.strides[d] != self.strides[d + 1] * self.shape[d + 1]:
                 fail("flatten_dims", self.name, f"dimensions {d} and {d + 1} of {self.get_pattern()} do not merge")
-        merged = _prod(self.shape[start : end + 1])
+        merged = prod(self.shape[start : end + 1])
         return self._with(
             (*self.shape[:start], merged, *self.shape[end + 1 :]),
             (*self.strides[:start], self.strides[end], *self.strides[end + 1 :]),

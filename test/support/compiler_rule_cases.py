@@ -186,6 +186,10 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
         [(lambda x: nl.shared_constant(np.eye(4, dtype=np.float32)), r"shared_constant.*is a ndarray.*an argument")],
         [lambda x: x],
     ),
+    "tensor-truth": (
+        [(lambda x: bool(x), r"if/while: operand 'x'.*cannot steer.*explicit flag")],
+        [lambda x: len(x.shape)],
+    ),
     "accumulate": (
         [
             (lambda x: products(x, None, None), r"nc_matmul: operand 'dst'.*finished sum.*accumulate=False"),

@@ -87,7 +87,7 @@ class Simulator:
         self.kernel = kernel if isinstance(kernel, launch.Kernel) else launch.Kernel(getattr(kernel, "func", kernel))
 
     def __getitem__(self, lnc: int) -> Any:
-        return self.kernel[lnc]
+        return interpreter.launch.simulate(self.kernel[lnc], target=interpreter.Target("2.29", checks="compiler"))
 
 
 def provide() -> None:
