@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import time
 from pathlib import Path
 from typing import Any
@@ -44,6 +46,7 @@ class Worker(WorkerBase):
         self.num_slots = 0
         self.runtime: Runtime | None = None
         self.runner: ModelRunner | None = None
+        self._stepped = False
 
     # ---- start-up, in the order in which the engine calls ------------------------------------------------------------
 
@@ -66,7 +69,13 @@ class Worker(WorkerBase):
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         """Text generation."""
+        _let_engines_be_collected()
         return ("generate",)
+
+    def get_model_inspection(self) -> str:
+        """What `print(llm)` says of the model."""
+        size = f"{self.model.num_layers} layers of {self.model.hidden_size}"
+        return f"Qwen3.6: {size}, {self.model.num_parameters() / 1e9:.3g} B parameters, on {self.settings.device}"
 
     def get_supported_kv_cache_layouts(self) -> list[str]:
         """Any: the runtime lays its memory out by itself."""
@@ -124,6 +133,9 @@ class Worker(WorkerBase):
     def execute_model(self, scheduler_output: SchedulerOutput) -> ModelRunnerOutput | None:
         """Run a step; None if its tokens wait for the grammars of structured output."""
         assert self.runner is not None
+        if not self._stepped:
+            self._stepped = True
+            _let_engines_be_collected()
         return self.runner.execute(scheduler_output)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
@@ -132,10 +144,10 @@ class Worker(WorkerBase):
         return self.runner.sample(grammar_output)
 
     def shutdown(self) -> None:
-        """Give the device back."""
+        """Give the device and its memory back."""
         if self.runtime is not None:
             self.runtime.close()
-            self.runtime = None
+        self.runtime = self.runner = None
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
@@ -214,6 +226,16 @@ class Worker(WorkerBase):
             config.max_step_tokens,
             seconds,
         )
+
+
+def _let_engines_be_collected() -> None:
+    """Undo the freezing of the heap, where an engine shares its user's process and may end before it.
+
+    vLLM freezes all objects once an engine is made. An engine refers to itself, so that one which is deleted without a
+    shutdown would stay for good, with its weights and caches.
+    """
+    if multiprocessing.parent_process() is None:
+        gc.unfreeze()
 
 
 def message_tokens(checkpoint: Path) -> tuple[frozenset[int], frozenset[int]]:

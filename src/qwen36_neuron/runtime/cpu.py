@@ -12,11 +12,11 @@ from ..config import BLOCK_SIZE
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.paged_attention import PagedRow
-from ..step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
+from ..step import Capacity, DeviceError, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose
 from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
-from .cpu_memory import keep_freed_memory
+from .cpu_memory import keep_freed_memory, return_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, lane_index
 
 PADDING_LIMIT = 0.25
@@ -28,6 +28,9 @@ class CpuRuntime:
 
     linear: type[Linear] = CpuLinear
     """The kind of its projections."""
+
+    _closed = True
+    """Until it is open: there is nothing to give back of one that could not be made."""
 
     def __init__(self, config: RuntimeConfig) -> None:
         keep_freed_memory()
@@ -47,6 +50,7 @@ class CpuRuntime:
             sampling_candidates=config.sampling_candidates or 0,
         )
         self._checker = StepChecker(self._capacity, model_config.vocab_size)
+        self._closed = False
 
     @property
     def capacity(self) -> Capacity:
@@ -54,7 +58,7 @@ class CpuRuntime:
 
     @property
     def vocab_size(self) -> int:
-        return self.model.config.vocab_size
+        return self._checker.vocab_size
 
     def warm_up(self) -> None:
         """Touch both code paths on the scratch lane and block, so that the first request pays for no set-up."""
@@ -66,6 +70,8 @@ class CpuRuntime:
         self.cache.zero(0)
 
     def run(self, step: Step) -> StepResult:
+        if self._closed:
+            raise DeviceError("the runtime was closed")
         self._checker.check(step)
         with torch.inference_mode():
             results = self._run(step.rows)
@@ -73,7 +79,19 @@ class CpuRuntime:
         return StepResult(tuple(results))
 
     def close(self) -> None:
-        """Nothing is held outside this process."""
+        """Give the memory of weights and caches back to the machine, whoever still holds this object. May be repeated.
+
+        Whatever is not small goes, in subclasses too: what stays is what says how much was held.
+        """
+        if self._closed:
+            return
+        kept = {name: vars(self)[name] for name in ("config", "_capacity", "_checker")}
+        vars(self).clear()
+        vars(self).update(kept, _closed=True)
+        return_freed_memory()
+
+    def __del__(self) -> None:
+        self.close()
 
     # ---- one step ----------------------------------------------------------------------------------------------
 

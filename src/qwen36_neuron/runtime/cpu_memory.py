@@ -28,3 +28,13 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_MMAP_THRESHOLD, LARGEST), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, GROWTH))
     return all(mallopt(parameter, value) == 1 for parameter, value in settings)
+
+
+def return_freed_memory() -> bool:
+    """Give what has been freed back to the operating system, which `keep_freed_memory` puts off.
+
+    Returns:
+        Whether the C library took it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return trim is not None and trim(0) == 1
