@@ -56,14 +56,14 @@ def decode(batch: int = 1, steps: int = 1) -> Example:
     )  # fmt: skip
 
 
-def attention(tokens: int, held: int, batch: int = 1) -> Example:
-    """New tokens of 3 query heads over a prefix in the cache."""
+def attention(tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16) -> Example:
+    """New tokens of a few query heads over a prefix in the cache."""
     blocks = held // 64
-    q, k = _normal(batch, tokens, 3, 256, dtype=BF16), _normal(batch, tokens, 1, 256, dtype=BF16)
-    cache = _normal(batch * blocks, 64, 1, 256, dtype=BF16)
+    q, k = _normal(batch, tokens, heads, 256, dtype=dtype), _normal(batch, tokens, 1, 256, dtype=dtype)
+    cache = _normal(batch * blocks, 64, 1, 256, dtype=dtype)
     table = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
     start = np.full((1, batch), held, dtype=np.int32)
-    note = f"{batch} sequences, {tokens} new tokens each over {held} held, 3 query heads, 1 key head"
+    note = f"{batch} sequences, {tokens} new tokens each over {held} held, {heads} query heads, 1 key head"
     return Example(paged_attention, (q, k, k, cache, cache, table, start), note=note)
 
 
@@ -92,9 +92,8 @@ def chunk() -> Example:
     )
 
 
-def mlp(tokens: int) -> Example:
+def mlp(tokens: int, hidden: int = 5120, inner: int = 2176) -> Example:
     """The MLP of one layer: intermediate size 17408 over eight physical cores."""
-    hidden, inner = 5120, 2176
     codes = np.random.default_rng(0).integers(0, 112, (hidden, inner), dtype=np.uint8)
     scales = (np.full((inner, 1), 1e-3, dtype=np.float32), np.full((1, hidden), 1e-3, dtype=np.float32))
     args = (_normal(tokens, hidden, dtype=BF16), codes, codes, codes.reshape(inner, hidden), scales[0], *scales)
@@ -125,10 +124,10 @@ def conv_step(batch: int = 8) -> Example:
 
 
 @register("gated_rms_norm")
-def norm() -> Example:
+def norm(tokens: int = 512) -> Example:
     """The gated norm of a prompt."""
-    args = (_normal(512, HEADS, D), _normal(512, HEADS, D, dtype=BF16), _normal(1, D, dtype=BF16))
-    return Example(gated_rms_norm, args, note=f"512 tokens, {HEADS} heads")
+    args = (_normal(tokens, HEADS, D), _normal(tokens, HEADS, D, dtype=BF16), _normal(1, D, dtype=BF16))
+    return Example(gated_rms_norm, args, note=f"{tokens} tokens, {HEADS} heads")
 
 
 @register("qk_l2norm")

@@ -4,7 +4,7 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import Bank, make_banks, split
+from .delta_rule_tiles import Bank, identity, make_banks, sbuf, split, turn_into
 
 ROWS = 128
 COLUMNS = 512
@@ -57,26 +57,25 @@ def fp8_mlp(
     first, lines, blocks = core * own, hidden // ROWS, own // ROWS
     y = nl.ndarray((cores, tokens, hidden), dtype=nl.float32, buffer=nl.shared_hbm)
 
-    psum = make_banks()
+    psum, given = make_banks(), (gate_scale, up_scale)
     turned = _turn(x, psum)
-    inner = _sbuf(nl.bfloat16, (ROWS, blocks, tokens))
+    inner = sbuf(nl.bfloat16, (ROWS, blocks, tokens))
     # Long runs keep the DMA engines efficient: six blocks of columns at a time, then 1,024 columns.
     for part in split(blocks, 6):
         columns = (part[1] - part[0]) * ROWS
         weights = []
-        for side in range(2):
-            weight = (gate, up)[side]
+        for weight in (gate, up):
             # [h, i] of every line of 128 hidden channels
             pattern = [[weight.shape[1], ROWS], [weight.shape[1] * ROWS, lines], [1, columns]]
-            codes = _sbuf(nl.uint8, (ROWS, lines, columns))
+            codes = sbuf(nl.uint8, (ROWS, lines, columns))
             nisa.dma_copy(dst=codes, src=weight.ap(pattern=pattern, offset=first + part[0] * ROWS))
             weights.append(codes.view(nl.float8_e4m3))
         for block in range(part[0], part[1]):
             at, column = first + block * ROWS, (block - part[0]) * ROWS
             sums, scales = [], []
             for side in range(2):
-                bank, scale = psum.take()[:, 0:tokens], _sbuf(nl.float32, (ROWS, 1))
-                nisa.dma_copy(dst=scale, src=(gate_scale, up_scale)[side][at : at + ROWS])
+                bank, scale = psum.take()[:, 0:tokens], sbuf(nl.float32, (ROWS, 1))
+                nisa.dma_copy(dst=scale, src=given[side][at : at + ROWS])
                 for n in range(lines):
                     # [h, i] x [h, t] -> [i, t]
                     nisa.nc_matmul(
@@ -85,7 +84,7 @@ def fp8_mlp(
                     )  # fmt: skip
                 sums.append(bank)
                 scales.append(scale)
-            opened = _sbuf(nl.float32, (ROWS, tokens))
+            opened = sbuf(nl.float32, (ROWS, tokens))
             nisa.activation(dst=opened, op=nl.silu, data=sums[0], scale=scales[0])
             nisa.scalar_tensor_tensor(
                 dst=inner[:, block : block + 1], data=sums[1], op0=nl.multiply, operand0=scales[1], op1=nl.multiply,
@@ -93,14 +92,14 @@ def fp8_mlp(
             )  # fmt: skip
     for part in split(hidden // COLUMNS, 2):
         begin, columns = part[0] * COLUMNS, (part[1] - part[0]) * COLUMNS
-        codes, scale = _sbuf(nl.uint8, (ROWS, blocks, columns)), _sbuf(nl.float32, (ROWS, columns))
+        codes, scale = sbuf(nl.uint8, (ROWS, blocks, columns)), sbuf(nl.float32, (ROWS, columns))
         pattern = [[hidden, ROWS], [hidden * ROWS, blocks], [1, columns]]
         nisa.dma_copy(dst=codes, src=down.ap(pattern=pattern, offset=first * hidden + begin))
         nisa.dma_copy(dst=scale, src=down_scale.ap(pattern=[[0, ROWS], [1, columns]], offset=begin))
         weight = codes.view(nl.float8_e4m3)
         for start in range(0, tokens, ROWS):
             rows = min(ROWS, tokens - start)
-            out = _sbuf(nl.float32, (rows, columns))
+            out = sbuf(nl.float32, (rows, columns))
             for column in range(0, columns, COLUMNS):
                 bank = psum.take()[0:rows]
                 for block in range(blocks):
@@ -113,27 +112,24 @@ def fp8_mlp(
                     dst=out[:, column : column + COLUMNS], data1=bank, data2=scale[0:rows, column : column + COLUMNS],
                     op=nl.multiply, engine=nisa.engine.vector,
                 )  # fmt: skip
-            nisa.dma_copy(dst=y[core : core + 1, start : start + rows, begin : begin + columns], src=out)
+            place = y.ap(pattern=[[hidden, rows], [1, columns]], offset=(core * tokens + start) * hidden + begin)
+            nisa.dma_copy(dst=place, src=out)
     return y
-
-
-def _sbuf(dtype: nl.dtype, shape: tuple) -> nl.ndarray:
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
 
 
 def _turn(x: nl.ndarray, psum: Bank) -> nl.ndarray:
     """[N, H] of HBM as [h, H / 128, N]."""
     tokens, hidden = x.shape
     lines = hidden // ROWS
-    turned = _sbuf(x.dtype, (ROWS, lines, tokens))
+    turned, eye = sbuf(x.dtype, (ROWS, lines, tokens)), identity(x.dtype)
     for start in range(0, tokens, ROWS):
         rows = min(ROWS, tokens - start)
-        raw = _sbuf(x.dtype, (rows, hidden))
+        raw = sbuf(x.dtype, (rows, hidden))
         nisa.dma_copy(dst=raw, src=x[start : start + rows])
         for n in range(0, lines, 4):
-            bank = psum.take().view(x.dtype)[:, 0 : 4 * rows]
+            bank = psum.take()[:, 0 : 4 * rows]
             for line in range(4):
                 at = (n + line) * ROWS
-                nisa.nc_transpose(dst=bank[:, line * rows : (line + 1) * rows], data=raw[:, at : at + ROWS])
+                turn_into(bank[:, line * rows : (line + 1) * rows], raw[:, at : at + ROWS], eye)
             nisa.tensor_copy(dst=turned[:, n : n + 4, start : start + rows], src=bank, engine=nisa.engine.vector)
     return turned

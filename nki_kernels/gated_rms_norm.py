@@ -4,6 +4,8 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
+from .delta_rule_tiles import square_sums, to_power
+
 TILE = 128
 
 
@@ -43,7 +45,7 @@ def gated_rms_norm(x: nl.ndarray, gate: nl.ndarray, weight: nl.ndarray, eps: flo
         nisa.activation(dst=factor, op=nl.silu, data=open_gate)
         nisa.tensor_tensor(
             dst=factor, data1=factor, data2=scale.ap(pattern=[[size, rows], [0, own], [1, size]]), op=nl.multiply,
-            engine=nisa.engine.gpsimd,
+            engine=nisa.engine.vector,
         )  # fmt: skip
         out = _sbuf(dt, rows, own, size)
         for h in range(own):
@@ -109,11 +111,9 @@ def _sbuf(dtype: nl.dtype, rows: int, heads: int, size: int) -> nl.ndarray:
 
 def _root(x: nl.ndarray, scale: float, eps: float) -> nl.ndarray:
     """rsqrt(scale * sum(x^2) + eps) of every head: fp32 [rows, heads]."""
-    rows, heads, size = x.shape
-    root, square = nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf), _sbuf(nl.float32, rows, 1, size)
-    for h in range(heads):
-        nisa.activation_reduce(
-            dst=square, op=nl.square, data=x[:, h : h + 1], reduce_op=nl.add, reduce_res=root[:, h : h + 1]
-        )
-    nisa.activation(dst=root, op=nl.rsqrt, data=root, scale=scale, bias=eps)
+    rows, heads = x.shape[0], x.shape[1]
+    sums, root = _sbuf(nl.float32, rows, heads, 1), nl.ndarray((rows, heads), dtype=nl.float32, buffer=nl.sbuf)
+    square_sums(sums, x)
+    nisa.tensor_scalar(dst=root, data=sums, op0=nl.multiply, operand0=scale, engine=nisa.engine.vector)
+    to_power(root, root, eps, -0.5)
     return root

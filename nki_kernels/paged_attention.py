@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import nki
 import nki.isa as nisa
 import nki.language as nl
-import numpy as np
 
-from .delta_rule_tiles import Bank, make_banks
+from .delta_rule_tiles import Bank, identity, index_tiles, make_banks, sbuf, turn_into
 
 ROWS = 128
 SIZE = 256
@@ -15,7 +14,6 @@ BLOCK = 64
 KEYS = 512
 """Keys of a chunk: what one PSUM bank holds of a query's scores."""
 LOWEST = -3.0e38
-COUNT = np.arange(1, 65537, dtype=np.float32).reshape(-1, 1)
 
 
 @nki.jit
@@ -74,24 +72,23 @@ def paged_attention(
     share = heads // key_heads
     o = nl.ndarray((batch, tokens, heads, size), dtype=q.dtype, buffer=nl.shared_hbm)
 
-    psum, count = make_banks(), nl.shared_constant(COUNT)
-    names = _sbuf(nl.int32, (1, batch * blocks))
-    nisa.dma_copy(dst=names, src=table.reshape((1, batch * blocks)))
+    psum, eye = make_banks(), identity(q.dtype)
+    names = index_tiles(table.reshape((1, batch * blocks)), batch * blocks, nisa.engine.gpsimd)
     work: list = []
     tiles: list = []
     for b in range(batch):
-        held = _sbuf(nl.float32, (ROWS, 1))
+        held = sbuf(nl.float32, (ROWS, 1))
         nisa.dma_copy(dst=held, src=start.ap(pattern=[[0, ROWS], [1, 1]], offset=b))
         for head in range(first // share, (first + own - 1) // share + 1):
             begin, end = max(first, head * share), min(first + own, (head + 1) * share)
-            mine = _load_queries(q, b, begin, end, count, psum)
+            mine = _load_queries(q, b, begin, end, eye, psum)
             for at in range(0, tokens, KEYS):
                 chunk = Keys(b=b, head=head, start=at, count=min(KEYS, tokens - at), entry=-1)
-                _plan(work, mine, chunk, None)
+                _plan_new(work, mine, chunk)
             for at in range(0, blocks * BLOCK, KEYS):
                 entry = b * blocks + at // BLOCK
                 chunk = Keys(b=b, head=head, start=at, count=min(KEYS, blocks * BLOCK - at), entry=entry)
-                _plan(work, mine, chunk, held)
+                _plan_held(work, mine, chunk, held)
             for n in range(len(mine)):
                 tiles.append(mine[n])
     # Each piece of work takes six turns, one stage a turn: what one waits for, the stages of others fill.
@@ -99,13 +96,13 @@ def paged_attention(
         if turn < len(work):
             _load_keys(work[turn].keys, k, v, k_cache, v_cache, names)
         if turn >= 2 and turn - 2 < len(work):
-            _turn_keys(work[turn - 2].keys, psum)
+            _turn_keys(work[turn - 2].keys, eye, psum)
         if turn >= 3 and turn - 3 < len(work):
             _score(work[turn - 3], psum)
         if turn >= 4 and turn - 4 < len(work):
             _weigh(work[turn - 4])
         if turn >= 5 and turn - 5 < len(work):
-            _turn_weights(work[turn - 5], psum)
+            _turn_weights(work[turn - 5], eye, psum)
         if turn >= 6:
             _gather(work[turn - 6], psum)
     for n in range(len(tiles)):
@@ -149,6 +146,8 @@ class Keys(nl.NKIObject):
     start: int
     count: int
     entry: int
+    loaded: bool = False
+    transposed: bool = False
     raw: nl.ndarray = None
     values: nl.ndarray = None
     turned: nl.ndarray = None
@@ -176,12 +175,8 @@ class Work(nl.NKIObject):
     here: nl.ndarray = None
 
 
-def _sbuf(dtype: nl.dtype, shape: tuple) -> nl.ndarray:
-    return nl.ndarray(shape, dtype=dtype, buffer=nl.sbuf)
-
-
-def _load_queries(q: nl.ndarray, b: int, begin: int, end: int, count: nl.ndarray, psum: Bank) -> list:
-    tokens, dt, f32 = q.shape[1], q.dtype, nl.float32
+def _load_queries(q: nl.ndarray, b: int, begin: int, end: int, eye: nl.ndarray, psum: Bank) -> list:
+    tokens, heads, dt, f32 = q.shape[1], q.shape[2], q.dtype, nl.float32
     per_tile = min(tokens, ROWS)
     together = max(1, ROWS // per_tile)
     tiles = []
@@ -189,20 +184,20 @@ def _load_queries(q: nl.ndarray, b: int, begin: int, end: int, count: nl.ndarray
         n = min(together, end - head)
         for first in range(0, tokens, per_tile):
             rows = n * per_tile
-            raw, turned, limit = _sbuf(dt, (rows, SIZE)), _sbuf(dt, (ROWS, 2, rows)), _sbuf(f32, (rows, 1))
+            seen = sbuf(f32, (per_tile, 1))
+            nisa.iota(dst=seen, pattern=[[0, 1]], offset=first + 1, channel_multiplier=1)
+            raw, turned, limit = sbuf(dt, (rows, SIZE)), sbuf(dt, (ROWS, 2, rows)), sbuf(f32, (rows, 1))
             for h in range(n):
                 at = h * per_tile
-                nisa.dma_copy(
-                    dst=raw[at : at + per_tile], src=q[b : b + 1, first : first + per_tile, head + h : head + h + 1]
-                )
-                nisa.dma_copy(dst=limit[at : at + per_tile], src=count[first : first + per_tile])
-            bank = psum.take().view(dt)[:, 0 : 2 * rows]
+                place = q.ap(pattern=[[heads * SIZE, per_tile], [1, SIZE]],
+                             offset=((b * tokens + first) * heads + head + h) * SIZE)  # fmt: skip
+                nisa.dma_copy(dst=raw[at : at + per_tile], src=place)
+                nisa.dma_copy(dst=limit[at : at + per_tile], src=seen)
+            bank = psum.take()[:, 0 : 2 * rows]
             for half in range(2):
-                nisa.nc_transpose(
-                    dst=bank[:, half * rows : (half + 1) * rows], data=raw[:, half * ROWS : (half + 1) * ROWS]
-                )
+                turn_into(bank[:, half * rows : (half + 1) * rows], raw[:, half * ROWS : (half + 1) * ROWS], eye)
             nisa.tensor_copy(dst=turned, src=bank, engine=nisa.engine.vector)
-            top, total, out = _sbuf(f32, (rows, 1)), _sbuf(f32, (rows, 1)), _sbuf(f32, (rows, SIZE))
+            top, total, out = sbuf(f32, (rows, 1)), sbuf(f32, (rows, 1)), sbuf(f32, (rows, SIZE))
             nisa.memset(dst=top, value=LOWEST, engine=nisa.engine.gpsimd)
             nisa.memset(dst=total, value=0.0, engine=nisa.engine.gpsimd)
             nisa.memset(dst=out, value=0.0, engine=nisa.engine.gpsimd)
@@ -215,61 +210,68 @@ def _load_queries(q: nl.ndarray, b: int, begin: int, end: int, count: nl.ndarray
     return tiles
 
 
-def _plan(work: list, tiles: list, keys: Keys, held: nl.ndarray) -> None:
-    """Every tile that sees any key of the chunk; `held` is None for new tokens."""
+def _plan_new(work: list, tiles: list, keys: Keys) -> None:
+    """Every tile that sees any of the new tokens of the chunk."""
     for n in range(len(tiles)):
-        if held != None:  # noqa: E711
-            work.append(Work(tile=tiles[n], keys=keys, limit=held[0 : tiles[n].rows]))
-        elif keys.start < tiles[n].first + tiles[n].tokens:
+        if keys.start < tiles[n].first + tiles[n].tokens:
             work.append(Work(tile=tiles[n], keys=keys, limit=tiles[n].limit))
+
+
+def _plan_held(work: list, tiles: list, keys: Keys, held: nl.ndarray) -> None:
+    """Every tile sees the chunk's tokens below `held`, [128, 1]."""
+    for n in range(len(tiles)):
+        work.append(Work(tile=tiles[n], keys=keys, limit=held[0 : tiles[n].rows]))
 
 
 def _load_keys(
     keys: Keys, k: nl.ndarray, v: nl.ndarray, k_cache: nl.ndarray, v_cache: nl.ndarray, names: nl.ndarray
 ) -> None:
     """Read a chunk that has not been read; rows past its end become zero."""
-    if keys.raw != None:  # noqa: E711
+    if keys.loaded:
         return
+    keys.loaded = True
     lines = (keys.count + ROWS - 1) // ROWS
-    keys.raw, keys.values = _sbuf(k.dtype, (ROWS, lines, SIZE)), _sbuf(k.dtype, (ROWS, lines, SIZE))
+    keys.raw = sbuf(k.dtype, (ROWS, lines, SIZE))
+    keys.values = sbuf(k.dtype, (ROWS, lines, SIZE))
     if keys.count % ROWS != 0:
         nisa.memset(dst=keys.raw[:, lines - 1 : lines], value=0.0, engine=nisa.engine.gpsimd)
         nisa.memset(dst=keys.values[:, lines - 1 : lines], value=0.0, engine=nisa.engine.gpsimd)
     if keys.entry < 0:
         for n in range(lines):
             rows, at = min(ROWS, keys.count - n * ROWS), keys.start + n * ROWS
-            for pair in range(2):
-                nisa.dma_copy(
-                    dst=(keys.raw, keys.values)[pair][0:rows, n : n + 1],
-                    src=(k, v)[pair][keys.b : keys.b + 1, at : at + rows, keys.head : keys.head + 1],
-                )
+            row = k.shape[2] * SIZE
+            pattern, offset = [[row, rows], [1, SIZE]], (keys.b * k.shape[1] + at) * row + keys.head * SIZE
+            nisa.dma_copy(dst=keys.raw[0:rows, n : n + 1], src=k.ap(pattern=pattern, offset=offset))
+            nisa.dma_copy(dst=keys.values[0:rows, n : n + 1], src=v.ap(pattern=pattern, offset=offset))
         return
     pattern = [[k_cache.shape[2] * SIZE, BLOCK], [1, SIZE]]
     # The hardware's address generator takes 600 ns a transfer: GpSimd, which has nothing else to do, makes some.
     for n in range(keys.count // BLOCK):
-        name, row = names[0:1, keys.entry + n : keys.entry + n + 1], (n % 2) * BLOCK
-        for pair in range(2):
-            nisa.dma_copy(
-                dst=(keys.raw, keys.values)[pair][row : row + BLOCK, n // 2 : n // 2 + 1],
-                src=(k_cache, v_cache)[pair].ap(
-                    pattern=pattern, offset=keys.head * SIZE, scalar_offset=name, indirect_dim=0
-                ),
-                dge_mode=nisa.dge_mode.swdge if pair == 1 and n % 4 != 0 else nisa.dge_mode.hwdge,
-            )
+        name, row, offset = names[keys.entry + n], (n % 2) * BLOCK, keys.head * SIZE
+        nisa.dma_copy(
+            dst=keys.raw[row : row + BLOCK, n // 2 : n // 2 + 1],
+            src=k_cache.ap(pattern=pattern, offset=offset, scalar_offset=name, indirect_dim=0),
+            dge_mode=nisa.dge_mode.hwdge,
+        )
+        nisa.dma_copy(
+            dst=keys.values[row : row + BLOCK, n // 2 : n // 2 + 1],
+            src=v_cache.ap(pattern=pattern, offset=offset, scalar_offset=name, indirect_dim=0),
+            dge_mode=nisa.dge_mode.swdge if n % 4 != 0 else nisa.dge_mode.hwdge,
+        )
 
 
-def _turn_keys(keys: Keys, psum: Bank) -> None:
+def _turn_keys(keys: Keys, eye: nl.ndarray, psum: Bank) -> None:
     """k^T of a chunk that has not been turned."""
-    if keys.turned != None:  # noqa: E711
+    if keys.transposed:
         return
+    keys.transposed = True
     lines, dt = keys.raw.shape[1], keys.raw.dtype
-    keys.turned = _sbuf(dt, (ROWS, 2, lines * ROWS))
+    keys.turned = sbuf(dt, (ROWS, 2, lines * ROWS))
     for half in range(2):
-        bank = psum.take().view(dt)[:, 0 : lines * ROWS]
+        bank = psum.take()[:, 0 : lines * ROWS]
         for n in range(lines):
-            nisa.nc_transpose(
-                dst=bank[:, n * ROWS : (n + 1) * ROWS], data=keys.raw[:, n : n + 1, half * ROWS : (half + 1) * ROWS]
-            )
+            data = keys.raw[:, n : n + 1, half * ROWS : (half + 1) * ROWS].reshape((ROWS, ROWS))
+            turn_into(bank[:, n * ROWS : (n + 1) * ROWS], data, eye)
         nisa.tensor_copy(dst=keys.turned[:, half : half + 1], src=bank, engine=nisa.engine.vector)
 
 
@@ -277,19 +279,20 @@ def _score(work: Work, psum: Bank) -> None:
     """Masked scores, the new maximum, and what the old one's terms are worth."""
     tile, keys, f32, scale = work.tile, work.keys, nl.float32, SIZE**-0.5
     size = keys.turned.shape[2]
-    bank, highest, top = psum.take()[0 : tile.rows, 0:size], _sbuf(f32, (tile.rows, 1)), _sbuf(f32, (tile.rows, 1))
+    bank, highest, top = psum.take()[0 : tile.rows, 0:size], sbuf(f32, (tile.rows, 1)), sbuf(f32, (tile.rows, 1))
     for half in range(2):
         # [d, i] x [d, j] -> [i, j]
         nisa.nc_matmul(
             dst=bank, stationary=tile.turned[:, half : half + 1], moving=keys.turned[:, half : half + 1],
             accumulate=half > 0,
         )  # fmt: skip
-    work.scores = _sbuf(f32, (tile.rows, size))
+    work.scores = sbuf(f32, (tile.rows, size))
     nisa.range_select(
         dst=work.scores, on_true_tile=bank, comp_op0=nl.less, comp_op1=nl.less, bound0=work.limit, bound1=work.limit,
         reduce_cmd=nisa.reduce_cmd.reset_reduce, reduce_res=highest, reduce_op=nl.maximum, range_start=keys.start,
     )  # fmt: skip
-    work.bias, work.fade = _sbuf(f32, (tile.rows, 1)), _sbuf(f32, (tile.rows, 1))
+    work.bias = sbuf(f32, (tile.rows, 1))
+    work.fade = sbuf(f32, (tile.rows, 1))
     nisa.tensor_tensor(dst=top, data1=tile.top, data2=highest, op=nl.maximum)
     nisa.tensor_scalar(dst=work.bias, data=top, op0=nl.multiply, operand0=-scale, engine=nisa.engine.vector)
     nisa.activation(dst=work.fade, op=nl.exp, data=tile.top, scale=scale, bias=work.bias)
@@ -299,48 +302,50 @@ def _score(work: Work, psum: Bank) -> None:
 def _weigh(work: Work) -> None:
     """p = e^((s - m) / 16) and its sum."""
     rows, size = work.scores.shape
-    work.weights, work.here = _sbuf(work.keys.values.dtype, (rows, size)), _sbuf(nl.float32, (rows, 1))
+    work.weights = sbuf(work.keys.values.dtype, (rows, size))
+    work.here = sbuf(nl.float32, (rows, 1))
     nisa.activation_reduce(
         dst=work.weights, op=nl.exp, data=work.scores, reduce_op=nl.add, reduce_res=work.here, bias=work.bias,
         scale=SIZE**-0.5,
     )  # fmt: skip
 
 
-def _turn_weights(work: Work, psum: Bank) -> None:
+def _turn_weights(work: Work, eye: nl.ndarray, psum: Bank) -> None:
     """p^T, [j, lines, i]."""
     rows, size = work.weights.shape
     lines, dt = size // ROWS, work.weights.dtype
-    bank, work.turned = psum.take().view(dt)[:, 0 : lines * rows], _sbuf(dt, (ROWS, lines, rows))
+    bank = psum.take()[:, 0 : lines * rows]
+    work.turned = sbuf(dt, (ROWS, lines, rows))
     for n in range(lines):
-        nisa.nc_transpose(dst=bank[:, n * rows : (n + 1) * rows], data=work.weights[:, n * ROWS : (n + 1) * ROWS])
+        turn_into(bank[:, n * rows : (n + 1) * rows], work.weights[:, n * ROWS : (n + 1) * ROWS], eye)
     nisa.tensor_copy(dst=work.turned, src=bank, engine=nisa.engine.scalar)
 
 
 def _gather(work: Work, psum: Bank) -> None:
     """l <- fade l + sum(p) and o <- fade o + p v."""
     tile, f32 = work.tile, nl.float32
-    product, out = psum.take()[0 : tile.rows, 0:SIZE], _sbuf(f32, (tile.rows, SIZE))
+    product, out = psum.take()[0 : tile.rows, 0:SIZE], sbuf(f32, (tile.rows, SIZE))
     for n in range(work.turned.shape[1]):
         # [j, i] x [j, v] -> [i, v]
         nisa.nc_matmul(
             dst=product, stationary=work.turned[:, n : n + 1], moving=work.keys.values[:, n : n + 1], accumulate=n > 0
         )
     nisa.scalar_tensor_tensor(dst=out, data=tile.out, op0=nl.multiply, operand0=work.fade, op1=nl.add, operand1=product)
-    total = _sbuf(f32, (tile.rows, 1))
+    total = sbuf(f32, (tile.rows, 1))
     nisa.scalar_tensor_tensor(
         dst=total, data=tile.total, op0=nl.multiply, operand0=work.fade, op1=nl.add, operand1=work.here
     )
-    tile.total, tile.out = total, out
+    tile.total = total
+    tile.out = out
 
 
 def _finish(tile: Queries, o: nl.ndarray) -> None:
     """o / l, to HBM."""
-    inverse, out = _sbuf(nl.float32, (tile.rows, 1)), _sbuf(o.dtype, (tile.rows, SIZE))
+    inverse, out = sbuf(nl.float32, (tile.rows, 1)), sbuf(o.dtype, (tile.rows, SIZE))
     nisa.reciprocal(dst=inverse, data=tile.total)
     nisa.tensor_scalar(dst=out, data=tile.out, op0=nl.multiply, operand0=inverse, engine=nisa.engine.vector)
     for h in range(tile.heads):
-        at, head = h * tile.tokens, tile.head + h
-        nisa.dma_copy(
-            dst=o[tile.b : tile.b + 1, tile.first : tile.first + tile.tokens, head : head + 1],
-            src=out[at : at + tile.tokens],
-        )
+        at, heads = h * tile.tokens, o.shape[2]
+        offset = ((tile.b * o.shape[1] + tile.first) * heads + tile.head + h) * SIZE
+        place = o.ap(pattern=[[heads * SIZE, tile.tokens], [1, SIZE]], offset=offset)
+        nisa.dma_copy(dst=place, src=out[at : at + tile.tokens])

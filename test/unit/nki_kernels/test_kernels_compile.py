@@ -13,7 +13,8 @@ from nki_kernels.interpreter.target import SDKS
 
 FILES = [
     "causal_conv1d", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve", "delta_rule_tiles",
-    "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "state_copy",
+    "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_rms_norm",
+    "paged_attention", "state_copy",
 ]  # fmt: skip
 EXAMPLES = {
     "a tile that is not full, checkpoints": lambda: examples.prefill(300, (1, 3)),
@@ -24,6 +25,14 @@ EXAMPLES = {
     "convolution": examples.conv,
     "convolution of odd rows": lambda: examples.conv_step(3),
     "copy": examples.copy,
+    "attention of a prompt": lambda: examples.attention(128, 576, heads=2),
+    "attention of a token": lambda: examples.attention(1, 192, batch=2, heads=2),
+    "attention of drafts": lambda: examples.attention(3, 64, heads=6),
+    "attention of few tokens, float32": lambda: examples.attention(64, 64, heads=2, dtype=np.float32),
+    "MLP of a token": lambda: examples.mlp(1, 512, 256),
+    "MLP of odd rows": lambda: examples.mlp(131, 512, 256),
+    "gated norm": lambda: examples.norm(130),
+    "l2 norm": examples.l2norm,
 }
 
 
