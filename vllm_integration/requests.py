@@ -11,6 +11,7 @@ from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, Schedul
 from vllm.v1.outputs import LogprobsTensors
 
 from .lanes import LaneAllocator
+from .logit_edits import LogitEdits
 
 
 @dataclass(slots=True)
@@ -20,13 +21,14 @@ class RequestState:
     Attributes:
         prompt: its prompt's token ids.
         output: token ids sampled so far. Logits processors hold this very list, so it is only ever grown or refilled
-            in place.
+            in place; `refill` does the latter.
         blocks: KV block ids, block i holding tokens 64 i .. 64 i + 63.
         slots: checkpoint slot ids, entry i being of the state after 64 (i + 1) tokens; 0 where none is kept.
         lane: the running-state lane it owns; 0 while it is preempted.
         generator: its own random stream, if it asked for a seed.
         owes_prompt_logprobs: whether prompt log-probabilities were asked for and not delivered yet.
         prompt_logprobs: the table being filled with them.
+        edits: what the request changes in its logits, with its count of tokens; None until it is asked for.
     """
 
     request_id: str
@@ -39,6 +41,18 @@ class RequestState:
     generator: torch.Generator | None = None
     owes_prompt_logprobs: bool = False
     prompt_logprobs: LogprobsTensors | None = None
+    edits: LogitEdits | None = None
+
+    def refill(self, output: Sequence[int]) -> None:
+        """Replace the output, as a request that resumes after preemption may; what was counted of it is forgotten."""
+        self.output[:] = output
+        self.edits = None
+
+    def edit(self, logits: torch.Tensor) -> None:
+        """Apply, in place, what the request asks to be changed in its logits, fp32 [vocab] on the host."""
+        if self.edits is None:
+            self.edits = LogitEdits(self.params, self.prompt, self.output)
+        self.edits.apply(logits.numpy())
 
     @property
     def num_tokens(self) -> int:
@@ -104,7 +118,7 @@ class RequestTable:
             state = self._create(new)
             self.states[new.req_id] = state
         if new.prefill_token_ids is not None:
-            state.output[:] = new.prefill_token_ids[len(state.prompt) :]
+            state.refill(new.prefill_token_ids[len(state.prompt) :])
         self._place(state, new.block_ids)
         start = new.num_computed_tokens
         return Scheduled(state, start, start + num_tokens, restores=start > 0)
@@ -128,7 +142,7 @@ class RequestTable:
         if resumed:
             tokens = cached.all_token_ids.get(request_id)
             if tokens is not None:
-                state.output[:] = tokens[len(state.prompt) :]
+                state.refill(tokens[len(state.prompt) :])
             self._place(state, blocks or ((), ()))
         elif blocks is not None:
             state.blocks.extend(blocks[self._attention_group])

@@ -1,4 +1,4 @@
-"""Sampling on the host: vLLM's own sampler on the rows that need more than the most likely token."""
+"""Sampling on the host: the rows that need more than a device gives, drawn by the same definition."""
 
 from __future__ import annotations
 
@@ -9,20 +9,14 @@ import torch
 import xgrammar
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
-from vllm.utils.torch_utils import make_tensor_with_pad
 from vllm.v1.core.sched.output import GrammarOutput
-from vllm.v1.outputs import LogprobsLists, LogprobsTensors
-from vllm.v1.sample.logits_processor import build_logitsprocs
-from vllm.v1.sample.metadata import SamplingMetadata
-from vllm.v1.sample.sampler import Sampler
+from vllm.v1.outputs import LogprobsLists
 
 from qwen36_neuron.runtime import Output, Sampling
+from qwen36_neuron.runtime.choose import draw
 
-from .batch import SampledRows
 from .requests import RequestState
-
-GREEDY_BELOW = 1e-5
-"""A lower temperature means the most likely token; the limit that vLLM's sampler uses."""
+from .vllm_sampler import GREEDY_BELOW, VllmSampler
 
 
 def needs_logits(state: RequestState, has_custom_processors: bool) -> bool:
@@ -50,8 +44,8 @@ def device_choice(
 
     A request is drawn on the device if its token depends on the logits, temperature, top-k, top-p and min-p alone, and
     its top-k, if it has one, is within the device's candidates. Its own random stream gives the number that decides; a
-    request without a seed takes it from the process's. Tokens differ from those that the host's sampler gives for the
-    same seed, their distribution does not.
+    request without a seed takes it from the process's. The host draws by the same number, so where a token is drawn
+    changes no seeded request.
 
     Args:
         candidates: most likely tokens that the device draws from; 0 if it draws none.
@@ -64,20 +58,35 @@ def device_choice(
     top_k = params.top_k if 0 < params.top_k < vocab_size else 0
     if not candidates or top_k > candidates:
         return Output.LOGITS, None
+    return Output.TOKEN, draw_of(state, vocab_size)
+
+
+def draw_of(state: RequestState, vocab_size: int) -> Sampling | None:
+    """How a request's next token is drawn, with the next number of its stream; None for the most likely token."""
+    params = state.params
+    if params.temperature < GREEDY_BELOW:
+        return None
+    top_k = params.top_k if 0 < params.top_k < vocab_size else 0
     uniform = float(torch.rand(1, generator=state.generator))
-    return Output.TOKEN, Sampling(params.temperature, uniform, top_k, params.top_p, params.min_p)
+    return Sampling(params.temperature, uniform, top_k, params.top_p, params.min_p)
 
 
 class HostSampler:
-    """Turns logits into tokens as the requests ask. One call a step, rows in any order, each request once."""
+    """Turns logits into tokens as the requests ask. One call a step, rows in any order, each request once.
+
+    A request's logits are changed as it asks, and its token is drawn by a number of its own stream, as a device draws
+    it. What only vLLM's sampler does is left to that, for the requests that ask for it.
+    """
 
     def __init__(self, vllm_config: VllmConfig, vocab_size: int) -> None:
         self.vocab_size = vocab_size
-        self.sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
-        custom = tuple(vllm_config.model_config.logits_processors or ())
-        self.has_custom_processors = bool(custom)
-        self._processors = build_logitsprocs(vllm_config, torch.device("cpu"), False, False, custom)
-        self._rows = SampledRows()
+        self.vllm = VllmSampler(vllm_config, vocab_size)
+        self.sampler = self.vllm.sampler
+        self.has_custom_processors = self.vllm.has_custom_processors
+
+    def warm_up(self) -> None:
+        """Compile what draws, so that no request waits for it."""
+        draw(torch.zeros(2, 2), [None, Sampling(1.0, 0.5)])
 
     def sample(
         self, rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput | None
@@ -94,96 +103,71 @@ class HostSampler:
         """
         if grammar is not None:
             apply_grammar(rows, logits, grammar)
-        update = self._rows.update(rows)
-        for processor in self._processors.all:
-            processor.update_state(update)
-        place = {id(state): i for i, state in enumerate(rows)}
-        order = [place[id(state)] for state in self._rows.states]
-        if order != list(range(len(rows))):
-            logits = logits[order]
-        sampled, table = self._sample(self._rows.states, logits)
-        back = torch.tensor(order).argsort()
-        logprobs = None if table is None else LogprobsTensors(*(column[back] for column in table[:3])).tolists()
-        return sampled[back].tolist(), logprobs
+        scores: dict[int, torch.Tensor] = {}
+        if self.has_custom_processors:
+            tokens, every = self.vllm.sample(rows, logits)
+            scores = {} if every is None else dict(enumerate(every.split(1)))
+        else:
+            tokens = self._draw(rows, logits, scores)
+        wanted = {i: score for i, score in scores.items() if rows[i].params.num_logprobs is not None}
+        if not wanted:
+            return tokens, None
+        return tokens, self._table(rows, tokens, wanted)
 
-    def _sample(
-        self, rows: Sequence[RequestState], logits: torch.Tensor
-    ) -> tuple[torch.Tensor, LogprobsTensors | None]:
-        """The same in the order in which the processors keep their state. Token ids are int64 [rows]."""
-        output = self.sampler(logits, self._metadata(rows))
-        sampled, scores = output.sampled_token_ids[:, 0].long(), output.logprobs_tensors
-        return sampled, None if scores is None else self._logprobs(rows, scores.logprobs, sampled)
+    def _draw(self, rows: Sequence[RequestState], logits: torch.Tensor, scores: dict[int, torch.Tensor]) -> list[int]:
+        """A token a row; `scores` is given what the log-probabilities of a row that wants some are taken from."""
+        mode, own, tokens = self.sampler.logprobs_mode, [], [0] * len(rows)
+        for i, state in enumerate(rows):
+            if state.params.num_logprobs is None:
+                own.append(i)
+            elif mode.startswith("processed"):
+                (tokens[i],), score = self.vllm.sample([state], logits[i : i + 1])
+                scores |= {} if score is None else {i: score}
+            else:
+                own.append(i)
+                raw = logits[i : i + 1]
+                scores[i] = raw.clone() if mode == "raw_logits" else self.sampler.compute_logprobs(raw)
+        for i in own:
+            rows[i].edit(logits[i])
+        if own:
+            drawn = draw(
+                logits if len(own) == len(rows) else logits[own], [draw_of(rows[i], self.vocab_size) for i in own]
+            )
+            for i, token in zip(own, drawn, strict=True):
+                tokens[i] = token
+        return tokens
 
-    def _logprobs(self, rows: Sequence[RequestState], scores: torch.Tensor, sampled: torch.Tensor) -> LogprobsTensors:
+    def _table(self, rows: Sequence[RequestState], tokens: list[int], scores: dict[int, torch.Tensor]) -> LogprobsLists:
         """Of every row the sampled token, then the tokens that its request names, or else the most likely ones.
 
-        vLLM's sampler gives the whole batch the named tokens of one request. A row has as many columns as the widest;
-        what is beyond its own number is not read.
+        A row is computed by itself, and has as many columns as the widest; what is beyond its own is not read.
 
         Args:
-            scores: [rows, vocab], what the requests are to see.
-            sampled: int64 [rows].
+            scores: fp32 [1, vocab] of each row that wants some, what its request is to see.
         """
-        named = {i: ids for i, state in enumerate(rows) if (ids := state.params.logprob_token_ids)}
-        best = max((self._count(state.params) for i, state in enumerate(rows) if i not in named), default=0)
-        table = self.sampler.gather_logprobs(scores, best, sampled)
-        width = max((len(ids) for ids in named.values()), default=0)
-        extra = (0, max(0, width - best))
-        ids = torch.nn.functional.pad(table.logprob_token_ids, extra)
-        values = torch.nn.functional.pad(table.logprobs, extra, value=-torch.inf)
-        for i, wanted in named.items():
-            columns = slice(1, 1 + len(wanted))
-            ids[i, columns] = torch.tensor(wanted, dtype=ids.dtype)
-            values[i, columns] = scores[i, wanted]
-        return LogprobsTensors(ids, values, table.selected_token_ranks)
-
-    def _count(self, params: SamplingParams) -> int:
-        """How many of the most likely tokens the request wants the log-probabilities of."""
-        return self.vocab_size if params.logprobs == -1 else params.logprobs or 0
-
-    def _metadata(self, rows: Sequence[RequestState]) -> SamplingMetadata:
-        params = [state.params for state in rows]
-        greedy = [p.temperature < GREEDY_BELOW for p in params]
-        no_penalties = all(
-            p.repetition_penalty == 1.0 and p.frequency_penalty == 0.0 and p.presence_penalty == 0.0 for p in params
+        found = {i: self._row(rows[i].params, score, tokens[i]) for i, score in scores.items()}
+        width = max(ids.shape[1] for ids, _, _ in found.values())
+        table = LogprobsLists(
+            np.zeros((len(rows), width), np.int32),
+            np.full((len(rows), width), -np.inf, np.float32),
+            np.zeros(len(rows), np.int64),
         )
-        top_k = [p.top_k if 0 < p.top_k < self.vocab_size else self.vocab_size for p in params]
-        top_p = [p.top_p for p in params]
-        wants_scores = any(p.num_logprobs is not None for p in params)
-        return SamplingMetadata(
-            temperature=None if all(greedy) else torch.tensor([p.temperature for p in params]),
-            all_greedy=all(greedy),
-            all_random=not any(greedy),
-            top_p=torch.tensor(top_p) if min(top_p) < 1.0 else None,
-            top_k=torch.tensor(top_k, dtype=torch.int32) if min(top_k) < self.vocab_size else None,
-            generators={i: state.generator for i, state in enumerate(rows) if state.generator is not None},
-            max_num_logprobs=-1 if wants_scores else None,  # all of them: what a row gets of them is not vLLM's choice
-            no_penalties=no_penalties,
-            prompt_token_ids=None if no_penalties else self._prompts(rows),
-            frequency_penalties=torch.tensor([p.frequency_penalty for p in params]),
-            presence_penalties=torch.tensor([p.presence_penalty for p in params]),
-            repetition_penalties=torch.tensor([p.repetition_penalty for p in params]),
-            output_token_ids=[state.output for state in rows],
-            allowed_token_ids_mask=self._forbidden(params),
-            bad_words_token_ids={i: p.bad_words_token_ids for i, p in enumerate(params) if p.bad_words_token_ids},
-            logitsprocs=self._processors,
-        )
+        for i, (ids, values, rank) in found.items():
+            table.logprob_token_ids[i, : ids.shape[1]] = ids[0]
+            table.logprobs[i, : ids.shape[1]] = values[0]
+            table.sampled_token_ranks[i] = rank[0]
+        return table
 
-    def _prompts(self, rows: Sequence[RequestState]) -> torch.Tensor:
-        return make_tensor_with_pad(
-            [state.prompt for state in rows], pad=self.vocab_size, dtype=torch.int64, device="cpu"
-        )
-
-    def _forbidden(self, params: Sequence[SamplingParams]) -> torch.Tensor | None:
-        """[rows, vocab], true where a token may not be sampled; None if no row restricts its tokens."""
-        if all(p.allowed_token_ids is None for p in params):
-            return None
-        mask = torch.zeros(len(params), self.vocab_size, dtype=torch.bool)
-        for i, p in enumerate(params):
-            if p.allowed_token_ids is not None:
-                mask[i] = True
-                mask[i, p.allowed_token_ids] = False
-        return mask
+    def _row(
+        self, params: SamplingParams, scores: torch.Tensor, token: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        named = params.logprob_token_ids
+        count = 0 if named else self.vocab_size if params.logprobs == -1 else params.logprobs or 0
+        ids, values, rank, *_ = self.sampler.gather_logprobs(scores, count, torch.tensor([token]))
+        if named:
+            wanted = torch.tensor([named], dtype=ids.dtype)
+            ids, values = torch.cat((ids, wanted), 1), torch.cat((values, scores[:, named]), 1)
+        return ids, values, rank
 
 
 def apply_grammar(rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput) -> None:

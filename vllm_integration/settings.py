@@ -28,7 +28,7 @@ class Settings:
         kernels: "torch", on cpu also "fused" and "interpreter", on neuron also "nki"; None for fused on cpu where it
             can be had, else torch, and for what the artifact was compiled with on neuron.
         sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
-            artifact was compiled with, and 0 on CPU, where vLLM's own sampler gives the tokens.
+            artifact was compiled with, and 0 on CPU, where the host is no further away. No seeded token depends on it.
         lazy_logits: on a Neuron device, leave logits there until a request wants them.
         threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
     """

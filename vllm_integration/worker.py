@@ -124,8 +124,10 @@ class Worker(WorkerBase):
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Run every graph once; the server answers ready only after this."""
         assert self.runtime is not None
+        assert self.runner is not None
         started = time.perf_counter()
         self.runtime.warm_up()
+        self.runner.sampler.warm_up()
         return CompilationTimes(language_model=time.perf_counter() - started, encoder=0.0)
 
     # ---- steps -------------------------------------------------------------------------------------------------------

@@ -156,7 +156,7 @@ class FakeRuntime:
             return RowResult(logits=torch.stack(every))
         logits = logits_of(state, self._kv_digest(row, row.end))
         if row.output is Output.TOKEN:
-            return RowResult(tokens=(choose(row, logits[None], self._capacity.sampling_candidates),))
+            return RowResult(tokens=(choose(row, logits[None]),))
         return RowResult(logits=logits[None])
 
     def _kv_digest(self, row: Row, length: int) -> int:

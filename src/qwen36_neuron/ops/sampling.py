@@ -38,12 +38,19 @@ Ranking = Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def most_likely(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The host's ranking: fp32 [rows, k] and int64 [rows, k]."""
-    if k < logits.shape[-1]:
-        values, ids = torch.topk(logits, k, dim=-1)
-    else:
+    """The host's ranking, of equal logits the lower token first: values [rows, k] and int64 [rows, k]."""
+    if k == logits.shape[-1]:
         values, ids = torch.sort(logits, dim=-1, descending=True, stable=True)
-    return values, ids
+        return values, ids
+    values, ids = torch.topk(logits, k, dim=-1)
+    # torch's order of equal ones is its own, and so is its choice of those that tie for the last place.
+    last = values[:, -1:]
+    held = (values == last).sum(1)
+    for row in ((logits == last).sum(1) > held).nonzero()[:, 0].tolist():
+        ids[row, k - int(held[row]) :] = (logits[row] == last[row]).nonzero()[: int(held[row]), 0]
+    ids = ids.sort(1).values
+    values, order = torch.sort(logits.gather(1, ids), dim=1, descending=True, stable=True)
+    return values, ids.gather(1, order)
 
 
 def running_sum(weights: torch.Tensor) -> torch.Tensor:
@@ -51,7 +58,7 @@ def running_sum(weights: torch.Tensor) -> torch.Tensor:
     count = weights.shape[-1]
     if count > MOST_CANDIDATES:
         return weights.cumsum(-1)
-    return weights @ torch.ones(count, count, device=weights.device).triu()
+    return weights @ torch.ones(count, count, dtype=weights.dtype, device=weights.device).triu()
 
 
 def draw(
@@ -63,10 +70,10 @@ def draw(
     is; with neither cut, if the uniform number falls into its mass.
 
     Args:
-        logits: fp32 [rows, vocab].
+        logits: [rows, vocab], fp32 in a graph, fp64 on the host, as are all of floating point.
         values, ids: the candidates' logits, in descending order, and tokens, [rows, candidates].
         best: int [rows], the most likely tokens, for rows that want them.
-        params: fp32 [rows, len(COLUMNS)], see `COLUMNS`.
+        params: [rows, len(COLUMNS)], see `COLUMNS`.
     Returns:
         int32 [rows]; UNDECIDED where the candidates do not tell.
     """
@@ -107,15 +114,21 @@ def draw(
 
 
 def sample(logits: torch.Tensor, params: torch.Tensor, candidates: int, ranking: Ranking = most_likely) -> torch.Tensor:
-    """`draw` from the `candidates` most likely tokens: int32 [rows]. logits fp32 [rows, vocab]."""
+    """`draw` from the `candidates` most likely tokens: int32 [rows]. logits [rows, vocab]."""
     values, ids = ranking(logits, min(candidates, logits.shape[-1]))
     return draw(logits, values, ids, logits.argmax(-1), params)
 
 
-def sample_all(logits: torch.Tensor, params: torch.Tensor, candidates: int) -> torch.Tensor:
-    """`sample`, and what that leaves undecided from the whole vocabulary: int32 [rows]. For the host."""
-    tokens = sample(logits, params, candidates)
+def sample_all(logits: torch.Tensor, params: torch.Tensor, candidates: int = 256) -> torch.Tensor:
+    """The token that the whole vocabulary gives: int32 [rows]. For the host, and the definition of every other form.
+
+    Args:
+        logits: fp32 [rows, vocab].
+        params: fp32 [rows, len(COLUMNS)].
+        candidates: how many are ranked before all are, where they do not decide; no token depends on it.
+    """
+    tokens = sample(logits.double(), params.double(), candidates)
     left = (tokens == UNDECIDED).nonzero()[:, 0]
     if len(left):
-        tokens[left] = sample(logits[left], params[left], logits.shape[-1])
+        tokens[left] = sample(logits[left].double(), params[left].double(), logits.shape[-1])
     return tokens

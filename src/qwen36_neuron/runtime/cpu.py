@@ -161,7 +161,7 @@ class CpuRuntime:
             elif row.sampling is None:
                 results.append(RowResult(tokens=tuple(best[here])))
             else:
-                token = choose(row, logits[here], self._capacity.sampling_candidates)
+                token = choose(row, logits[here])
                 results.append(RowResult(tokens=(token,)))
             at += count
         return results

@@ -193,8 +193,7 @@ def _result(row: Row, answer: Answer) -> RowResult:
         return RowResult(logits=answer.logits.fetch())
     if answer.token != UNDECIDED:
         return RowResult(tokens=(answer.token,))
-    logits = answer.logits.fetch()
-    return RowResult(tokens=(choose(row, logits, logits.shape[-1]),))
+    return RowResult(tokens=(choose(row, answer.logits.fetch()),))
 
 
 def _describe(step: Step) -> str:

@@ -11,6 +11,7 @@ import torch
 from engine import Engine, greedy
 from fake_runtime import expected_logits
 from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 from qwen36_neuron.graph.sampling import parameter_tensor
 from qwen36_neuron.ops.sampling import sample_all
@@ -113,7 +114,7 @@ def test_greedy_rows_carry_no_sampling(served: Engine) -> None:
     assert all(row.sampling is None and row.output is Output.TOKEN for row in sampled_rows(served, "m0"))
 
 
-def test_on_cpu_the_host_samples_unless_told_otherwise(engine: Callable[..., Engine]) -> None:
+def test_on_cpu_the_host_draws_unless_told_otherwise_and_gives_the_same_tokens(engine: Callable[..., Engine]) -> None:
     prompt = text(40, 2)
     how = params(seed=1, temperature=2.0)
     own = engine(additional_config={"sampling_candidates": CANDIDATES})
@@ -121,5 +122,44 @@ def test_on_cpu_the_host_samples_unless_told_otherwise(engine: Callable[..., Eng
     assert default.runtime.capacity.sampling_candidates == 0
     assert own.runtime.capacity.sampling_candidates == CANDIDATES
     first, second = (mixed(own, [(prompt, how)])[0] for _ in range(2))
-    assert first == second
-    assert first != mixed(default, [(prompt, how)])[0]
+    assert first == second == mixed(default, [(prompt, how)])[0]
+
+
+def penalised(prompt: list[int], how: SamplingParams, seed: int, count: int) -> list[int]:
+    """By the definition, with tables as wide as the vocabulary, counted anew for every token."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens: list[int] = []
+    for _ in range(count):
+        logits = expected_logits(prompt + tokens)
+        times = torch.bincount(torch.tensor(tokens, dtype=torch.int64), minlength=len(logits))
+        occurs = torch.bincount(torch.tensor(prompt + tokens), minlength=len(logits)) > 0
+        factor = torch.where(logits > 0, 1 / torch.tensor(how.repetition_penalty), torch.tensor(how.repetition_penalty))
+        logits = torch.where(occurs, logits * factor, logits)
+        logits = logits - how.frequency_penalty * times - how.presence_penalty * (times > 0)
+        uniform = float(torch.rand(1, generator=generator))
+        asked = Sampling(how.temperature, uniform, how.top_k, how.top_p, how.min_p)
+        tokens.append(int(sample_all(logits[None], parameter_tensor([asked]))))
+    return tokens
+
+
+@pytest.mark.parametrize("protocol", ["0", "1"])
+def test_penalties_count_rightly_after_preemption(
+    fake_engine: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, protocol: str
+) -> None:
+    """Also of the completions of one request (n > 1), whose seeds are the request's and the ones that follow."""
+    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", protocol)
+    engine = fake_engine(max_num_batched_tokens=256, num_gpu_blocks_override=14, max_model_len=768)
+    more = {"presence_penalty": 1.5, "repetition_penalty": 1.2, "frequency_penalty": 0.2, "top_k": 20, "top_p": 0.8}
+    how = params(seed=11, max_tokens=90, n=2, output_kind=RequestOutputKind.FINAL_ONLY, **more)
+    prompts = [text(length, length) for length in (120, 250, 60, 180)]
+    for i, prompt in enumerate(prompts):
+        engine.add(f"n{i}", prompt, how)
+    engine.drain()
+    for i, prompt in enumerate(prompts):
+        outputs = engine.finished[f"n{i}"].outputs
+        assert len(outputs) == 2
+        for output in outputs:
+            assert list(output.token_ids) == penalised(prompt, how, 11 + output.index, 90)
+    restarts = sum(row.start == 0 for step in engine.runtime.steps for row in step.rows)
+    assert restarts > 2 * len(prompts), "nothing was preempted"

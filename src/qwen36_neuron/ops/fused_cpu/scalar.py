@@ -98,13 +98,23 @@ def array(x: torch.Tensor) -> Array:
 
 
 @intrinsic
-def _float_of_bits(_context: Any, bits: Any) -> Any:
+def float_of_bits(_context: Any, bits: Any) -> Any:
     """The fp32 number with the bits of an int32."""
 
     def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
         return builder.bitcast(arguments[0], ir.FloatType())
 
     return types.float32(types.int32), generate
+
+
+@intrinsic
+def double_of_bits(_context: Any, bits: Any) -> Any:
+    """The fp64 number with the bits of an int64."""
+
+    def generate(_: Any, builder: Any, __: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.DoubleType())
+
+    return types.float64(types.int64), generate
 
 
 @compiled(reorder=False)
@@ -125,7 +135,7 @@ def exp(x: float) -> float:
     p = p * r + f32(1.6666665459e-1)
     p = p * r + f32(5.0000001201e-1)
     p = p * r * r + r + one
-    return p * _float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
+    return p * float_of_bits(np.int32((np.int32(n) + np.int32(127)) << np.int32(23)))
 
 
 @compiled()
