@@ -85,6 +85,12 @@ _TABLE: tuple[Rule, ...] = (
         "TensorE writes PSUM in words of 4 bytes: a transpose into a 1- or 2-byte type begins on a word and has an "
         "even number of elements a row.",
         "transpose an even number of rows, or through a float32 tile",
+        "refused", "nki-moe-megakernel, SDK 2.29 (checkMatmultOutputs); AWS's qkv_cte turns 127 rows", disputed=True,
+    ),
+    Rule(
+        "transpose-of-one",
+        "TensorE writes PSUM in words of 4 bytes: no transpose of a single row into a 1- or 2-byte type.",
+        "transpose an even number of rows, or through a float32 tile",
         "refused", "nki-moe-megakernel, SDK 2.29 (checkMatmultOutputs: 2-byte sub-word write)",
     ),
     Rule(
@@ -181,7 +187,7 @@ _TABLE: tuple[Rule, ...] = (
         "dma-scratch",
         "Where a DMA's address is known at run time alone, the compiler needs room in SBUF for its descriptors.",
         "leave 16 KiB a partition free (what AWS's allocator leaves; the compiler's need is not published)",
-        "refused", "kiln, SDK 2.32", code="INLA001",
+        "refused", "kiln, SDK 2.32; AWS's moe_tkg leaves 8 KiB", code="INLA001", disputed=True,
     ),
     Rule(
         "dynamic-sbuf",
@@ -229,7 +235,7 @@ _TABLE: tuple[Rule, ...] = (
         "sendrecv-partitions",
         "sendrecv moves a multiple of 16 partitions.",
         "send a tile of more partitions",
-        "refused", "NKI 0.3 release notes", until="2.29",
+        "refused", "NKI 0.3 release notes; AWS's qkv_tkg sends one", until="2.29", disputed=True,
     ),
     Rule(
         "loop-register",

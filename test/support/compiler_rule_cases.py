@@ -140,7 +140,6 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
     ),
     "odd-transpose": (
         [
-            (lambda x: turn(1, BF16), r"nc_transpose: operand 'dst'.*1 elements a partition of bfloat16"),
             (lambda x: turn(3, BF16), r"3 elements.*even number of rows, or through a float32 tile"),
             (lambda x: turn(2, BF16, at=1), r"from byte 2 of a 4-byte word"),
             (
@@ -155,6 +154,13 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
             lambda x: turn(3, F32, at=1),
             lambda x: nisa.nc_transpose(sb(8, 3, dtype=BF16), sb(3, 8, dtype=BF16)),
         ],
+    ),
+    "transpose-of-one": (
+        [
+            (lambda x: turn(1, BF16), r"nc_transpose: operand 'dst'.*1 elements a partition of bfloat16"),
+            (lambda x: turn(1, nl.float8_e4m3), r"1 elements a partition of float8_e4m3"),
+        ],
+        [lambda x: turn(1, F32), lambda x: turn(2, BF16)],
     ),
     "psum-view": (
         [

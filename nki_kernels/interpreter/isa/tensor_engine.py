@@ -190,10 +190,8 @@ def _even_words(ins: str, dst: Tensor) -> None:
     if dst.dtype.itemsize < 4:
         start = dst.offset * dst.dtype.itemsize % 4
         if dst.N % 2 or start:
-            refuse(
-                "odd-transpose", ins, "dst",
-                f"{dst.N} elements a partition of {dst.dtype}, from byte {start} of a 4-byte word",
-            )  # fmt: skip
+            detail = f"{dst.N} elements a partition of {dst.dtype}, from byte {start} of a 4-byte word"
+            refuse("transpose-of-one" if dst.N == 1 else "odd-transpose", ins, "dst", detail)
 
 
 def _fp8_step(ins: str, dst: Tensor) -> None:

@@ -147,11 +147,11 @@ def _bitvec(ins: str, op: Op, tensors: tuple[Tensor, ...], a: Tensor, b: Tensor)
 
 
 def scalar_operand(
-    ins: str, role: str, value: Any, dst: Tensor, op: Op, data: Tensor, reads: list[Any]
+    ins: str, role: str, value: Any, dst: Tensor, op: Op, data: Tensor, reads: list[Any], fp32: bool = True
 ) -> np.ndarray | np.float32:
     """A float, or a [P, 1] tensor, as what the ALU sees: float32 (integers of the data's type for bit operators)."""
     if isinstance(value, Tensor):
-        value = column(ins, role, value, dst.P, fp32=not op.bitvec)
+        value = column(ins, role, value, dst.P, fp32=fp32 and not op.bitvec)
         reads.append(value.access())
         if op.bitvec:
             if not value.dtype.is_int:
@@ -233,7 +233,7 @@ def scalar_tensor_tensor(
     reverse1: bool = False,
     name: str | None = None,
 ) -> None:
-    """``dst = (data op0 operand0) op1 operand1``: a float or float32 [P, 1] first, then a whole tensor."""
+    """``dst = (data op0 operand0) op1 operand1``: a float or [P, 1] of any type first, then a whole tensor."""
     ins = "scalar_tensor_tensor"
     op0, op1 = require_alu(ins, "op0", op0), require_alu(ins, "op1", op1)
     for role, op in (("op0", op0), ("op1", op1)):
@@ -245,7 +245,7 @@ def scalar_tensor_tensor(
     not_both_psum(ins, "data", data, "operand1", operand1)
     same_start(ins, "data", data, "operand1", operand1)
     reads: list[Any] = [data.access(), operand1.access()]
-    scalar = scalar_operand(ins, "operand0", operand0, dst, op0, data, reads)
+    scalar = scalar_operand(ins, "operand0", operand0, dst, op0, data, reads, fp32=False)
     y = apply(op0, read_f32(ins, "data", data), scalar, reverse0)
     y = apply(op1, y, read_f32(ins, "operand1", operand1), reverse1)
     write(dst, y, known(ins, dst, data=data, operand0=operand0, operand1=operand1))

@@ -162,9 +162,9 @@ BY_RELEASE: list[tuple[str, Callable, str, str, str]] = [
 @pytest.mark.parametrize(("rule", "act", "refused", "taken", "match"), BY_RELEASE)
 def test_rules_of_some_releases(rule, act, refused, taken, match):
     with pytest.raises(RuleError, match=match) as caught:
-        launch(act, Target(refused, checks="compiler"))
+        launch(act, Target(refused, checks="cautious"))
     assert caught.value.broken is RULES[rule]
-    launch(act, Target(taken, checks="compiler"))
+    launch(act, Target(taken, checks="cautious"))
 
 
 def test_an_exponential_that_overflows_is_seen_at_the_output():

@@ -297,6 +297,12 @@ def test_scalar_tensor_tensor():
     np.testing.assert_allclose(y, z - x * col, rtol=1e-5, atol=1e-6)
 
 
+def test_scalar_tensor_tensor_takes_a_column_of_any_type():
+    x, col, z = rand(8, 16), rand(8, 1).astype(BF16.numpy), rand(8, 16)
+    y = run(lambda dst, x, c, z: nisa.scalar_tensor_tensor(dst, x, nl.multiply, c, nl.add, z), x, col, z)
+    np.testing.assert_allclose(y, x * col.astype(np.float32) + z, rtol=1e-5, atol=1e-6)
+
+
 def test_scan_carries_float32_whatever_it_writes():
     a, b = rand(4, 200, scale=0.5), rand(4, 200)
     y = run(lambda dst, a, b: nisa.tensor_tensor_scan(dst, a, b, 0.5, nl.multiply, nl.add), a, b, dtype=BF16)

@@ -6,6 +6,8 @@ at two or more sizes, one with a partial tile, and on two cores where it has a t
 
 import importlib
 import os
+import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -417,3 +419,34 @@ def test_attention_tkg(lnc, b, h, s, prior, d):
         t(q), t(k_new), t(v_new), t(k_old), t(v_old), t(mask), torch.zeros(b, h, d, s), cfg, None
     )  # fmt: skip
     same(y, want, 2e-2)
+
+
+# Folders of the library's own suite, and how many of its "fast" cases run there at least.
+SUITE = {
+    "core/subkernels/test_indexed_flatten.py": 5,
+    "core/utils/test_tp_broadcast.py": 4,
+    "core/qkv/test_qkv_tkg.py": 5,
+    "core/qkv/test_qkv_cte.py": 15,
+}
+
+
+@pytest.mark.parametrize("path", SUITE)
+def test_the_librarys_own_suite(path, tmp_path):
+    """With its own parameters, references and tolerances; see test/support/nki_library_suite.py."""
+    root, repository = Path(str(SRC)).parents[1], Path(__file__).parents[3]
+    if not (root / "test" / "pytest.ini").is_file():
+        pytest.skip(f"{root} has no test suite")
+    folders = [repository / "test" / "support", repository, root / "src", Path(str(SRC)), root]
+    command = [
+        sys.executable, "-m", "pytest", "-q", "-p", "nki_library_suite", "-p", "no:cacheprovider",
+        "-c", str(root / "test" / "pytest.ini"), "--rootdir", str(root), "--test-mode", "simulation",
+        "--platform-target", "trn2", "--output-directory", str(tmp_path), "-o", f"log_file={tmp_path}/log.txt",
+        "-o", f"artifacts_dir={tmp_path}", "-m", "fast", "--seconds", "60", f"test/integration/nkilib/{path}",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    summary = done.stdout.strip().splitlines()[-1]
+    assert done.returncode == 0, done.stdout[-4000:]
+    passed = re.search(r"(\d+) passed", summary)
+    assert passed, summary
+    assert int(passed[1]) >= SUITE[path], summary
