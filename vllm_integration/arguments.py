@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import vllm.config
 from vllm.engine.arg_utils import EngineArgs
@@ -93,22 +91,6 @@ def check_checkpoint(folder: Path, model: ModelConfig) -> None:
     if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
         with CheckpointFiles(folder) as files:
             check_files(files, model)
-
-
-def tell_briefly() -> None:
-    """Let a ConfigError that ends this process be one message, as a command line's errors are, without the stack."""
-    previous = sys.excepthook
-    if getattr(previous, "tells_briefly", False):
-        return
-
-    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, ConfigError):
-            print(f"error: {error}", file=sys.stderr)
-        else:
-            previous(kind, error, trace)
-
-    hook.tells_briefly = True  # type: ignore[attr-defined]
-    sys.excepthook = hook
 
 
 def _check_kv_memory(arguments: EngineArgs) -> None:

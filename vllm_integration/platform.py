@@ -114,7 +114,8 @@ class QwenPlatform(Platform):
         Raises:
             ConfigError: something asked for is not supported.
         """
-        from .arguments import DEFAULT_MAX_NUM_SEQS, arguments_in_use, settle, tell_briefly
+        from .arguments import DEFAULT_MAX_NUM_SEQS, arguments_in_use, settle
+        from .refusals import tell_briefly
 
         if parser is not None:
             parser.set_defaults(max_num_seqs=DEFAULT_MAX_NUM_SEQS)

@@ -29,6 +29,7 @@ from .description import DTYPES, describe
 from .kv_cache.spec import group_indices, kv_cache_specs
 from .lanes import LaneAllocator
 from .memory import Memory
+from .refusals import ends_the_engine
 from .requests import RequestTable
 from .runner import ModelRunner
 from .sampling import HostSampler
@@ -57,6 +58,7 @@ class Worker(WorkerBase):
         torch.manual_seed(self.model_config.seed)
         self.device = torch.device("cpu")
 
+    @ends_the_engine
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Find the checkpoint, and take its description from vLLM, overrides and all.
 
@@ -81,6 +83,7 @@ class Worker(WorkerBase):
         """Any: the runtime lays its memory out by itself."""
         return [layout.name for layout in KVCacheLayout]
 
+    @ends_the_engine
     def get_kv_cache_spec(self) -> dict[str, KVCacheSpec]:
         """One pseudo layer for all KV, one for all recurrent state."""
         starts, ends = message_tokens(self.checkpoint)
@@ -95,6 +98,7 @@ class Worker(WorkerBase):
         """vLLM fitted the length to the memory (--max-model-len auto)."""
         self.model_config.max_model_len = max_model_len
 
+    @ends_the_engine
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> None:
         """Open the runtime, now that the number of blocks is known."""
         started = time.perf_counter()
@@ -121,6 +125,7 @@ class Worker(WorkerBase):
         table = RequestTable(LaneAllocator(config.num_lanes), *group_indices(kv_cache_config.kv_cache_groups))
         self.runner = ModelRunner(self.runtime, table, HostSampler(self.vllm_config, self.runtime.vocab_size))
 
+    @ends_the_engine
     def compile_or_warm_up_model(self) -> CompilationTimes:
         """Run every graph once; the server answers ready only after this."""
         assert self.runtime is not None
