@@ -34,13 +34,19 @@ def platform_plugin() -> str | None:
 
 
 def register() -> None:
-    """Entry point of `vllm.general_plugins`: the model classes, as names to import when asked for. Re-entrant."""
+    """Entry point of `vllm.general_plugins`: the model classes and parsers, as names to import when asked for.
+
+    Re-entrant.
+    """
     if not _chosen():
         return
     from vllm.model_executor.models import ModelRegistry
 
+    from . import parsers
+
     for architecture in ARCHITECTURES:
         ModelRegistry.register_model(architecture, "vllm_integration.model_stub:QwenStub")
+    parsers.register()
 
 
 def _chosen() -> bool:

@@ -95,6 +95,9 @@ def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
         (Scheduler, "_preempt_request", ("request", "timestamp", "drop_stale_output")),
         (Scheduler, "reset_prefix_cache", ("reset_running_requests", "reset_connector")),
         (Scheduler, "update_from_output", ("scheduler_output", "model_runner_output")),
+        (Scheduler, "add_request", ("request",)),
+        (Scheduler, "_update_request_with_output", ("request", "new_token_ids", "is_stale")),
+        (Scheduler, "_free_request", ("request", "delay_free_blocks")),
         (Scheduler, "finish_requests", ("request_ids", "finished_status")),
         (
             Scheduler,

@@ -15,6 +15,7 @@ from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.errors import ConfigError
 
 from .compat import check_vllm
+from .parsers.stops import ANSWER_STOP
 from .settings import NAMED, Settings
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ class QwenPlatform(Platform):
     dispatch_key = "CPU"
     simple_compile_backend = "eager"
     supported_quantization: ClassVar[list[str]] = []
+    stop_in_reasoning: ClassVar[bool] = False
+    """Whether stop strings count in the thoughts too; the reasoning parser asks, in the server's process."""
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:
@@ -142,6 +145,7 @@ class QwenPlatform(Platform):
         check_model(vllm_config.model_config, settings)
         _check_features(vllm_config)
         _check_caching(vllm_config, settings)
+        cls.stop_in_reasoning = settings.stop_in_reasoning
 
         from vllm.config import CompilationMode, CUDAGraphMode
 
@@ -168,9 +172,11 @@ class QwenPlatform(Platform):
         named = (getattr(params, "extra_args", None) or {}).get(NAMED, [])
         if not isinstance(named, list) or not all(isinstance(length, int) and length >= 0 for length in named):
             raise VLLMValidationError(f"{NAMED} must be a list of prefix lengths in tokens", parameter="vllm_xargs")
-        for name in ("thinking_token_budget", "trace_decode_token_ids"):
-            if getattr(params, name, None) is not None:
-                raise VLLMValidationError(f"{name} is not supported", parameter=name)
+        stops = (getattr(params, "extra_args", None) or {}).get(ANSWER_STOP, [])
+        if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
+            raise VLLMValidationError(f"{ANSWER_STOP} must be a list of strings", parameter="vllm_xargs")
+        if getattr(params, "trace_decode_token_ids", None) is not None:
+            raise VLLMValidationError("trace_decode_token_ids is not supported", parameter="trace_decode_token_ids")
 
 
 def _check_features(vllm_config: VllmConfig) -> None:

@@ -116,6 +116,8 @@ class ModelRunner:
             return Output.ALL_LOGITS, None
         if not row.samples:
             return Output.NOTHING, None
+        if self.sampler.ends_thoughts(state):
+            return Output.LOGITS, None
         candidates = runtime.capacity.sampling_candidates
         return device_choice(state, self.sampler.has_custom_processors, candidates, runtime.vocab_size)
 

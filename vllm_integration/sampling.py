@@ -16,6 +16,7 @@ from qwen36_neuron.runtime import Output, Sampling
 from qwen36_neuron.runtime.choose import draw
 
 from .requests import RequestState
+from .thinking_budget import ThinkingBudget
 from .vllm_sampler import GREEDY_BELOW, VllmSampler
 
 
@@ -83,6 +84,11 @@ class HostSampler:
         self.vllm = VllmSampler(vllm_config, vocab_size)
         self.sampler = self.vllm.sampler
         self.has_custom_processors = self.vllm.has_custom_processors
+        self._budget = ThinkingBudget(vllm_config, torch.device("cpu"), False)
+
+    def ends_thoughts(self, state: RequestState) -> bool:
+        """Whether the request's thinking budget decides its next token."""
+        return self._budget.due(state.params, state.prompt, state.output) is not None
 
     def warm_up(self) -> None:
         """Compile what draws, so that no request waits for it."""
@@ -129,6 +135,7 @@ class HostSampler:
                 scores[i] = raw.clone() if mode == "raw_logits" else self.sampler.compute_logprobs(raw)
         for i in own:
             rows[i].edit(logits[i])
+            self._budget.force(logits[i], rows[i].params, rows[i].prompt, rows[i].output)
         if own:
             drawn = draw(
                 logits if len(own) == len(rows) else logits[own], [draw_of(rows[i], self.vocab_size) for i in own]

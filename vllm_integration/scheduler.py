@@ -1,4 +1,4 @@
-"""vLLM's scheduler, with the checkpoint slots connected and two guards added."""
+"""vLLM's scheduler, with the checkpoint slots connected, two guards added, and an eye on where answers begin."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from qwen36_neuron.config import BLOCK_SIZE
 
+from .answers import Answers
 from .kv_cache.slot_manager import SlotManager
 from .kv_cache.spec import group_indices
 from .metrics import Counters
@@ -34,6 +35,29 @@ class SlotScheduler(Scheduler):
         self.slot_manager = manager
         manager.requests = self.requests
         self.lanes_in_use = 0
+        self.answers = Answers(self.structured_output_manager)
+
+    def add_request(self, request: Request) -> None:
+        """Take a request in, and look where its answer will begin."""
+        self.answers.admit(request)
+        super().add_request(request)
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], is_stale: bool = False
+    ) -> tuple[list[int], bool]:
+        """Append new tokens, and end the request where its answer reaches a stop string."""
+        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
+        found = self.answers.stop_of(request, new_token_ids)
+        if found is None or request.status is RequestStatus.FINISHED_STOPPED:
+            return new_token_ids, stopped
+        count, request.stop_reason = found
+        request.status = RequestStatus.FINISHED_STOPPED
+        return new_token_ids[:count], True
+
+    def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
+        """Free a request that has ended."""
+        self.answers.forget(request)
+        return super()._free_request(request, delay_free_blocks)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         """Preempt, and first take back the hashes of what the request will not write after all.

@@ -30,6 +30,8 @@ class Settings:
         sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
             artifact was compiled with, and 0 on CPU, where the host is no further away. No seeded token depends on it.
         lazy_logits: on a Neuron device, leave logits there until a request wants them.
+        stop_in_reasoning: let a stop string end a request in its thoughts too, as vLLM does; otherwise it is looked for
+            in the answer alone.
         threads: torch threads; None leaves torch's own choice, one a core or OMP_NUM_THREADS.
     """
 
@@ -42,6 +44,7 @@ class Settings:
     kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
     lazy_logits: bool = True
+    stop_in_reasoning: bool = False
     threads: int | None = None
 
     @classmethod
@@ -71,8 +74,9 @@ class Settings:
         for field, minimum in (("num_slots", 0), ("threads", 1), ("sampling_candidates", 0)):
             if getattr(self, field) is not None:
                 self._check_integer(field, minimum)
-        if not isinstance(self.lazy_logits, bool):
-            self._refuse("lazy_logits", "must be true or false", "Correct it")
+        for field in ("lazy_logits", "stop_in_reasoning"):
+            if not isinstance(getattr(self, field), bool):
+                self._refuse(field, "must be true or false", "Correct it")
         if isinstance(self.cache_gib, bool) or not isinstance(self.cache_gib, int | float) or self.cache_gib <= 0:
             self._refuse("cache_gib", "must be a positive number of GiB", "Give how much memory KV blocks may take")
 

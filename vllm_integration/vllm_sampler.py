@@ -14,6 +14,7 @@ from vllm.v1.sample.sampler import Sampler
 
 from .batch import SampledRows
 from .requests import RequestState
+from .thinking_budget import ThinkingBudget
 
 GREEDY_BELOW = 1e-5
 """A lower temperature means the most likely token; the limit that vLLM's sampler uses."""
@@ -30,13 +31,13 @@ class VllmSampler:
         self.vocab_size = vocab_size
         self.sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
         custom = tuple(vllm_config.model_config.logits_processors or ())
-        self.processors = build_logitsprocs(vllm_config, torch.device("cpu"), False, False, custom)
+        self.processors = build_logitsprocs(vllm_config, torch.device("cpu"), False, False, (*custom, ThinkingBudget))
         self.rows = SampledRows()
 
     @property
     def has_custom_processors(self) -> bool:
-        """Whether there are logits processors beside vLLM's own, named by the user or installed as a plugin."""
-        return any(type(processor) not in BUILTIN_LOGITS_PROCESSORS for processor in self.processors.all)
+        """Whether there are logits processors beside vLLM's own and ours, named by the user or installed as a plugin."""
+        return any(type(processor) not in (*BUILTIN_LOGITS_PROCESSORS, ThinkingBudget) for processor in self.processors.all)
 
     def sample(self, rows: Sequence[RequestState], logits: torch.Tensor) -> tuple[list[int], torch.Tensor | None]:
         """Sample one token a row.

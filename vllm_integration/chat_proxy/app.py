@@ -20,6 +20,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from . import metrics
+from .answers import ChatAnswer
 from .backend import Backend, State
 from .body import parse_object, read_body
 from .defaults import fill_mode, fill_sampling
@@ -100,13 +101,17 @@ class Forward:
         method: "GET", or "POST" with a JSON object.
         path: of the route, the same at the backend.
         fill: what is filled into the JSON object.
+        answer: what is changed in the answer.
     """
 
-    def __init__(self, proxy: Proxy, method: str, path: str, fill: Fill | None = None) -> None:
-        self.proxy, self.method, self.path, self.fill = proxy, method, path, fill
+    def __init__(
+        self, proxy: Proxy, method: str, path: str, fill: Fill | None = None, answer: type[ChatAnswer] | None = None
+    ) -> None:
+        self.proxy, self.method, self.path, self.fill, self.answer = proxy, method, path, fill, answer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = Exchange(self.path, self.proxy.backend, self.proxy.metrics, receive, send)
+        answer = self.answer() if self.answer else None
+        exchange = Exchange(self.path, self.proxy.backend, self.proxy.metrics, receive, send, answer)
         await exchange.run(self._serve(exchange, scope, receive))
 
     async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive) -> None:
@@ -145,7 +150,7 @@ def create_app(settings: ProxySettings) -> Starlette:
     """
     proxy = Proxy(settings)
     forwards = (
-        Forward(proxy, "POST", "/v1/chat/completions", proxy.fill_chat),
+        Forward(proxy, "POST", "/v1/chat/completions", proxy.fill_chat, ChatAnswer),
         Forward(proxy, "POST", "/v1/completions"),
         Forward(proxy, "GET", "/v1/models"),
         Forward(proxy, "POST", "/tokenize", proxy.fill_tokenize),

@@ -9,6 +9,7 @@ from collections.abc import Coroutine, Iterable
 import httpx
 from starlette.types import Receive, Send
 
+from .answers import ChatAnswer
 from .backend import Backend, broken
 from .body import ClientGone
 from .errors import ProxyError
@@ -35,17 +36,26 @@ def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 
 class Exchange:
-    """Carries one request to the backend and its answer back, byte for byte as it arrives.
+    """Carries one request to the backend and its answer back, as it arrives.
 
     Args:
         route: label of the metrics.
         backend: where the request goes.
         metrics: where it is counted.
         receive, send: the ASGI channels of the client.
+        answer: what is changed in the answer; None for byte for byte.
     """
 
-    def __init__(self, route: str, backend: Backend, metrics: ProxyMetrics, receive: Receive, send: Send) -> None:
-        self.route, self.backend, self.metrics = route, backend, metrics
+    def __init__(
+        self,
+        route: str,
+        backend: Backend,
+        metrics: ProxyMetrics,
+        receive: Receive,
+        send: Send,
+        answer: ChatAnswer | None = None,
+    ) -> None:
+        self.route, self.backend, self.metrics, self.answer = route, backend, metrics, answer
         self._receive, self._send = receive, send
         self._arrived = time.monotonic()
         self._status: int | None = None
@@ -117,6 +127,8 @@ class Exchange:
             # A whole answer is read before its status goes out, so that a broken one can still become a 502.
             body = b"".join([piece async for piece in response.aiter_raw()])
             self.backend.heard()
+            if self.answer is not None:
+                body = self.answer.whole(body)
             await self._answer(response.status_code, headers, body)
             return
         self._streams = True
@@ -124,10 +136,16 @@ class Exchange:
         first = True
         async for piece in response.aiter_raw():
             self.backend.heard()
+            if self.answer is not None:
+                piece = self.answer.feed(piece)
+            if not piece:
+                continue
             await self._body(piece)
             if first:
                 self.metrics.ttft.labels(self.route).observe(time.monotonic() - self._arrived)
                 first = False
+        if self.answer is not None and (rest := self.answer.finish()):
+            await self._body(rest)
         await self._end()
 
     async def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:

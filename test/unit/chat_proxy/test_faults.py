@@ -146,11 +146,19 @@ async def test_a_stream_that_falls_silent_ends_with_an_error_event(engine, make)
 async def test_a_stream_that_dies_within_an_event_drops_the_connection(engine, make):
     engine.answer = dies_after(engine, b'data: {"x"')
     stack = await make()
-    async with stack.stream() as response:
+    async with stack.client.stream("POST", "/v1/completions", json={"stream": True}) as response:
         with pytest.raises(httpx.RemoteProtocolError):
             await response.aread()
     engine.answer = engine.echo
     assert (await stack.chat()).status_code == 200
+
+
+async def test_a_chat_stream_that_dies_within_an_event_ends_with_an_error_event(engine, make):
+    engine.answer = dies_after(engine, b': ping\n\ndata: {"x"')
+    stack = await make()
+    async with stack.stream() as response:
+        got = b"".join([piece async for piece in response.aiter_raw()])
+    assert json.loads(got.removeprefix(b": ping\n\ndata: "))["error"]["code"] == 502
 
 
 async def test_the_openai_client_sees_a_dead_stream_as_an_error(engine, make):

@@ -1,0 +1,97 @@
+"""What the scheduler has to know of reasoning: where grammars begin to hold and stop strings begin to count."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from vllm.v1.request import Request
+from vllm.v1.structured_output import StructuredOutputManager
+
+from .parsers.reasoning import QwenReasoningParser
+from .parsers.stops import ANSWER_STOP, StopCutter
+from .parsers.thoughts import THINK_END, THINK_START, is_open
+
+_COMPLETION = "cmpl-"
+"""How the ids begin that vLLM's server gives to requests of /v1/completions."""
+
+
+class StopWatch:
+    """Looks for stop strings in one request's answer, token by token.
+
+    Args:
+        stops: the strings.
+        tokenizer: a `tokenizers.Tokenizer`.
+        end_id: the token that ends the thoughts; None if none are open.
+    """
+
+    def __init__(self, stops: list[str], tokenizer: Any, end_id: int | None) -> None:
+        self._cutter = StopCutter(stops)
+        self._tokenizer, self._end_id = tokenizer, end_id
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._between = end_id is not None
+        """Whether the answer's first character is still to come, after line ends that belong to nobody."""
+
+    def sees(self, token_id: int) -> str | None:
+        """The stop string that ends with this token, if one does."""
+        if self._end_id is not None:
+            if token_id == self._end_id:
+                self._end_id = None
+            return None
+        text = self._stream.step(self._tokenizer, token_id) or ""
+        if self._between:
+            text = text.lstrip("\n")
+            self._between = not text
+        self._cutter.feed(text)
+        return self._cutter.hit
+
+
+class Answers:
+    """Where the answers of the requests begin.
+
+    Args:
+        structured_outputs: vLLM's manager of grammars, which has the tokenizer and the reasoning parser's class.
+    """
+
+    def __init__(self, structured_outputs: StructuredOutputManager) -> None:
+        self._ours = structured_outputs.reasoner_cls is QwenReasoningParser
+        self._tokenizer = getattr(structured_outputs, "tokenizer", None)  # None with --skip-tokenizer-init
+        self._watches: dict[str, StopWatch] = {}
+
+    def admit(self, request: Request) -> None:
+        """Look at a new request.
+
+        The server says that reasoning has ended where the client only does not want to see it, and says nothing of a
+        completion, whose whole text is to obey its grammar.
+        """
+        structured = request.structured_output_request
+        if structured is not None and self._ours:
+            structured.reasoning_ended = request.request_id.startswith(_COMPLETION) or not self._thinks(request)
+        stops = _stops(request)
+        if stops and self._tokenizer is not None:
+            end_id = self._tokenizer.convert_tokens_to_ids(THINK_END) if self._thinks(request) else None
+            self._watches[request.request_id] = StopWatch(stops, self._tokenizer._tokenizer, end_id)
+
+    def stop_of(self, request: Request, token_ids: list[int]) -> tuple[int, str] | None:
+        """How many of a request's new tokens it takes to complete a stop string, and which; None if none is."""
+        watch = self._watches.get(request.request_id)
+        if watch is not None:
+            for count, token_id in enumerate(token_ids, 1):
+                stop = watch.sees(token_id)
+                if stop is not None:
+                    return count, stop
+        return None
+
+    def forget(self, request: Request) -> None:
+        """The request has ended."""
+        self._watches.pop(request.request_id, None)
+
+    def _thinks(self, request: Request) -> bool:
+        assert self._tokenizer is not None
+        start_id, end_id = (self._tokenizer.convert_tokens_to_ids(tag) for tag in (THINK_START, THINK_END))
+        return is_open(request.prompt_token_ids or (), start_id, end_id)
+
+
+def _stops(request: Request) -> list[str]:
+    params = request.sampling_params
+    return (params.extra_args or {}).get(ANSWER_STOP, []) if params is not None else []
