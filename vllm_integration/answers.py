@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
@@ -12,8 +13,8 @@ from .parsers.reasoning import QwenReasoningParser
 from .parsers.stops import ANSWER_STOP, StopCutter
 from .parsers.thoughts import THINK_END, THINK_START, is_open
 
-_COMPLETION = "cmpl-"
-"""How the ids begin that vLLM's server gives to requests of /v1/completions."""
+_COMPLETION = re.compile(r"(\d+_)?cmpl-")
+"""How the ids begin that vLLM's server gives to requests of /v1/completions, and to each of several choices."""
 
 
 class StopWatch:
@@ -66,7 +67,7 @@ class Answers:
         """
         structured = request.structured_output_request
         if structured is not None and self._ours:
-            structured.reasoning_ended = request.request_id.startswith(_COMPLETION) or not self._thinks(request)
+            structured.reasoning_ended = _COMPLETION.match(request.request_id) is not None or not self._thinks(request)
         stops = _stops(request)
         if stops and self._tokenizer is not None:
             end_id = self._tokenizer.convert_tokens_to_ids(THINK_END) if self._thinks(request) else None

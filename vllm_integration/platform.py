@@ -14,6 +14,7 @@ from vllm.platforms.interface import Platform, PlatformEnum
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.errors import ConfigError
 
+from . import parsers
 from .compat import check_vllm
 from .parsers.stops import ANSWER_STOP
 from .settings import NAMED, Settings
@@ -121,7 +122,12 @@ class QwenPlatform(Platform):
         from .refusals import tell_briefly
 
         if parser is not None:
-            parser.set_defaults(max_num_seqs=DEFAULT_MAX_NUM_SEQS)
+            parser.set_defaults(
+                max_num_seqs=DEFAULT_MAX_NUM_SEQS,
+                reasoning_parser=parsers.NAME,
+                tool_call_parser=parsers.NAME,
+                enable_auto_tool_choice=True,
+            )
             tell_briefly()
             return
         arguments = arguments_in_use()

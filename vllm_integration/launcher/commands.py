@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from .. import parsers
 from ..chat_proxy.settings import ProxySettings
 from ..flags import flags
 from .launch import Launch
@@ -29,7 +30,7 @@ def vllm_command(launch: Launch, num_blocks: int | None = None) -> list[str]:
         *("--max-num-batched-tokens", str(engine.max_num_batched_tokens)),
         "--enable-prefix-caching" if engine.enable_prefix_caching else "--no-enable-prefix-caching",
         "--enable-prompt-tokens-details",
-        *("--enable-auto-tool-choice", "--tool-call-parser", "qwen36", "--reasoning-parser", "qwen36"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", parsers.NAME, "--reasoning-parser", parsers.NAME),
         *("--disable-access-log-for-endpoints", "/health,/metrics"),
         *("--additional-config", json.dumps(additional_config(launch))),
         *launch.extra,

@@ -72,6 +72,8 @@ class CallScanner:
     def __init__(self, tools: Mapping[str, object], only_first: bool = False) -> None:
         self._tools, self._only_first = tools, only_first
         self._buffer = ""
+        self._seen = 0
+        """How much of the buffer holds nothing that is looked for."""
         self._final = False
         self._pieces: list[Piece] = []
         self._index = -1
@@ -119,7 +121,7 @@ class CallScanner:
         return True
 
     def _body(self) -> bool:
-        found = _NEXT.search(self._buffer)
+        found = self._find(_NEXT)
         if found is None:
             return False
         between = self._take(found.start()).strip()
@@ -148,10 +150,12 @@ class CallScanner:
         return self._value_ends(end)
 
     def _typed_value(self) -> bool:
-        end = _VALUE_END.search(self._buffer)
-        if end is None or not self._skip_line_end():
+        if not self._skip_line_end():
             return False
-        end = _VALUE_END.search(self._buffer)
+        self._at_start = False
+        end = self._find(_VALUE_END)
+        if end is None:
+            return False
         value = self._parameters.value(self._key, self._take(end.start()))
         self._argue(self._opening() + json.dumps(value, ensure_ascii=False))
         return self._value_ends(end)
@@ -166,6 +170,14 @@ class CallScanner:
         return True
 
     # ---- helpers -----------------------------------------------------------------------------------------------------
+
+    def _find(self, pattern: regex.Pattern[str]) -> regex.Match[str] | None:
+        """The first match in the buffer; what cannot begin one is not looked at again."""
+        found = pattern.search(self._buffer, self._seen, partial=True)
+        if found is not None and not found.partial:
+            return found
+        self._seen = found.start() if found else len(self._buffer)
+        return None
 
     def _skip_line_end(self) -> bool:
         """Drop the line end before a value; False while its first character is not there."""
@@ -200,6 +212,7 @@ class CallScanner:
 
     def _take(self, count: int) -> str:
         taken, self._buffer = self._buffer[:count], self._buffer[count:]
+        self._seen = 0
         return taken
 
     def _say(self, text: str) -> None:

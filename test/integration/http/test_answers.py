@@ -132,15 +132,15 @@ def test_a_thinking_budget_changes_nothing_that_keeps_it(demo):
     "constraint", [{"structured_outputs": {"regex": "abc def"}}, {"structured_outputs": {"choice": ["abc def"]}}]
 )
 def test_a_completion_obeys_its_grammar_from_the_first_token(demo, prompt, constraint):
-    for stream in (False, True):
-        body = {"model": "tiny", "prompt": prompt, "max_tokens": 40, "temperature": 0, "stream": stream, **constraint}
-        response = demo.http.post("/v1/completions", json=body)
-        if stream:
-            events = [line[6:] for line in response.text.splitlines() if line.startswith("data: {")]
-            text = "".join(json.loads(event)["choices"][0]["text"] for event in events)
-        else:
-            text = response.json()["choices"][0]["text"]
-        assert text == "abc def"
+    body = {"model": "tiny", "prompt": prompt, "max_tokens": 40, "n": 2, **constraint}
+    choices = demo.http.post("/v1/completions", json=body).json()["choices"]
+    assert [choice["text"] for choice in choices] == ["abc def"] * 2
+    texts = {0: "", 1: ""}
+    for line in demo.http.post("/v1/completions", json={**body, "stream": True}).text.splitlines():
+        if line.startswith("data: {"):
+            for choice in json.loads(line.removeprefix("data: "))["choices"]:
+                texts[choice["index"]] += choice["text"]
+    assert texts == {0: "abc def", 1: "abc def"}
 
 
 def test_a_completion_obeys_its_response_format(demo):

@@ -48,6 +48,8 @@ OPEN = "<|im_start|>assistant\n<think>\n"
         ("Hello", "chatcmpl-1", True),
         ("Hello", "cmpl-1-0", True),
         (OPEN, "cmpl-1-0", True),  # A completion's whole text obeys its grammar.
+        (OPEN, "1_cmpl-1-0", True),  # One of several choices.
+        (OPEN, "1_chatcmpl-1", False),
         (OPEN, "resp_1", False),
         (OPEN, "7", False),  # A request of LLM.chat.
     ],

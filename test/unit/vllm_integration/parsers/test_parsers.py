@@ -111,6 +111,18 @@ def test_the_parsers_are_known_and_vllms_own_stay():
         assert ToolParserManager.get_tool_parser(name).__module__.startswith("vllm.")
 
 
+def test_the_parsers_are_the_servers_default():
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    chosen = make_arg_parser(FlexibleArgumentParser()).parse_args([])
+    assert (chosen.reasoning_parser, chosen.tool_call_parser) == (parsers.NAME, parsers.NAME)
+    assert chosen.enable_auto_tool_choice
+    named = ["--reasoning-parser", "qwen3", "--tool-call-parser", "qwen3_xml"]
+    chosen = make_arg_parser(FlexibleArgumentParser()).parse_args(named)
+    assert (chosen.reasoning_parser, chosen.tool_call_parser) == ("qwen3", "qwen3_xml")
+
+
 def test_a_tokenizer_without_think_tags_is_refused():
     with pytest.raises(RuntimeError, match="<think>"):
         QwenReasoningParser(SimpleNamespace(get_vocab=dict))
