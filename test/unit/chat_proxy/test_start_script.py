@@ -56,7 +56,7 @@ def test_defaults_reach_both_commands(model):
     assert (value(vllm, "--host"), value(vllm, "--port")) == ("127.0.0.1", "8001")
     assert value(vllm, "--dtype") == "float32"
     assert "--enable-prefix-caching" in vllm
-    assert (value(vllm, "--tool-call-parser"), value(vllm, "--reasoning-parser")) == ("qwen3_coder", "qwen3")
+    assert (value(vllm, "--tool-call-parser"), value(vllm, "--reasoning-parser")) == ("qwen36", "qwen36")
     assert json.loads(value(vllm, "--additional-config")) == {
         "device": "cpu",
         "tp_degree": 1,
