@@ -36,8 +36,9 @@ class VllmSampler:
 
     @property
     def has_custom_processors(self) -> bool:
-        """Whether there are logits processors beside vLLM's own and ours, named by the user or installed as a plugin."""
-        return any(type(processor) not in (*BUILTIN_LOGITS_PROCESSORS, ThinkingBudget) for processor in self.processors.all)
+        """Whether there are logits processors that are neither vLLM's nor ours: the user's, or a plugin's."""
+        known = (*BUILTIN_LOGITS_PROCESSORS, ThinkingBudget)
+        return any(type(processor) not in known for processor in self.processors.all)
 
     def sample(self, rows: Sequence[RequestState], logits: torch.Tensor) -> tuple[list[int], torch.Tensor | None]:
         """Sample one token a row.
