@@ -66,9 +66,7 @@ class ThinkingBudget(LogitsProcessor):
             self.force(logits[row], params, prompt, output)
         return logits
 
-    def force(
-        self, logits: torch.Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]
-    ) -> None:
+    def force(self, logits: torch.Tensor, params: SamplingParams, prompt: Sequence[int], output: Sequence[int]) -> None:
         """Leave one request its due token alone, unless a grammar or its own token lists forbid it.
 
         Args:
