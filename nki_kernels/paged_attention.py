@@ -7,6 +7,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from .delta_rule_tiles import Bank, identity, index_tiles, make_banks, sbuf, turn_into
+from .paged_attention_decode import attend_few
 
 ROWS = 128
 SIZE = 256
@@ -72,6 +73,9 @@ def paged_attention(
     share = heads // key_heads
     o = nl.ndarray((batch, tokens, heads, size), dtype=q.dtype, buffer=nl.shared_hbm)
 
+    if tokens < ROWS:
+        attend_few(q, k, v, k_cache, v_cache, table, start, o, first, own)
+        return o
     psum, eye = make_banks(), identity(q.dtype)
     names = index_tiles(table.reshape((1, batch * blocks)), batch * blocks, nisa.engine.gpsimd)
     work: list = []

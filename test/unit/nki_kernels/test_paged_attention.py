@@ -61,6 +61,24 @@ def test_lengths(form, dtype, tokens, held, blocks):
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize(("tokens", "heads", "held", "blocks"), [
+    (64, 6, [65], 3), (127, 8, [130], 4), (2, 6, [2048, 0, 2049, 2047], 33), (1, 2, [4159, 4095], 65),
+])  # fmt: skip
+def test_chunks_of_a_table_and_groups_of_rows(form, tokens, heads, held, blocks):
+    check(form, inputs(tokens, held, heads, 1, blocks, torch.bfloat16), 2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+def test_the_maximum_of_a_later_chunk(form):
+    """What was added up before fades to nothing; and the other way round."""
+    args = inputs(1, [4200, 4200], 2, 1, 66, torch.float32)
+    q, table = args[0], args[5]
+    for b, position in enumerate((4100, 100)):
+        args[3][table[b, position // 64].long(), position % 64] = 3 * q[b, 0, :1]
+    check(form, args, 1e-4)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
 def test_grouped_heads(form):
     check(form, inputs(5, [70], 6, 2, 2, torch.float32), 2e-5)
     check(form, inputs(128, [64], 6, 1, 1, torch.bfloat16), 2e-2)
