@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import (
     Commit,
@@ -223,6 +225,26 @@ def test_opened_from_a_folder(
     row = last(1, tokens[:20], 0, BLOCKS)
     assert torch.equal(logits(runtime, row), logits(neuron(made), row))
     runtime.close()
+
+
+@pytest.mark.parametrize("field", ["rms_norm_eps", "vocab_size", "rope"])
+def test_an_override_that_contradicts_the_artifact_is_refused(
+    load: Callable[..., Any], tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
+
+    from .rig.container import CpuContainer
+
+    made = load()
+    made.app.config.save(str(tmp_path))
+    (tmp_path / "model.pt").touch()
+    monkeypatch.setattr(NeuronQwen36ForCausalLM, "load", lambda app, *_, **__: CpuContainer(app))
+    own = ModelConfig.from_pretrained(tiny_checkpoint)
+    other = replace(own.rope, theta=5e5) if field == "rope" else getattr(own, field) * 2
+    given = {"model": tiny_checkpoint, "artifact": tmp_path}
+    open_runtime(runtime_config(made, **given, description=replace(own, eos_token_ids=(1,)))).close()
+    with pytest.raises(ConfigError, match=rf"^artifact=.*another network: {field} is .*, asked for"):
+        open_runtime(runtime_config(made, **given, description=replace(own, **{field: other})))
 
 
 def test_fp8_weights_are_not_opened_where_they_would_be_misread(
