@@ -134,3 +134,41 @@ def profile_kernel(
         report.to_chrome_trace(out / f"{name}.trace.json")
         report.plot(out / f"{name}.png")
         typer.echo(f"  wrote {out / name}.json, .trace.json and .png")
+
+
+@app.command("calibrate")
+def calibrate_prices(
+    file: Annotated[Path, typer.Argument(help="probes.json of 'validate_trn2.py --probes', measured on a device.")],
+    out: Annotated[Path, typer.Option(help="Price list to write, for --prices.")] = Path("prices.json"),
+    prices: Prices = None,
+    modelled: Annotated[
+        bool, typer.Option("--modelled", help="Take timings that the interpreter modelled: to try the command.")
+    ] = False,
+) -> None:
+    """Turn measured timings into a price list; prices that no timing determines stay as they are, or as in --prices."""
+    from .interpreter.install import real_nki_present
+    from .probes.calibrate import calibrate
+    from .probes.results import Results
+
+    if real_nki_present():
+        typer.echo("AWS's own nki is installed here, not the interpreter: take the file to another machine", err=True)
+        raise typer.Exit(2)
+    base = load_prices(prices)
+    try:
+        results = Results.load(file)
+        if results.kind == "modelled" and not modelled:
+            raise ValueError(f"{file}: 'kind' is 'modelled': prices would be made of themselves; measure on a device")
+        priced, rows = calibrate(results, base)
+    except (OSError, ValueError) as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(2) from error
+    typer.echo(f"{results.kind} on {results.device}, launches of {results.logical_cores} cores")
+    for row in rows:
+        typer.echo(f"{row.timing:<28}{row.measured.ns:>10.1f} ns, the list says {row.modelled_ns:>10.1f} ns")
+        if row.before is not None and row.after is not None:
+            then, now = (f"{p.low:g} to {p.high:g}, {p.centre:g}" for p in (row.before, row.after))
+            typer.echo(f"{'':<28}{row.constant}: {then} -> {now} {row.after.unit}")
+        elif row.note:
+            typer.echo(f"{'':<28}{row.note}")
+    priced.save(out)
+    typer.echo(f"written: {out}; use it with --prices {out}")

@@ -6,9 +6,15 @@ On a Trn2, one after the other, since a server holds all cores of the device (do
     python scripts/validate_trn2.py --device neuron --server-only --base-url http://127.0.0.1:8000 \\
         --out profile_artifacts/trn2/server
 
+What nobody has measured yet, one tiny kernel a question, each in a process of its own; the same command goes on where
+it stopped:
+
+    NEURON_LOGICAL_NC_CONFIG=2 python scripts/validate_trn2.py --device neuron --probes --out profile_artifacts/trn2
+
 Without a device:
 
     python scripts/validate_trn2.py --device interpreter --quick --base-url http://127.0.0.1:8000
+    python scripts/validate_trn2.py --device interpreter --probes
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,9 +35,14 @@ from rich.console import Console
 from rich.table import Table
 
 from nki_kernels.interpreter.install import real_nki_present
+from nki_kernels.probes.results import WHERES, Where
+from nki_kernels.probes.table import PROBES
 from qwen36_lab.validation.kernels import Outcome, cases, neuron_device, run
 from qwen36_lab.validation.memory import memory
+from qwen36_lab.validation.probe_report import run_probes, sdk_of
+from qwen36_lab.validation.probes import Plan
 from qwen36_lab.validation.server import QUICK, Check, Server, Sizes, coherence, decode_rate, prefix_reuse
+from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 
 
@@ -53,8 +65,23 @@ def main(
     ] = Sizes().prompt_tokens,
     quick: Annotated[bool, typer.Option("--quick", help="Short runs, to see that all of it works.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("profile_artifacts/validation"),
+    probes: Annotated[
+        bool, typer.Option("--probes", help="Ask the device's open questions, and nothing else; see docs/trn2.md.")
+    ] = False,
+    only: Annotated[list[str] | None, typer.Option(help="Of the probes, this one; may be given again.")] = None,
+    again: Annotated[list[str] | None, typer.Option(help="Ask this probe although its answer is known.")] = None,
+    where: Annotated[Where | None, typer.Option(help="Ask the probes there alone; both by default.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds for a probe, after which it hangs.")] = 900.0,
+    prices: Annotated[Path | None, typer.Option(help="Price list of modelled timings (interpreter).")] = None,
 ) -> None:
     """Print a table, write a JSON file a check and summary.json; exit with 1 if anything failed."""
+    asks = {"--only": only, "--again": again, "--where": where, "--prices": prices}
+    if not probes and (given := [name for name, value in asks.items() if value]):
+        raise typer.BadParameter(f"{given[0]} is for --probes")
+    if probes:
+        if base_url is not None or server_only:
+            raise typer.BadParameter("--probes asks no server: leave --base-url and --server-only out")
+        raise typer.Exit(ask_probes(device, logical_cores, only, again, where, timeout, prices, out))
     if server_only and base_url is None:
         raise typer.BadParameter("--server-only needs --base-url")
     console = Console(width=max(120, Console().width))
@@ -72,7 +99,7 @@ def main(
     show(checks, device, console)
     summary = {
         "provenance": provenance("measured").as_dict(),
-        "device": where(device),
+        "device": machine(device),
         "checks": {check.name: check.passed for check in checks},
         "passed": all(check.passed is not False for check in checks) and any(check.passed for check in checks),
         "problems": {check.name: check.problems for check in checks if check.problems},
@@ -83,7 +110,37 @@ def main(
         raise typer.Exit(1)
 
 
-def where(device: Device) -> str:
+def ask_probes(
+    device: Device, logical_cores: int, only: list[str] | None, again: list[str] | None, place: Where | None,
+    timeout: float, prices: Path | None, out: Path,
+) -> int:  # fmt: skip
+    """Ask the open questions; gives the exit code."""
+    console = Console(width=max(120, Console().width))
+    real = real_nki_present()
+    if real != (device is Device.NEURON):
+        there = "is there" if real else "is not there"
+        console.print(f"AWS's own nki {there}: --device {device.value} cannot run")
+        return 2
+    try:
+        plan = Plan(
+            file=out / "probes.json",
+            kind="measured" if real else "modelled",
+            device=machine(device) + (f", nki {version('nki')}" if real else ""),
+            cores=logical_cores,
+            names=tuple(only or PROBES),
+            wheres=WHERES if place is None else (place,),
+            again=tuple(again or ()),
+            timeout=timeout,
+            sdk=sdk_of(version("nki") if real else None),
+            prices=prices,
+        )
+        return run_probes(plan, console)
+    except ConfigError as error:
+        console.print(f"error: {error}", markup=False)
+        return 2
+
+
+def machine(device: Device) -> str:
     """In words, for the results: nothing measured elsewhere may pass for a measurement of a Trn2."""
     if device is Device.INTERPRETER:
         return "no Neuron device: kernels in the interpreter, server on whatever it was started on"
@@ -147,14 +204,14 @@ def server_checks(base_url: str, model: str | None, api_key: str, sizes: Sizes) 
 def write(out: Path, check: Check, device: Device) -> None:
     """A check's own file."""
     out.mkdir(parents=True, exist_ok=True)
-    result: dict[str, Any] = {"provenance": provenance("measured").as_dict(), "device": where(device)}
+    result: dict[str, Any] = {"provenance": provenance("measured").as_dict(), "device": machine(device)}
     name = check.name.replace(" ", "_")
     (out / f"{name}.json").write_text(json.dumps(result | check.as_dict(), indent=1) + "\n", encoding="utf-8")
 
 
 def show(checks: list[Check], device: Device, console: Console) -> None:
     """The verdicts."""
-    table = Table("check", "verdict", "what", title=f"Validation: {where(device)}")
+    table = Table("check", "verdict", "what", title=f"Validation: {machine(device)}")
     for check in checks:
         verdict = {True: "passed", False: "FAILED", None: "not made"}[check.passed]
         table.add_row(check.name, verdict, "; ".join(check.problems[:4]) or headline(check))

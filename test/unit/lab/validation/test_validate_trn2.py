@@ -105,13 +105,13 @@ def test_a_kernel_that_is_wrong_or_fails() -> None:
         return case.twin(x) * 1.05
 
     assert not kernels.run(replace(case, twin=twin), 1, None).passed
-    nothing = replace(case, kernel=lambda x: x * torch.nan)
+    nothing = replace(case, kernel={1: lambda x: x * torch.nan})  # by the cores of a launch, as a kernel
     assert kernels.run(nothing, 1, None).error == float("inf")
 
     def broken(_: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("NCC_TEST")
 
-    outcome = kernels.run(replace(case, kernel=broken), 1, None)
+    outcome = kernels.run(replace(case, kernel={1: broken}), 1, None)
     assert (outcome.passed, outcome.problem) == (False, "RuntimeError: NCC_TEST")
 
 
