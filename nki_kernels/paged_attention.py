@@ -6,12 +6,12 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import Bank, identity, index_tiles, make_banks, sbuf, turn_into
-from .paged_attention_decode import attend_few
+from .delta_rule_tiles import Bank, identity, make_banks, sbuf, turn_into
+from .paged_attention_decode import attend_few, tokens_held
+from .paged_gather import BLOCK, Pages, find_pages, gather_lines, rows_of_chunk
 
 ROWS = 128
 SIZE = 256
-BLOCK = 64
 KEYS = 512
 """Keys of a chunk: what one PSUM bank holds of a query's scores."""
 LOWEST = -3.0e38
@@ -52,7 +52,7 @@ def paged_attention(
         o (nl.ndarray): [B, N, HQ, 256], of q's type
 
     Notes:
-        A tile of 128 query rows is 128 tokens of one head, or all tokens of several heads when there are few.
+        Up to 127 new tokens go through `attend_few`. Of more, a tile of query rows is 128 tokens of one head.
 
     Pseudocode:
         for each chunk of keys: new tokens first, then blocks of the table
@@ -62,7 +62,7 @@ def paged_attention(
         o = o / l
     """
     batch, tokens, heads, size = q.shape
-    key_heads, blocks = k.shape[2], table.shape[1]
+    key_heads = k.shape[2]
     cores = nl.num_programs()
     assert size == SIZE, f"head size is {size}, must be {SIZE}"
     assert tokens <= ROWS or tokens % ROWS == 0, f"{tokens} new tokens, must be at most {ROWS} or a multiple of it"
@@ -77,28 +77,29 @@ def paged_attention(
         attend_few(q, k, v, k_cache, v_cache, table, start, o, first, own)
         return o
     psum, eye = make_banks(), identity(q.dtype)
-    names = index_tiles(table.reshape((1, batch * blocks)), batch * blocks, nisa.engine.gpsimd)
+    pages, held = find_pages(table, KEYS // BLOCK, psum), tokens_held(start, psum)
     work: list = []
     tiles: list = []
     for b in range(batch):
-        held = sbuf(nl.float32, (ROWS, 1))
-        nisa.dma_copy(dst=held, src=start.ap(pattern=[[0, ROWS], [1, 1]], offset=b))
         for head in range(first // share, (first + own - 1) // share + 1):
             begin, end = max(first, head * share), min(first + own, (head + 1) * share)
             mine = _load_queries(q, b, begin, end, eye, psum)
             for at in range(0, tokens, KEYS):
-                chunk = Keys(b=b, head=head, start=at, count=min(KEYS, tokens - at), entry=-1)
+                lines = min(KEYS, tokens - at) // ROWS
+                chunk = Keys(b=b, head=head, start=at, chunk=-1, rows=ROWS, lines=lines, across=1, along=ROWS)
                 _plan_new(work, mine, chunk)
-            for at in range(0, blocks * BLOCK, KEYS):
-                entry = b * blocks + at // BLOCK
-                chunk = Keys(b=b, head=head, start=at, count=min(KEYS, blocks * BLOCK - at), entry=entry)
-                _plan_held(work, mine, chunk, held)
+            for c in range(pages.chunks):
+                chunk = Keys(
+                    b=b, head=head, start=c * pages.blocks * BLOCK, chunk=c, rows=rows_of_chunk(pages, c),
+                    lines=pages.lines, across=pages.lines, along=1,
+                )  # fmt: skip
+                _plan_held(work, mine, chunk, held[:, b : b + 1])
             for n in range(len(mine)):
                 tiles.append(mine[n])
     # Each piece of work takes six turns, one stage a turn: what one waits for, the stages of others fill.
     for turn in range(len(work) + 6):
         if turn < len(work):
-            _load_keys(work[turn].keys, k, v, k_cache, v_cache, names)
+            _load_keys(work[turn].keys, k, v, k_cache, v_cache, pages)
         if turn >= 2 and turn - 2 < len(work):
             _turn_keys(work[turn - 2].keys, eye, psum)
         if turn >= 3 and turn - 3 < len(work):
@@ -116,40 +117,41 @@ def paged_attention(
 
 @dataclass
 class Queries(nl.NKIObject):
-    """A tile of query rows, heads [head, head + heads) of tokens [first, first + tokens) of sequence b, head by head.
+    """A tile of query rows: tokens [first, first + 128) of a head of sequence b.
 
     Attributes:
-        rows: heads * tokens. turned: [d, 2, rows]. limit: fp32 [rows, 1], new tokens that each row sees.
-        top, total: fp32 [rows, 1], running maximum and sum. out: fp32 [rows, 256], running output.
+        turned: [d, 2, 128]. limit: fp32 [128, 1], new tokens that each row sees.
+        top: fp32 [128, 1], running maximum. out: fp32 [128, 257], running output, and the running sum beside it.
     """
 
     b: int
-    rows: int
     head: int
-    heads: int
     first: int
-    tokens: int
     turned: nl.ndarray
     limit: nl.ndarray
     top: nl.ndarray
-    total: nl.ndarray
     out: nl.ndarray
 
 
 @dataclass
 class Keys(nl.NKIObject):
-    """A chunk: `count` keys from position `start` on of key head `head` of sequence b.
+    """A chunk: rows * lines keys from position `start` on of key head `head` of sequence b.
 
     Attributes:
-        entry: place in the table of its first block; -1: new tokens.
-        raw, values: [j, lines, 256], key j + 128 * line. turned: k^T, [d, 2, lines * 128].
+        chunk: its number in the table; -1: new tokens.
+        across, along: the key in row p of line n is the chunk's p * across + n * along.
+        raw: [rows, lines, 256]. values: [rows, lines, 257], the last column 1. turned: k^T, [d, 2, rows * lines], in
+            order.
     """
 
     b: int
     head: int
     start: int
-    count: int
-    entry: int
+    chunk: int
+    rows: int
+    lines: int
+    across: int
+    along: int
     loaded: bool = False
     transposed: bool = False
     raw: nl.ndarray = None
@@ -162,194 +164,158 @@ class Work(nl.NKIObject):
     """One tile of queries against one chunk of keys.
 
     Attributes:
-        limit: fp32 [rows, 1], positions below it count.
-        scores: fp32 [rows, keys], masked. bias: fp32 [rows, 1], minus the new maximum, scaled.
-        fade: fp32 [rows, 1], what the old maximum's terms are worth under the new one.
-        weights: [rows, keys], e^((s - m) / 16). turned: [j, lines, rows]. here: fp32 [rows, 1], their sum.
+        limit: fp32 [128, 1], positions below it count. lines: lines of the chunk of which any is seen.
+        scores: fp32 [128, keys], masked. bias: fp32 [128, 1], minus the new maximum, scaled.
+        before: fp32 [128, 1], the maximum before it. fade: fp32 [128, 1], what terms under it are
+            worth under the new one.
+        weights: [128, keys], e^((s - m) / 16). turned: [j, lines, 128].
     """
 
     tile: Queries
     keys: Keys
     limit: nl.ndarray
+    lines: int
     scores: nl.ndarray = None
     bias: nl.ndarray = None
+    before: nl.ndarray = None
     fade: nl.ndarray = None
     weights: nl.ndarray = None
     turned: nl.ndarray = None
-    here: nl.ndarray = None
 
 
 def _load_queries(q: nl.ndarray, b: int, begin: int, end: int, eye: nl.ndarray, psum: Bank) -> list:
     tokens, heads, dt, f32 = q.shape[1], q.shape[2], q.dtype, nl.float32
-    per_tile = min(tokens, ROWS)
-    together = max(1, ROWS // per_tile)
     tiles = []
-    for head in range(begin, end, together):
-        n = min(together, end - head)
-        for first in range(0, tokens, per_tile):
-            rows = n * per_tile
-            seen = sbuf(f32, (per_tile, 1))
-            nisa.iota(dst=seen, pattern=[[0, 1]], offset=first + 1, channel_multiplier=1)
-            raw, turned, limit = sbuf(dt, (rows, SIZE)), sbuf(dt, (ROWS, 2, rows)), sbuf(f32, (rows, 1))
-            for h in range(n):
-                at = h * per_tile
-                place = q.ap(pattern=[[heads * SIZE, per_tile], [1, SIZE]],
-                             offset=((b * tokens + first) * heads + head + h) * SIZE)  # fmt: skip
-                nisa.dma_copy(dst=raw[at : at + per_tile], src=place)
-                nisa.dma_copy(dst=limit[at : at + per_tile], src=seen)
-            bank = psum.take()[:, 0 : 2 * rows]
+    for head in range(begin, end):
+        for first in range(0, tokens, ROWS):
+            raw, turned, limit = sbuf(dt, (ROWS, SIZE)), sbuf(dt, (ROWS, 2, ROWS)), sbuf(f32, (ROWS, 1))
+            place = q.ap(pattern=[[heads * SIZE, ROWS], [1, SIZE]], offset=((b * tokens + first) * heads + head) * SIZE)
+            nisa.dma_copy(dst=raw, src=place)
+            nisa.iota(dst=limit, pattern=[[0, 1]], offset=first + 1, channel_multiplier=1)
+            bank = psum.take()[:, 0 : 2 * ROWS]
             for half in range(2):
-                turn_into(bank[:, half * rows : (half + 1) * rows], raw[:, half * ROWS : (half + 1) * ROWS], eye)
+                turn_into(bank[:, half * ROWS : (half + 1) * ROWS], raw[:, half * ROWS : (half + 1) * ROWS], eye)
             nisa.tensor_copy(dst=turned, src=bank, engine=nisa.engine.vector)
-            top, total, out = sbuf(f32, (rows, 1)), sbuf(f32, (rows, 1)), sbuf(f32, (rows, SIZE))
+            top, out = sbuf(f32, (ROWS, 1)), sbuf(f32, (ROWS, SIZE + 1))
             nisa.memset(dst=top, value=LOWEST, engine=nisa.engine.gpsimd)
-            nisa.memset(dst=total, value=0.0, engine=nisa.engine.gpsimd)
             nisa.memset(dst=out, value=0.0, engine=nisa.engine.gpsimd)
-            tiles.append(
-                Queries(
-                    b=b, rows=rows, head=head, heads=n, first=first, tokens=per_tile, turned=turned, limit=limit,
-                    top=top, total=total, out=out,
-                )
-            )  # fmt: skip
+            tiles.append(Queries(b=b, head=head, first=first, turned=turned, limit=limit, top=top, out=out))
     return tiles
 
 
 def _plan_new(work: list, tiles: list, keys: Keys) -> None:
     """Every tile that sees any of the new tokens of the chunk."""
     for n in range(len(tiles)):
-        if keys.start < tiles[n].first + tiles[n].tokens:
-            work.append(Work(tile=tiles[n], keys=keys, limit=tiles[n].limit))
+        seen = min(keys.lines, (tiles[n].first - keys.start) // ROWS + 1)
+        if seen > 0:
+            work.append(Work(tile=tiles[n], keys=keys, limit=tiles[n].limit, lines=seen))
 
 
 def _plan_held(work: list, tiles: list, keys: Keys, held: nl.ndarray) -> None:
     """Every tile sees the chunk's tokens below `held`, [128, 1]."""
     for n in range(len(tiles)):
-        work.append(Work(tile=tiles[n], keys=keys, limit=held[0 : tiles[n].rows]))
+        work.append(Work(tile=tiles[n], keys=keys, limit=held, lines=keys.lines))
 
 
 def _load_keys(
-    keys: Keys, k: nl.ndarray, v: nl.ndarray, k_cache: nl.ndarray, v_cache: nl.ndarray, names: nl.ndarray
+    keys: Keys, k: nl.ndarray, v: nl.ndarray, k_cache: nl.ndarray, v_cache: nl.ndarray, pages: Pages
 ) -> None:
-    """Read a chunk that has not been read; rows past its end become zero."""
+    """Read a chunk that has not been read."""
     if keys.loaded:
         return
     keys.loaded = True
-    lines = (keys.count + ROWS - 1) // ROWS
-    keys.raw = sbuf(k.dtype, (ROWS, lines, SIZE))
-    keys.values = sbuf(k.dtype, (ROWS, lines, SIZE))
-    if keys.count % ROWS != 0:
-        nisa.memset(dst=keys.raw[:, lines - 1 : lines], value=0.0, engine=nisa.engine.gpsimd)
-        nisa.memset(dst=keys.values[:, lines - 1 : lines], value=0.0, engine=nisa.engine.gpsimd)
-    if keys.entry < 0:
-        for n in range(lines):
-            rows, at = min(ROWS, keys.count - n * ROWS), keys.start + n * ROWS
-            row = k.shape[2] * SIZE
-            pattern, offset = [[row, rows], [1, SIZE]], (keys.b * k.shape[1] + at) * row + keys.head * SIZE
-            nisa.dma_copy(dst=keys.raw[0:rows, n : n + 1], src=k.ap(pattern=pattern, offset=offset))
-            nisa.dma_copy(dst=keys.values[0:rows, n : n + 1], src=v.ap(pattern=pattern, offset=offset))
+    keys.raw = sbuf(k.dtype, (keys.rows, keys.lines, SIZE))
+    keys.values = sbuf(k.dtype, (keys.rows, keys.lines, SIZE + 1))
+    nisa.memset(dst=keys.values[:, :, SIZE : SIZE + 1], value=1.0, engine=nisa.engine.gpsimd)
+    values = keys.values[:, :, 0:SIZE]
+    if keys.chunk < 0:
+        row = k.shape[2] * SIZE
+        pattern = [[row, ROWS], [ROWS * row, keys.lines], [1, SIZE]]
+        offset = (keys.b * k.shape[1] + keys.start) * row + keys.head * SIZE
+        nisa.dma_copy(dst=keys.raw, src=k.ap(pattern=pattern, offset=offset))
+        nisa.dma_copy(dst=values, src=v.ap(pattern=pattern, offset=offset))
         return
-    pattern = [[k_cache.shape[2] * SIZE, BLOCK], [1, SIZE]]
-    # The hardware's address generator takes 600 ns a transfer: GpSimd, which has nothing else to do, makes some.
-    for n in range(keys.count // BLOCK):
-        name, row, offset = names[keys.entry + n], (n % 2) * BLOCK, keys.head * SIZE
-        nisa.dma_copy(
-            dst=keys.raw[row : row + BLOCK, n // 2 : n // 2 + 1],
-            src=k_cache.ap(pattern=pattern, offset=offset, scalar_offset=name, indirect_dim=0),
-            dge_mode=nisa.dge_mode.hwdge,
-        )
-        nisa.dma_copy(
-            dst=keys.values[row : row + BLOCK, n // 2 : n // 2 + 1],
-            src=v_cache.ap(pattern=pattern, offset=offset, scalar_offset=name, indirect_dim=0),
-            dge_mode=nisa.dge_mode.swdge if n % 4 != 0 else nisa.dge_mode.hwdge,
-        )
+    gather_lines(keys.raw, k_cache, pages, keys.b, keys.chunk, keys.head, 0)
+    gather_lines(values, v_cache, pages, keys.b, keys.chunk, keys.head, 0)
 
 
 def _turn_keys(keys: Keys, eye: nl.ndarray, psum: Bank) -> None:
-    """k^T of a chunk that has not been turned."""
+    """k^T of a chunk that has not been turned, in order of position."""
     if keys.transposed:
         return
     keys.transposed = True
-    lines, dt = keys.raw.shape[1], keys.raw.dtype
-    keys.turned = sbuf(dt, (ROWS, 2, lines * ROWS))
+    rows, lines = keys.rows, keys.lines
+    size = rows * lines
+    keys.turned = sbuf(keys.raw.dtype, (ROWS, 2, size))
     for half in range(2):
-        bank = psum.take()[:, 0 : lines * ROWS]
+        bank = psum.take()[:, 0:size]
         for n in range(lines):
-            data = keys.raw[:, n : n + 1, half * ROWS : (half + 1) * ROWS].reshape((ROWS, ROWS))
-            turn_into(bank[:, n * ROWS : (n + 1) * ROWS], data, eye)
-        nisa.tensor_copy(dst=keys.turned[:, half : half + 1], src=bank, engine=nisa.engine.vector)
+            data = keys.raw[:, n : n + 1, half * ROWS : (half + 1) * ROWS].reshape((rows, ROWS))
+            turn_into(bank[:, n * rows : (n + 1) * rows], data, eye)
+        ordered = [[2 * size, ROWS], [keys.along, lines], [keys.across, rows]]
+        nisa.tensor_copy(dst=keys.turned.ap(pattern=ordered, offset=half * size), src=bank, engine=nisa.engine.vector)
 
 
 def _score(work: Work, psum: Bank) -> None:
-    """Masked scores, the new maximum, and what the old one's terms are worth."""
+    """Masked scores and the new maximum."""
     tile, keys, f32, scale = work.tile, work.keys, nl.float32, SIZE**-0.5
-    size = keys.turned.shape[2]
-    bank, highest, top = psum.take()[0 : tile.rows, 0:size], sbuf(f32, (tile.rows, 1)), sbuf(f32, (tile.rows, 1))
+    size = keys.rows * work.lines
+    bank, highest, top = psum.take()[:, 0:size], sbuf(f32, (ROWS, 1)), sbuf(f32, (ROWS, 1))
     for half in range(2):
         # [d, i] x [d, j] -> [i, j]
         nisa.nc_matmul(
-            dst=bank, stationary=tile.turned[:, half : half + 1], moving=keys.turned[:, half : half + 1],
+            dst=bank, stationary=tile.turned[:, half : half + 1], moving=keys.turned[:, half : half + 1, 0:size],
             accumulate=half > 0,
         )  # fmt: skip
-    work.scores = sbuf(f32, (tile.rows, size))
+    work.scores = sbuf(f32, (ROWS, size))
     nisa.range_select(
         dst=work.scores, on_true_tile=bank, comp_op0=nl.less, comp_op1=nl.less, bound0=work.limit, bound1=work.limit,
         reduce_cmd=nisa.reduce_cmd.reset_reduce, reduce_res=highest, reduce_op=nl.maximum, range_start=keys.start,
     )  # fmt: skip
-    work.bias = sbuf(f32, (tile.rows, 1))
-    work.fade = sbuf(f32, (tile.rows, 1))
+    work.bias = sbuf(f32, (ROWS, 1))
     nisa.tensor_tensor(dst=top, data1=tile.top, data2=highest, op=nl.maximum)
     nisa.tensor_scalar(dst=work.bias, data=top, op0=nl.multiply, operand0=-scale, engine=nisa.engine.vector)
-    nisa.activation(dst=work.fade, op=nl.exp, data=tile.top, scale=scale, bias=work.bias)
+    work.before = tile.top
     tile.top = top
 
 
 def _weigh(work: Work) -> None:
-    """p = e^((s - m) / 16) and its sum."""
-    rows, size = work.scores.shape
-    work.weights = sbuf(work.keys.values.dtype, (rows, size))
-    work.here = sbuf(nl.float32, (rows, 1))
-    nisa.activation_reduce(
-        dst=work.weights, op=nl.exp, data=work.scores, reduce_op=nl.add, reduce_res=work.here, bias=work.bias,
-        scale=SIZE**-0.5,
-    )  # fmt: skip
+    """p = e^((s - m) / 16), and what the old maximum's terms are worth."""
+    work.fade = sbuf(nl.float32, (ROWS, 1))
+    work.weights = sbuf(work.keys.values.dtype, work.scores.shape)
+    nisa.activation(dst=work.weights, op=nl.exp, data=work.scores, bias=work.bias, scale=SIZE**-0.5)
+    nisa.activation(dst=work.fade, op=nl.exp, data=work.before, bias=work.bias, scale=SIZE**-0.5)
 
 
 def _turn_weights(work: Work, eye: nl.ndarray, psum: Bank) -> None:
     """p^T, [j, lines, i]."""
-    rows, size = work.weights.shape
-    lines, dt = size // ROWS, work.weights.dtype
-    bank = psum.take()[:, 0 : lines * rows]
-    work.turned = sbuf(dt, (ROWS, lines, rows))
-    for n in range(lines):
-        turn_into(bank[:, n * rows : (n + 1) * rows], work.weights[:, n * ROWS : (n + 1) * ROWS], eye)
+    keys, dt = work.keys, work.weights.dtype
+    bank = psum.take()[0 : keys.rows, 0 : work.lines * ROWS]
+    work.turned = sbuf(dt, (keys.rows, work.lines, ROWS))
+    for n in range(work.lines):
+        line = [[keys.rows * work.lines, ROWS], [keys.across, keys.rows]]
+        data = work.weights.ap(pattern=line, offset=n * keys.along)
+        turn_into(bank[:, n * ROWS : (n + 1) * ROWS], data, eye)
     nisa.tensor_copy(dst=work.turned, src=bank, engine=nisa.engine.scalar)
 
 
 def _gather(work: Work, psum: Bank) -> None:
-    """l <- fade l + sum(p) and o <- fade o + p v."""
-    tile, f32 = work.tile, nl.float32
-    product, out = psum.take()[0 : tile.rows, 0:SIZE], sbuf(f32, (tile.rows, SIZE))
-    for n in range(work.turned.shape[1]):
+    """o <- fade o + p v; the sum of p comes with it, as the product with a column of ones."""
+    tile = work.tile
+    product, out = psum.take()[:, 0 : SIZE + 1], sbuf(nl.float32, (ROWS, SIZE + 1))
+    for n in range(work.lines):
         # [j, i] x [j, v] -> [i, v]
         nisa.nc_matmul(
             dst=product, stationary=work.turned[:, n : n + 1], moving=work.keys.values[:, n : n + 1], accumulate=n > 0
         )
     nisa.scalar_tensor_tensor(dst=out, data=tile.out, op0=nl.multiply, operand0=work.fade, op1=nl.add, operand1=product)
-    total = sbuf(f32, (tile.rows, 1))
-    nisa.scalar_tensor_tensor(
-        dst=total, data=tile.total, op0=nl.multiply, operand0=work.fade, op1=nl.add, operand1=work.here
-    )
-    tile.total = total
     tile.out = out
 
 
 def _finish(tile: Queries, o: nl.ndarray) -> None:
     """o / l, to HBM."""
-    inverse, out = sbuf(nl.float32, (tile.rows, 1)), sbuf(o.dtype, (tile.rows, SIZE))
-    nisa.reciprocal(dst=inverse, data=tile.total)
-    nisa.tensor_scalar(dst=out, data=tile.out, op0=nl.multiply, operand0=inverse, engine=nisa.engine.vector)
-    for h in range(tile.heads):
-        at, heads = h * tile.tokens, o.shape[2]
-        offset = ((tile.b * o.shape[1] + tile.first) * heads + tile.head + h) * SIZE
-        place = o.ap(pattern=[[heads * SIZE, tile.tokens], [1, SIZE]], offset=offset)
-        nisa.dma_copy(dst=place, src=out[at : at + tile.tokens])
+    inverse, out, heads = sbuf(nl.float32, (ROWS, 1)), sbuf(o.dtype, (ROWS, SIZE)), o.shape[2]
+    nisa.reciprocal(dst=inverse, data=tile.out[:, SIZE : SIZE + 1])
+    nisa.tensor_scalar(dst=out, data=tile.out[:, 0:SIZE], op0=nl.multiply, operand0=inverse, engine=nisa.engine.vector)
+    offset = ((tile.b * o.shape[1] + tile.first) * heads + tile.head) * SIZE
+    nisa.dma_copy(dst=o.ap(pattern=[[heads * SIZE, ROWS], [1, SIZE]], offset=offset), src=out)

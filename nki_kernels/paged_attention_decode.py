@@ -114,7 +114,7 @@ def attend_few(
     nisa.memset(dst=later, value=0.0, engine=nisa.engine.gpsimd)
     keep_where(later, [[0, heads], [1, tokens]], -1, 0, NOT_SEEN)
     const = Decode(
-        eye=eye, eye32=eye32, ones=ones, held=_held(start, psum), later=later, place=place, pages=pages,
+        eye=eye, eye32=eye32, ones=ones, held=tokens_held(start, psum), later=later, place=place, pages=pages,
         psum=psum,
     )  # fmt: skip
     work: list = []
@@ -156,7 +156,7 @@ def attend_few(
                     _finish(work[turn - 3].groups[n], o)
 
 
-def _held(start: nl.ndarray, psum: Bank) -> nl.ndarray:
+def tokens_held(start: nl.ndarray, psum: Bank) -> nl.ndarray:
     """int32 [1, B] of HBM as fp32 [128, B]."""
     batch, f32 = start.shape[1], nl.float32
     given, row, held = sbuf(nl.int32, (1, batch)), sbuf(f32, (1, batch)), sbuf(f32, (TILE, batch))
