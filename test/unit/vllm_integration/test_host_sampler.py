@@ -32,10 +32,17 @@ ASKED: list[dict[str, Any]] = [
 ]
 
 
+START, END = 90, 91
+REASONING = SimpleNamespace(
+    reasoning_start_token_ids=[START], reasoning_end_token_ids=[END], natural_reasoning_end_token_ids=[END]
+)
+
+
 def host_sampler(mode: str = "raw_logprobs") -> HostSampler:
     config = SimpleNamespace(
         model_config=SimpleNamespace(logprobs_mode=mode, logits_processors=None),
         scheduler_config=SimpleNamespace(max_num_seqs=16),
+        reasoning_config=REASONING,
         speculative_config=None,
     )
     return HostSampler(config, VOCAB)
@@ -121,6 +128,21 @@ def test_drawn_by_the_definition_with_the_requests_own_numbers() -> None:
             token = int(sample_all(logits, parameter_tensor([draw_of(state, VOCAB)])))
             assert found[state.request_id][step][0] == token
             state.output.append(token)
+
+
+@pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
+def test_a_thinking_budget_ends_the_thoughts_of_its_request_alone(mode: str) -> None:
+    options: list[dict[str, Any]] = [{"thinking_token_budget": 2}, {"thinking_token_budget": 2, "logprobs": 1}, {}]
+    states = [
+        RequestState(str(i), SamplingParams(temperature=0.0, **asked), [5, START]) for i, asked in enumerate(options)
+    ]
+    sampler = host_sampler(mode)
+    found = run(sampler, states)
+    for i in (0, 1):
+        tokens = [entry[0] for entry in found[str(i)]]
+        assert tokens.index(END) == 2
+        assert tokens.count(END) == 1
+    assert END not in [entry[0] for entry in found["2"]]
 
 
 def test_without_numba_the_same_tokens(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ CONFIG = SimpleNamespace(
     model_config=SimpleNamespace(logprobs_mode="raw_logprobs", logits_processors=None),
     scheduler_config=SimpleNamespace(max_num_seqs=16),
     speculative_config=None,
+    reasoning_config=None,
 )
 ASKED = [
     {},
