@@ -5,6 +5,11 @@ prompt, one after the other, and measures the machine's fp32 matmul peak in betw
 slows all of them. Rates are medians over the rounds, a ratio is the median of the rounds' own ratios.
 
     python scripts/bench_serving.py --out profile_artifacts/serving/
+
+With --busy, our engine alone and beside a process that keeps a core busy, which this script starts and stops; again as
+it would be with libgomp's own waiting and a thread a core whatever happens.
+
+    python scripts/bench_serving.py --busy --out profile_artifacts/serving/
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ import signal
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qwen36_lab.serving import busy
 from qwen36_lab.serving.flops import FORMULA, matmul_peak, prefill_flops
 from qwen36_lab.serving.http import HttpServer
 from qwen36_lab.serving.plot import plot
@@ -172,10 +180,11 @@ def main(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds measured. [default: 5, or 2 with --quick]")] = None,
     max_num_batched_tokens: Annotated[int, typer.Option(min=64, help="Tokens of one step of our engine.")] = 2048,
     http: Annotated[bool, typer.Option("--http", help="Measure our server over HTTP too.")] = False,
+    beside: Annotated[bool, typer.Option("--busy", help="Our engine or server beside a busy process.")] = False,
     quick: Annotated[bool, typer.Option("--quick", help="Short runs, to see that all of it works.")] = False,
     out: Annotated[Path, typer.Option(help="Folder for the JSON and the plot.")] = Path("profile_artifacts/serving"),
 ) -> None:
-    """Measure, print the ratios, and write serving.json and serving.png."""
+    """Measure, print the ratios, and write serving.json and serving.png, or busy.json."""
     plan = QUICK if quick else Plan()
     if rounds is not None:
         plan = replace(plan, rounds=rounds)
@@ -190,38 +199,47 @@ def main(
         folder = model or make_checkpoint(Path(scratch) / "demo", PRESETS["demo"])
         shape = ModelConfig.from_pretrained(folder)
         config = SideConfig(folder, threads, max(plan.lengths) + 512, max(BATCHES), max_num_batched_tokens)
-        sides: dict[str, Any] = {}
-        try:
-            for name in (OURS, THEIRS):
-                sides[name] = RemoteSide(name, config)
-            if http:
-                sides[HTTP] = HttpServer(config)
-            samples = measure(plan, sides, console)
-        finally:
-            for side in sides.values():
-                side.close()
-    summary = summarize(samples, plan, shape)
-    show(summary, console)
-    result = {
-        "provenance": provenance("measured").as_dict(),
-        "settings": {
-            **asdict(plan),
+        settings = {
             "model": folder.name,
             "parameters": shape.num_parameters(),
             "dtype": "float32",
             "threads": threads,
             "max_num_batched_tokens": max_num_batched_tokens,
-            "decode_prompt_tokens": DECODE_PROMPT,
             "load_average_before": load,
-        },
-        "flops": FORMULA,
-        "summary": summary,
-        "samples": asdict(samples),
-    }
-    out.mkdir(parents=True, exist_ok=True)
+        }
+        result: dict[str, Any] = {"provenance": provenance("measured").as_dict(), "settings": settings}
+        out.mkdir(parents=True, exist_ok=True)
+        if beside:
+            small = replace(config, max_model_len=1024, max_num_seqs=max(busy.BATCHES))
+            with closing_all(busy.sides_of(small, http)) as sides:
+                result["summary"] = busy.measure(sides, plan.rounds, console)
+            settings |= {"rounds": plan.rounds, "side": "server over HTTP" if http else "engine"}
+            busy.show(result["summary"], console)
+            (out / "busy.json").write_text(json.dumps(result, indent=1) + "\n")
+            console.print(f"written: {out / 'busy.json'}")
+            return
+        with closing_all({}) as sides:
+            for name in (OURS, THEIRS):
+                sides[name] = RemoteSide(name, config)
+            if http:
+                sides[HTTP] = HttpServer(config)
+            samples = measure(plan, sides, console)
+    settings |= {**asdict(plan), "decode_prompt_tokens": DECODE_PROMPT}
+    result |= {"flops": FORMULA, "summary": summarize(samples, plan, shape), "samples": asdict(samples)}
+    show(result["summary"], console)
     (out / "serving.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "serving.png")
     console.print(f"written: {out / 'serving.json'}, {out / 'serving.png'}")
+
+
+@contextmanager
+def closing_all(sides: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The sides, and those that are added, are ended however the block is left."""
+    try:
+        yield sides
+    finally:
+        for side in sides.values():
+            side.close()
 
 
 if __name__ == "__main__":

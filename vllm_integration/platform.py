@@ -13,6 +13,7 @@ from vllm.platforms.interface import Platform, PlatformEnum
 
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.openmp import openmp_environment
 
 from . import parsers
 from .compat import check_vllm
@@ -163,6 +164,8 @@ class QwenPlatform(Platform):
         vllm_config.compilation_config.mode = CompilationMode.NONE
         vllm_config.compilation_config.cudagraph_mode = CUDAGraphMode.NONE
         vllm_config.cache_config.block_size = BLOCK_SIZE
+        if settings.device == "cpu":
+            os.environ.update(openmp_environment(os.environ))  # for what loads OpenMP after this, here or in a child
 
     @classmethod
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:

@@ -23,6 +23,7 @@ from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.cache import default_slots, slots_starve
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.runtime import Runtime, RuntimeConfig, cpu_kernels, open_runtime
+from qwen36_neuron.runtime.threads import ThreadGovernor, usable_cores
 
 from .arguments import kv_bytes
 from .description import DTYPES, describe
@@ -47,14 +48,17 @@ class Worker(WorkerBase):
         self.num_slots = 0
         self.runtime: Runtime | None = None
         self.runner: ModelRunner | None = None
+        self.threads: ThreadGovernor | None = None
         self._stepped = False
 
     # ---- start-up, in the order in which the engine calls ------------------------------------------------------------
 
     def init_device(self) -> None:
         """Threads and the random stream of requests without a seed of their own."""
-        if self.settings.threads is not None:
-            torch.set_num_threads(self.settings.threads)
+        most = self.settings.threads or min(torch.get_num_threads(), usable_cores())
+        torch.set_num_threads(most)
+        if self.settings.share_cores and self.settings.device == "cpu":
+            self.threads = ThreadGovernor(most)
         torch.manual_seed(self.model_config.seed)
         self.device = torch.device("cpu")
 
@@ -143,6 +147,8 @@ class Worker(WorkerBase):
         if not self._stepped:
             self._stepped = True
             _let_engines_be_collected()
+        if self.threads is not None:
+            self.threads.before_step()
         return self.runner.execute(scheduler_output)
 
     def sample_tokens(self, grammar_output: GrammarOutput | None) -> ModelRunnerOutput:
@@ -155,6 +161,8 @@ class Worker(WorkerBase):
         if self.runtime is not None:
             self.runtime.close()
         self.runtime = self.runner = None
+        if self.threads is not None:
+            self.threads.release()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from qwen36_neuron.openmp import openmp_environment
+
 from .. import parsers
 from ..chat_proxy.settings import ProxySettings
 from ..flags import flags
@@ -66,7 +68,7 @@ def chosen_environment(launch: Launch) -> dict[str, str]:
 
 def full_environment(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of both processes. The key is there, since a command line shows in every process list."""
-    full = {**environment, **chosen_environment(launch)}
+    full = {**openmp_environment(environment), **environment, **chosen_environment(launch)}
     full.pop("VLLM_API_KEY", None)
     if launch.front.api_key is not None:
         full["VLLM_API_KEY"] = launch.front.api_key

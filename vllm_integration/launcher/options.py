@@ -118,7 +118,7 @@ def _bytes_as_gib(named: str, text: str) -> float:
 
 _GROUP = {
     **dict.fromkeys(("model", "revision", "served_model_name", "device", "dtype", "tp_degree", "artifact"), MODEL),
-    **dict.fromkeys(("kernels", "sampling_candidates", "lazy_logits", "threads"), MODEL),
+    **dict.fromkeys(("kernels", "sampling_candidates", "lazy_logits", "threads", "share_cores"), MODEL),
     **dict.fromkeys(("host", "port", "backend_port", "api_key", "proxy"), FRONT),
     **dict.fromkeys(("python", "dry_run"), OTHER),
 }

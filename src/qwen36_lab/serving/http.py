@@ -34,6 +34,7 @@ class HttpServer:
             *("--served-model-name", "bench", "--max-model-len", config.max_model_len),
             *("--max-num-seqs", config.max_num_seqs, "--max-num-batched-tokens", config.max_num_batched_tokens),
             *("--kv-cache-memory-bytes", int(cache_gib(config) * 2**30)),
+            *([] if config.share_cores else ["--no-share-cores"]),
         ]
         self._server = subprocess.Popen(
             [str(word) for word in command],

@@ -30,6 +30,7 @@ class SideConfig:
         max_model_len: longest sequence that will be asked for.
         max_num_seqs: most sequences at once.
         max_num_batched_tokens: tokens of one step of our engine.
+        share_cores: whether our engine computes on fewer threads while other processes keep cores busy.
     """
 
     checkpoint: Path
@@ -37,6 +38,7 @@ class SideConfig:
     max_model_len: int
     max_num_seqs: int
     max_num_batched_tokens: int
+    share_cores: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,11 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
             enable_prefix_caching=True,
-            additional_config={"threads": config.threads, "cache_gib": cache_gib(config)},
+            additional_config={
+                "threads": config.threads,
+                "cache_gib": cache_gib(config),
+                "share_cores": config.share_cores,
+            },
             disable_log_stats=True,
         )
         (self.timer,) = self.llm.collective_rpc(_time_runtime)

@@ -104,16 +104,26 @@ def test_a_field_that_is_added_is_a_flag_at_once(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_flag_of_the_plugin_reaches_the_plugin(start: Start) -> None:
-    launch = start("--threads", 3, "--slots-per-prompt", 5, "--no-lazy-logits", "--sampling-candidates", 0)
+    launch = start(
+        "--threads", 3, "--no-share-cores", "--slots-per-prompt", 5, "--no-lazy-logits", "--sampling-candidates", 0
+    )
     assert commands.additional_config(launch) == {
         "device": "cpu",
         "tp_degree": 1,
         "cache_gib": 2.0,
         "threads": 3,
+        "share_cores": False,
         "slots_per_prompt": 5,
         "lazy_logits": False,
         "sampling_candidates": 0,
     }
+
+
+def test_both_processes_are_told_how_to_wait_unless_the_user_said_so(start: Start) -> None:
+    """libgomp reads it when torch is imported, so a process must be started with it."""
+    assert int(commands.full_environment(start(), {})["GOMP_SPINCOUNT"]) > 0
+    assert commands.full_environment(start(), {"GOMP_SPINCOUNT": "3"})["GOMP_SPINCOUNT"] == "3"
+    assert "GOMP_SPINCOUNT" not in commands.full_environment(start(), {"OMP_WAIT_POLICY": "active"})
 
 
 # ---- vLLM's names, and ours of before ----------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def test_an_unknown_key_is_named_with_the_known_ones():
         ("sampling_candidates", -1),
         ("sampling_candidates", 2.5),
         ("lazy_logits", 1),
+        ("share_cores", 0),
     ],
 )
 def test_a_value_that_cannot_be_used_is_named(key, value):
