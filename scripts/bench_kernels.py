@@ -72,6 +72,7 @@ def forms() -> list[Form]:
         Form("decode_batch_1_three_drafts", examples.decode(1, 4)),
         Form("attention_512_tokens_over_3584", examples.attention(512, 3584)),
         Form("attention_decode_over_4096", examples.attention(1, 4096)),
+        Form("attention_decode_over_4096_batch_8", examples.attention(1, 4096, batch=8)),
         Form("fp8_mlp_1_token", examples.mlp(1)),
         Form("fp8_mlp_512_tokens", examples.mlp(512)),
         Form("causal_conv1d", examples.conv()),
@@ -120,6 +121,8 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
             0.03,
         ),
         ("two checkpoints add", us["prefill_in_a_graph_two_checkpoints"] / graph - 1, "<=", 0.03),
+        ("attention, 1 token over 4,096, us", us["attention_decode_over_4096"], "<=", 30.0),
+        ("attention, 512 tokens over 3,584, us", us["attention_512_tokens_over_3584"], "<=", 120.0),
     ]
     return [
         {"what": what, "modelled": value, "bar": f"{sign} {bar:g}",
