@@ -33,7 +33,7 @@ class Target:
 
     sdk: Sdk = "2.31"
     lnc: int | None = None
-    checks: Checks = "instruction"
+    checks: Checks = "cautious"
     transposes_dma_on_tensor_engine: bool = False
 
     def __post_init__(self) -> None:

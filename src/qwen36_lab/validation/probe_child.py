@@ -19,7 +19,7 @@ import torch
 import typer
 from torch import Tensor
 
-from nki_kernels.interpreter import PriceList
+from nki_kernels.interpreter import PriceList, Target, compiling_for
 from nki_kernels.probes.memory import double
 from nki_kernels.probes.probe import Probe, Run, Timing
 from nki_kernels.probes.results import Answer, Measure, Status, Where
@@ -94,7 +94,13 @@ def check(run: Run, where: Where, cores: int, repeats: int, device: torch.device
 def launcher(run: Run, cores: int, repeats: int) -> Callable[..., Tensor]:
     """The kernel of a run, on a number of physical cores."""
     kernel, keywords = run.kernel[cores], run.keywords(repeats)
-    return lambda *tensors: kernel(*tensors, **keywords)
+
+    def call(*tensors: Any) -> Any:
+        # A probe asks the device what the rules of the interpreter would refuse.
+        with compiling_for(Target(checks="instruction")):
+            return kernel(*tensors, **keywords)
+
+    return call
 
 
 DOUBLE = Run(double, lambda cores: (), lambda args, repeats, core: np.zeros(0))

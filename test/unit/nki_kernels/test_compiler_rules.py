@@ -221,7 +221,7 @@ def test_simulate_takes_a_target():
         return x
 
     x = np.zeros((4, 8), dtype=np.float32)
-    nki.simulate(nki.jit(kernel))(x)
+    nki.simulate(nki.jit(kernel), target=Target(checks="instruction"))(x)
     with pytest.raises(RuleError, match="index-tile"):
         nki.simulate(nki.jit(kernel), target=Target(checks="cautious"))(x)
 
