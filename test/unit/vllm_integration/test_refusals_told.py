@@ -52,7 +52,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
         "from vllm.engine.arg_utils import AsyncEngineArgs\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
         "parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())\n"
-        "arguments = parser.parse_args(['--model', 'nowhere', '--kv-cache-dtype', 'fp8'])\n"
+        "arguments = parser.parse_args(['--model', '.', '--kv-cache-dtype', 'fp8'])\n"
         "AsyncEngineArgs.from_cli_args(arguments).create_engine_config()\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=tmp_path)
