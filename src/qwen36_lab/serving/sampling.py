@@ -101,6 +101,7 @@ def _host_sampler(vocab: int, batch: int) -> HostSampler:
         model_config=SimpleNamespace(logprobs_mode="raw_logprobs", logits_processors=None),
         scheduler_config=SimpleNamespace(max_num_seqs=batch),
         speculative_config=None,
+        reasoning_config=None,
     )
     return HostSampler(config, vocab)
 
