@@ -82,6 +82,7 @@ def test_the_maximum_of_a_later_chunk(form):
 def test_grouped_heads(form):
     check(form, inputs(5, [70], 6, 2, 2, torch.float32), 2e-5)
     check(form, inputs(128, [64], 6, 1, 1, torch.bfloat16), 2e-2)
+    check(form, inputs(128, [150, 0, 192], 4, 2, 3, torch.float32), 2e-5)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
