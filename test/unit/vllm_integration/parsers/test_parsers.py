@@ -256,3 +256,12 @@ def test_one_forced_call_where_only_one_is_wanted(tokenizer, parser_class):
         parser_class(tokenizer, request.tools, chat_template_kwargs={}).adjust_request(request)
         tag = json.loads(request.structured_outputs.structural_tag)
         assert tag["format"]["stop_after_first"] is not parallel
+
+
+@pytest.mark.parametrize("option", [True, False])
+def test_one_option_leaves_stop_strings_to_vllm(tokenizer, parser_class, monkeypatch, option):
+    monkeypatch.setattr("vllm_integration.platform.QwenPlatform.stop_in_reasoning", option)
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], stop=["END"])
+    parser_class(tokenizer, None, chat_template_kwargs={}).adjust_request(request)
+    assert request.stop == (["END"] if option else [])
+    assert bool(request.vllm_xargs) is not option
