@@ -3,7 +3,9 @@
 Everything but the solve is the kernel's own, so that a difference is the solve's.
 """
 
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 
 import nki
 import nki.isa as nisa
@@ -29,6 +31,14 @@ from nki_kernels.delta_rule_tiles import TILE, make_banks, over_heads, sbuf, spl
 
 LEAF = 32
 Stage = Callable[..., None]
+
+
+def _constant(array: np.ndarray) -> nl.ndarray:
+    """An array as a kernel may have it that takes no further arguments: from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "constant.npy"
+        np.save(path, array)
+        return nl.shared_constant(path)
 
 
 def _leaf_mask() -> np.ndarray:
@@ -57,7 +67,7 @@ class _Doubling:
     def start(self, tile, n, const, psum) -> None:
         heads, dt = tile.v.shape[1], tile.t.dtype
         mask, power, power_t = sbuf(dt, (TILE, TILE)), sbuf(dt, (TILE, heads, TILE)), sbuf(dt, (TILE, heads, TILE))
-        nisa.dma_copy(dst=mask, src=nl.shared_constant(_leaf_mask()))
+        nisa.dma_copy(dst=mask, src=_constant(_leaf_mask()))
         nisa.tensor_tensor(dst=power_t, data1=tile.lower, data2=over_heads(mask, 0, TILE, heads), op=nl.multiply)
         for first, last in split(heads, 4):
             bank = psum.take()[:, 0 : (last - first) * TILE]
@@ -104,7 +114,7 @@ def _rows(tile, const, psum, groups: list[tuple[int, int]]) -> None:
     """Row i of T is e_i - A[i] T, put in its place by a product with e_i; the heads of a group take turns."""
     heads, dt = tile.v.shape[1], tile.t.dtype
     lines = nl.ndarray((1, TILE, TILE), dtype=dt, buffer=nl.sbuf)
-    nisa.dma_copy(dst=lines, src=nl.shared_constant(np.eye(TILE, dtype=np.float32)))
+    nisa.dma_copy(dst=lines, src=_constant(np.eye(TILE, dtype=np.float32)).reshape((1, TILE, TILE)))
     nisa.tensor_copy(dst=tile.t, src=over_heads(const.eye, 0, TILE, heads))
     for first, last in groups:
         for i in range(1, TILE):
