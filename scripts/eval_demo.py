@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 from qwen36_lab.demo.drafting import acceptance
 from qwen36_lab.demo.evaluation import Probe, recall_probes, skill_probes
 from qwen36_lab.demo.measure import OwnRuntime, Transformers, score
-from qwen36_lab.demo.network import Network
+from qwen36_lab.demo.trainable import TrainableModel
 from qwen36_neuron.provenance import provenance
 
 SCORES = ("right", "exact", "valid")
@@ -49,7 +49,8 @@ def main(
     tokenizer = AutoTokenizer.from_pretrained(model)
     plan = [(int(length), int(each)) for length, each in (part.split(":") for part in lengths.split(","))]
     own, reference = OwnRuntime(model, plan[-1][0]), Transformers(model)
-    network = Network.from_pretrained(model)
+    with torch.no_grad():
+        network = TrainableModel.from_pretrained(model).assemble()
     groups: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(list))
 
     def probes() -> Iterator[tuple[str, Probe, bool]]:

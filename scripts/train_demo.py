@@ -58,22 +58,22 @@ def train(
     spec = CheckpointSpec(**run.model, seed=run.seed)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(run, ModelConfig.from_dict(config_json(spec, tokenizer)), device)
-    network = trainer.network
+    model = trainer.model
     if first_phase:
         for name, tensor in _read_master(out).items():
-            network.parameters[name].data.copy_(tensor)
+            model.parameters[name].data.copy_(tensor)
 
     def after(phase: int) -> None:
-        write_weights(out, {name: p.detach().cpu() for name, p in network.parameters.items()}, SHARD_BYTES)
+        write_weights(out, {name: p.detach().cpu() for name, p in model.parameters.items()}, SHARD_BYTES)
         at_once = run.phases[phase].rows * run.phases[phase].length
         results: dict[str, list[bool]] = defaultdict(list)
         for kind in ("needle", "table"):
             for length in QUICK_LENGTHS:
                 if length <= at_once:
                     probes = recall_probes(tokenizer, kind, length, QUICK_DEPTHS, each, run.seed)
-                    for probe, right in exact(network, tokenizer, probes, at_once):
+                    for probe, right in exact(model, tokenizer, probes, at_once):
                         results[f"{kind} {probe.length}"].append(right)
-        for probe, right in exact(network, tokenizer, skill_probes(5 * each, run.seed), at_once):
+        for probe, right in exact(model, tokenizer, skill_probes(5 * each, run.seed), at_once):
             results[f"{probe.kind}{' thinking' if probe.turn.reasoning else ''}"].append(right)
         shares = {name: round(sum(right) / len(right), 3) for name, right in results.items()}
         with (out / "log.jsonl").open("a", encoding="utf-8") as file:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from qwen36_neuron.config import BLOCK_SIZE
 
-from .network import Batch, Network
+from .trainable import Assembled
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Acceptance:
     tokens: int
 
 
-def acceptance(network: Network, prompt: Sequence[int], reply: Sequence[int], drafts: int) -> Acceptance:
+def acceptance(network: Assembled, prompt: Sequence[int], reply: Sequence[int], drafts: int) -> Acceptance:
     """Replay a greedy reply with `drafts` drafted tokens a step, counting those that would have been accepted.
 
     The first token of the reply comes from the prefill. Then each step runs the newest token and the drafts; drafts
@@ -52,7 +52,7 @@ def acceptance(network: Network, prompt: Sequence[int], reply: Sequence[int], dr
     return Acceptance(steps, given)
 
 
-def draft(network: Network, hidden: Tensor, tokens: Sequence[int], count: int) -> list[int]:
+def draft(network: Assembled, hidden: Tensor, tokens: Sequence[int], count: int) -> list[int]:
     """`count` tokens after `tokens`, each from the draft layer's hidden state of the one before.
 
     Args:
@@ -66,13 +66,12 @@ def draft(network: Network, hidden: Tensor, tokens: Sequence[int], count: int) -
     return tokens[-count:]
 
 
-def _padded(network: Network, tokens: Sequence[int], hidden: Tensor | None) -> Tensor:
+def _padded(network: Assembled, tokens: Sequence[int], hidden: Tensor | None) -> Tensor:
     """States of `tokens` by the model, or with `hidden` by the draft layer, run at a whole number of chunks."""
-    device, count = network.head().device, len(tokens)
-    length = -(-count // BLOCK_SIZE) * BLOCK_SIZE
-    ids = F.pad(torch.tensor(list(tokens), device=device), (0, length - count))
-    batch = Batch.of(network.config, 1, length, device)
+    device, count = network.head.device, len(tokens)
+    padding = -count % BLOCK_SIZE
+    ids = F.pad(torch.tensor([list(tokens)], device=device), (0, padding))
     with torch.no_grad():
         if hidden is None:
-            return network.hidden(ids, batch)[:count]
-        return network.draft_hidden(F.pad(hidden, (0, 0, 0, length - count)), ids, batch)[:count]
+            return network.hidden(ids)[0, :count]
+        return network.draft_hidden(F.pad(hidden, (0, 0, 0, padding)).unsqueeze(0), ids)[0, :count]

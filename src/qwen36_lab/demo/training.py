@@ -22,7 +22,7 @@ from qwen36_neuron.errors import ConfigError
 
 from .evaluation import Probe
 from .mixture import Rows, Shares
-from .network import Batch, Network, matrices
+from .trainable import TrainableModel, matrices
 
 LOG_EVERY = 20
 DRAFT_NAMES = "mtp."
@@ -98,7 +98,7 @@ class TrainingConfig:
 
 def weighted_loss(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Weighted mean cross entropy, and the share of targets of weight 1 that are the most likely token."""
-    logits = F.linear(hidden, head.to(hidden.dtype)).float()
+    logits = F.linear(hidden, head).float()
     loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum().clamp_min(1.0)
     answers = (weights == 1.0).float()
     right = ((logits.argmax(-1) == targets).float() * answers).sum() / answers.sum().clamp_min(1.0)
@@ -111,14 +111,14 @@ class Trainer:
     def __init__(self, config: TrainingConfig, model: ModelConfig, device: torch.device) -> None:
         self.config, self.device = config, device
         cuda = device.type == "cuda"
-        self.network = Network(model, config.seed, device, torch.bfloat16 if cuda else torch.float32)
+        self.model = TrainableModel(model, config.seed, device, torch.bfloat16 if cuda else torch.float32)
         self.loss: Callable[..., tuple[Tensor, Tensor]] = weighted_loss
         if cuda:
             torch.backends.cuda.matmul.allow_tf32 = True
-            self.network.compile()
+            self.model.compile()
             self.loss = torch.compile(weighted_loss, dynamic=False)
-        parameters = self.network.parameters
-        matrix = dict(matrices(self.network))
+        parameters = self.model.parameters
+        matrix = dict(matrices(self.model))
         others = [p for name, p in parameters.items() if name not in matrix]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(
@@ -130,7 +130,7 @@ class Trainer:
             torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=cuda),
         )
 
-    def step(self, number: int, tokens: Tensor, weights: Tensor, batch: Batch, drafts: int) -> list[Tensor]:
+    def step(self, number: int, tokens: Tensor, weights: Tensor, drafts: int) -> list[Tensor]:
         """One optimiser step on tokens [rows, length + 1]; losses and hit rates: of the model, then of each draft."""
         rate = self.config.rate(number)
         for optimizer, peak in zip(self.optimizers, (self.config.matrix_lr, self.config.other_lr), strict=True):
@@ -138,24 +138,28 @@ class Trainer:
                 group["lr"] = peak * rate
         tokens = tokens.to(self.device, torch.int64, non_blocking=True)
         weights = weights.to(self.device, non_blocking=True)
-        hidden = self.network.hidden(tokens[:, :-1].reshape(-1), batch)
-        loss, right = self.loss(hidden, self.network.head(), tokens[:, 1:].reshape(-1), weights[:, 1:].reshape(-1))
+        network = self.model.assemble()
+        hidden, head = network.hidden(tokens[:, :-1]), network.head
+        loss, right = self._loss(hidden, head, tokens[:, 1:], weights[:, 1:])
         report, total = [loss.detach(), right], loss
-        draft, head = hidden.detach(), self.network.head().detach()
+        draft, head = hidden.detach(), head.detach()
         for ahead in range(1, drafts + 1):
-            draft = self.network.draft_hidden(draft, _later(tokens, ahead), batch)
-            loss, right = self.loss(draft, head, _later(tokens, ahead + 1), _later(weights, ahead + 1))
+            draft = network.draft_hidden(draft, _later(tokens, ahead))
+            loss, right = self._loss(draft, head, _later(tokens, ahead + 1), _later(weights, ahead + 1))
             report += [loss.detach(), right]
             total = total + loss
         total.backward()
         # the draft layer's gradients have a norm of their own, so that they do not shrink the model's
         for mine in (True, False):
-            group_ = [p for name, p in self.network.parameters.items() if name.startswith(DRAFT_NAMES) == mine]
+            group_ = [p for name, p in self.model.parameters.items() if name.startswith(DRAFT_NAMES) == mine]
             torch.nn.utils.clip_grad_norm_([p for p in group_ if p.grad is not None], 1.0, foreach=True)
         for optimizer in self.optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         return report
+
+    def _loss(self, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        return self.loss(hidden.flatten(0, 1), head, targets.reshape(-1), weights.reshape(-1))
 
     def run(
         self,
@@ -167,7 +171,6 @@ class Trainer:
     ) -> None:
         """Run the phases from `first_phase`, calling `after(phase)` behind each; `log` gets a JSON line at a time."""
         number = sum(phase.steps for phase in self.config.phases[:first_phase])
-        model = self.network.config
         for index, phase in enumerate(self.config.phases[first_phase:], start=first_phase):
             rows = Rows(tokenizer, phase.shares, phase.rows, phase.length, phase.steps, f"{self.config.seed}/{index}")
             loader = DataLoader(
@@ -177,10 +180,9 @@ class Trainer:
                 pin_memory=self.device.type == "cuda",
                 prefetch_factor=8 if workers else None,
             )
-            batch = Batch.of(model, phase.rows, phase.length, self.device)
             began, since = time.perf_counter(), 0
             for tokens, weights in loader:
-                report = self.step(number, tokens, weights, batch, phase.drafts)
+                report = self.step(number, tokens, weights, phase.drafts)
                 number, since = number + 1, since + 1
                 if number % LOG_EVERY == 0:
                     values = [round(value, 4) for value in torch.stack(report).tolist()]
@@ -201,19 +203,20 @@ class Trainer:
 
 
 def _later(values: Tensor, ahead: int) -> Tensor:
-    """values[:, ahead:] to the length of the inputs, zero beyond the end, flat."""
-    return F.pad(values[:, ahead:], (0, ahead - 1)).reshape(-1)
+    """values[:, ahead:] to the length of the inputs, zero beyond the end."""
+    return F.pad(values[:, ahead:], (0, ahead - 1))
 
 
 def exact(
-    network: Network, tokenizer: PreTrainedTokenizerBase, probes: Iterable[Probe], tokens_at_once: int
+    model: TrainableModel, tokenizer: PreTrainedTokenizerBase, probes: Iterable[Probe], tokens_at_once: int
 ) -> Iterator[tuple[Probe, bool]]:
     """Whether greedy decoding gives exactly the expected reply: the most likely token at each of its places is right.
 
     Args:
-        tokens_at_once: tokens of every forward pass, padding included; what the network was compiled for.
+        tokens_at_once: tokens of every forward pass, padding included.
     """
-    device = network.head().device
+    with torch.no_grad():
+        network = model.assemble()
     by_length: dict[int, list[tuple[Probe, list[int], list[int]]]] = defaultdict(list)
     for probe in probes:
         prompt, reply = probe.prompt(tokenizer), probe.reply(tokenizer)
@@ -221,14 +224,12 @@ def exact(
         by_length[length].append((probe, prompt, reply))
     for length, group in by_length.items():
         rows = tokens_at_once // length
-        batch = Batch.of(network.config, rows, length, device)
         for first in range(0, len(group), rows):
             some = group[first : first + rows]
             tokens = torch.zeros(rows, length, dtype=torch.int64)
             for row, (_, prompt, reply) in enumerate(some):
                 tokens[row, : len(prompt) + len(reply)] = torch.tensor(prompt + reply)
             with torch.no_grad():
-                hidden = network.hidden(tokens.to(device).reshape(-1), batch)
-                said = network.logits(hidden).argmax(-1).view(rows, length).cpu()
+                said = network.logits(network.hidden(tokens.to(model.device))).argmax(-1).cpu()
             for row, (probe, prompt, reply) in enumerate(some):
                 yield probe, said[row, len(prompt) - 1 : len(prompt) + len(reply) - 1].tolist() == reply

@@ -5,52 +5,23 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..config import LayerType, ModelConfig
+from ..config import ModelConfig
 from ..ops.rope import rotary_tables
-from .attention import Attention
-from .deltanet import GatedDeltaNet
+from .decoder_layer import DecoderLayer
 from .layers import LayerFactory, SingleRank
-from .mlp import MLP
+from .mtp import MtpLayer
 from .norm import RMSNorm
-from .state import StepState, select_tokens
-
-
-class DecoderLayer(nn.Module):
-    """h = x + mixer(norm(x)); y = h + mlp(norm(h))."""
-
-    def __init__(self, config: ModelConfig, layers: LayerFactory, index: int, kind: LayerType) -> None:
-        super().__init__()
-        self.input_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mixer: Attention | GatedDeltaNet
-        if kind is LayerType.ATTENTION:
-            self.mixer = Attention(config, layers, index)
-        else:
-            self.mixer = GatedDeltaNet(config, layers, index)
-        self.mlp = MLP(config, layers)
-
-    def forward(
-        self,
-        x: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        state: StepState,
-        last: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """[batch, tokens, hidden] in and out; with `last`, see `Qwen36Model.forward`, [batch, 1, hidden] out."""
-        normed = self.input_norm(x)
-        if isinstance(self.mixer, Attention):
-            mixed = self.mixer(normed, rotary, state, last)
-        else:
-            mixed = self.mixer(normed, state)
-            mixed = mixed if last is None else select_tokens(mixed, last)
-        x = mixed + (x if last is None else select_tokens(x, last))
-        return x + self.mlp(self.post_norm(x))
+from .state import StepState
 
 
 class Qwen36Model(nn.Module):
-    """Qwen3.5/3.6 text model of one rank. Parameter names are those that `checkpoint.load` gives."""
+    """Qwen3.5/3.6 text model of one rank. Parameter names are those that `checkpoint.load` gives.
 
-    def __init__(self, config: ModelConfig, layers: LayerFactory | None = None) -> None:
+    Args:
+        include_mtp: hold the multi-token-prediction layer as well; its attention layer comes behind all others.
+    """
+
+    def __init__(self, config: ModelConfig, layers: LayerFactory | None = None, include_mtp: bool = False) -> None:
         super().__init__()
         layers = layers or SingleRank()
         self.config = config
@@ -60,18 +31,20 @@ class Qwen36Model(nn.Module):
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = layers.head(config.hidden_size, config.vocab_size)
+        if include_mtp:
+            self.mtp = MtpLayer(config, layers, config.num_layers)
 
     @classmethod
     def from_weights(
         cls, config: ModelConfig, weights: dict[str, torch.Tensor], layers: LayerFactory | None = None
     ) -> Qwen36Model:
-        """Build around given tensors, which are used as they are, not copied.
+        """Build around given tensors, which are used as they are, not copied; with the draft layer if they have it.
 
         Raises:
             RuntimeError: a tensor is missing, unknown or of the wrong shape.
         """
         with torch.device("meta"):
-            model = cls(config, layers)
+            model = cls(config, layers, include_mtp=any(name.startswith("mtp.") for name in weights))
         model.load_state_dict(weights, strict=True, assign=True)
         return model.requires_grad_(False).eval()
 
@@ -95,6 +68,28 @@ class Qwen36Model(nn.Module):
         for index, layer in enumerate(self.layers):
             x = layer(x, rotary, state, last if index == len(self.layers) - 1 else None)
         return self.norm(x)
+
+    def draft(
+        self,
+        hidden: torch.Tensor,
+        next_tokens: torch.Tensor,
+        positions: torch.Tensor,
+        state: StepState,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Run the multi-token-prediction layer (see `MtpLayer`).
+
+        Args:
+            hidden: [batch, tokens, hidden], what `forward` or an earlier `draft` gave.
+            next_tokens: int64 [batch, tokens], the tokens that follow those of `hidden`.
+            positions: int [batch, tokens], of the hidden states.
+        Returns:
+            [batch, tokens, hidden], or [batch, 1, hidden] with `last`: `logits` makes drafts of it.
+        """
+        embedded = self.embed_tokens(next_tokens)
+        rotary = rotary_tables(positions, self.config.rope, embedded.dtype)
+        result: torch.Tensor = self.mtp(hidden, embedded, rotary, state, last)
+        return result
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] after the final norm -> fp32 [..., vocab]."""
