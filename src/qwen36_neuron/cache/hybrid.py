@@ -1,4 +1,4 @@
-"""The buffers of the hybrid cache: paged KV, running-state lanes and checkpoint slots."""
+"""The buffers of the hybrid cache, the same on CPU and on a device: a bank of states a layer, paged KV beside it."""
 
 from __future__ import annotations
 
@@ -10,32 +10,34 @@ from .spec import CacheSpec
 
 
 @dataclass(frozen=True, slots=True)
-class LayerStates:
-    """States of one DeltaNet layer, by lane or by slot.
+class StateBank:
+    """All states of one DeltaNet layer, by entry: scratch, lanes, checkpoint slots (see `CacheSpec`).
 
     Attributes:
         recurrent: fp32 [entries, value heads, dk, dv].
-        window: [entries, kernel - 1, channels].
+        window: [entries, kernel - 1, channels], the convolution's last inputs.
     """
 
     recurrent: torch.Tensor
     window: torch.Tensor
 
-    @classmethod
-    def empty(cls, spec: CacheSpec, entries: int) -> LayerStates:
-        return cls(
-            torch.zeros(entries, *spec.recurrent_shape, dtype=torch.float32),
-            torch.zeros(entries, *spec.window_shape, dtype=spec.dtype),
-        )
+    def zero(self, entry: int) -> None:
+        """Make an entry that of an empty sequence."""
+        self.recurrent[entry].zero_()
+        self.window[entry].zero_()
+
+    def copy(self, source: int, target: int) -> None:
+        """Make an entry that of another."""
+        self.recurrent[target] = self.recurrent[source]
+        self.window[target] = self.window[source]
 
 
 class HybridCache:
     """All the memory that sequences own, one buffer a layer.
 
     Attributes:
-        kv: (keys, values) by attention layer index.
-        lanes: running states by DeltaNet layer index; entry 0 is scratch for padded rows.
-        slots: checkpoints by DeltaNet layer index; entry 0 is never used.
+        kv: (keys, values) by attention layer index, each [blocks, BLOCK_SIZE, kv heads, head_dim].
+        banks: states by DeltaNet layer index.
     """
 
     def __init__(self, spec: CacheSpec) -> None:
@@ -45,24 +47,25 @@ class HybridCache:
             layer: (torch.zeros(spec.kv_shape, dtype=spec.dtype), torch.zeros(spec.kv_shape, dtype=spec.dtype))
             for layer in config.attention_layers
         }
-        self.lanes = {layer: LayerStates.empty(spec, spec.num_lanes + 1) for layer in config.deltanet_layers}
-        slots = spec.num_slots + 1 if spec.num_slots else 0
-        self.slots = {layer: LayerStates.empty(spec, slots) for layer in config.deltanet_layers}
+        self.banks = {
+            layer: StateBank(
+                torch.zeros(spec.entries, *spec.recurrent_shape, dtype=torch.float32),
+                torch.zeros(spec.entries, *spec.window_shape, dtype=spec.dtype),
+            )
+            for layer in config.deltanet_layers
+        }
 
-    def zero(self, lane: int) -> None:
-        """Make a lane that of an empty sequence."""
-        for states in self.lanes.values():
-            states.recurrent[lane].zero_()
-            states.window[lane].zero_()
+    def positions(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Views of a layer's (keys, values) by position, [blocks * BLOCK_SIZE, kv heads, head_dim]."""
+        keys, values = self.kv[layer]
+        return keys.flatten(0, 1), values.flatten(0, 1)
 
-    def restore(self, lane: int, slot: int) -> None:
-        """Make a lane continue from a checkpoint."""
-        for layer, states in self.lanes.items():
-            states.recurrent[lane] = self.slots[layer].recurrent[slot]
-            states.window[lane] = self.slots[layer].window[slot]
+    def zero(self, entry: int) -> None:
+        """Make an entry that of an empty sequence, in all layers."""
+        for bank in self.banks.values():
+            bank.zero(entry)
 
-    def commit(self, lane: int, slot: int) -> None:
-        """Keep a lane's state as a checkpoint."""
-        for layer, states in self.lanes.items():
-            self.slots[layer].recurrent[slot] = states.recurrent[lane]
-            self.slots[layer].window[slot] = states.window[lane]
+    def copy(self, source: int, target: int) -> None:
+        """Make an entry that of another, in all layers."""
+        for bank in self.banks.values():
+            bank.copy(source, target)

@@ -32,10 +32,13 @@ def slots_starve(num_slots: int, kv_bytes: int, state_bytes: int) -> bool:
 class CacheSpec:
     """Shapes of the cache of one rank.
 
+    A DeltaNet layer keeps all of its states in one bank of `entries`: entry 0 is scratch, lane n is entry n, and
+    checkpoint slot s is entry num_lanes + s, so that restoring a checkpoint is reading another entry.
+
     Attributes:
         num_blocks: KV blocks of BLOCK_SIZE tokens; block 0 is scratch.
-        num_lanes: running sequences; lane 0 is scratch and comes on top.
-        num_slots: state checkpoints; slot 0 means none and comes on top.
+        num_lanes: running sequences, 1..num_lanes.
+        num_slots: state checkpoints, 1..num_slots.
         dtype: of KV and of the convolution windows. The recurrent state is fp32.
     """
 
@@ -47,9 +50,18 @@ class CacheSpec:
     tp: int = 1
 
     @property
-    def kv_shape(self) -> tuple[int, int, int]:
-        """Keys, or values, of one attention layer: [token slots, kv heads, head_dim]."""
-        return self.num_blocks * BLOCK_SIZE, self.config.rank(self.tp).num_kv_heads, self.config.head_dim
+    def kv_shape(self) -> tuple[int, int, int, int]:
+        """Keys, or values, of one attention layer: [blocks, BLOCK_SIZE, kv heads, head_dim]."""
+        return self.num_blocks, BLOCK_SIZE, self.config.rank(self.tp).num_kv_heads, self.config.head_dim
+
+    @property
+    def entries(self) -> int:
+        """States of one DeltaNet layer: scratch, lanes and checkpoint slots."""
+        return 1 + self.num_lanes + self.num_slots
+
+    def slot_entry(self, slot: int) -> int:
+        """The entry of a checkpoint slot, 1..num_slots."""
+        return self.num_lanes + slot
 
     @property
     def recurrent_shape(self) -> tuple[int, int, int]:
@@ -64,7 +76,7 @@ class CacheSpec:
     @property
     def block_bytes(self) -> int:
         """One KV block in all attention layers of this rank."""
-        _, heads, dim = self.kv_shape
+        *_, heads, dim = self.kv_shape
         return len(self.config.attention_layers) * 2 * BLOCK_SIZE * heads * dim * self.dtype.itemsize
 
     @property
@@ -75,5 +87,4 @@ class CacheSpec:
     @property
     def total_bytes(self) -> int:
         """All that `HybridCache` allocates."""
-        states = self.num_lanes + 1 + (self.num_slots + 1 if self.num_slots else 0)
-        return self.num_blocks * self.block_bytes + states * self.lane_bytes
+        return self.num_blocks * self.block_bytes + self.entries * self.lane_bytes

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cache.banks import StepMemory
 from ..config import BLOCK_SIZE
 from ..model.state import Mixing, select_tokens
 from ..ops.block_attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
 from ..ops.kernels import Batch, Kernels, Span
 from .inputs import DecodeInputs, PrefillInputs
+from .memory import StepMemory
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
-from ..cache.banks import HybridCacheManager
 from ..graph.inputs import DecodeInputs, PrefillInputs
+from ..graph.memory import GraphCache
 from ..graph.state import GraphDecode, GraphPrefill
 from ..model import Qwen36Model
 from ..model.norm import set_gated_norm
@@ -57,7 +57,7 @@ class NeuronQwen36Model(NeuronBaseModel):
             set_mlp(self.network, config.model_config, options)
 
     def init_inference_optimization(self, config: Qwen36InferenceConfig) -> None:
-        self.kv_mgr = HybridCacheManager(config.neuron_config.options.cache_spec(config.model_config))
+        self.kv_mgr = GraphCache(config.neuron_config.options.cache_spec(config.model_config))
         self.requires_grad_(False)  # NxD's layers ask for gradients, and intermediates are written in place
 
     def forward(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
@@ -68,7 +68,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         Returns:
             Tokens int32 [rows, 1] as the rows' sampling asks: `ops.sampling.UNDECIDED` where the candidates do not
             tell, the most likely ones in a graph without sampling parameters. Then the logits after each row's last
-            token, fp32 [rows, 1, vocab], then every state in the order of `HybridCacheManager.states`.
+            token, fp32 [rows, 1, vocab], then every state in the order of `GraphCache.states`.
         """
         memory = self.kv_mgr.open()
         step: PrefillInputs | DecodeInputs

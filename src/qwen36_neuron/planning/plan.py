@@ -220,12 +220,10 @@ class Plan:
             Line("running lanes", lanes, f"{request.max_num_seqs} + scratch, {state}"),
         ]
         if request.slots:
-            slots = (request.slots + 1) * spec.lane_bytes
-            lines.append(Line("checkpoint slots", slots, f"{request.slots} + scratch, {state}"))
+            lines.append(Line("checkpoint slots", request.slots * spec.lane_bytes, f"{request.slots}, {state}"))
         if request.mtp:
             layer = 2 * prod(spec.kv_shape) * request.kv_dtype.itemsize
-            states = request.max_num_seqs + 1 + (request.slots + 1 if request.slots else 0)
-            hidden = states * self.config.hidden_size * request.kv_dtype.itemsize
+            hidden = spec.entries * self.config.hidden_size * request.kv_dtype.itemsize
             lines.append(Line("draft layer cache", layer + hidden, "its KV, and a last hidden state a lane and slot"))
         return lines
 

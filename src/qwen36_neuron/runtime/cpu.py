@@ -17,8 +17,10 @@ from .choose import choose
 from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory, return_freed_memory
-from .cpu_state import CpuDecode, CpuPrefill, lane_index
+from .cpu_state import CpuDecode, CpuPrefill, StateEntries
 
+SCRATCH = 0
+"""The entry of the state banks that padding and warm-up write to, and block of the paged KV likewise."""
 PADDING_LIMIT = 0.25
 """Prefill rows are run together while padding stays below this part of the call."""
 
@@ -67,7 +69,7 @@ class CpuRuntime:
         with torch.inference_mode():
             self._prefill([row])
             self._decode([Row("warm-up", 0, [0], 0, [0])])
-        self.cache.zero(0)
+        self.cache.zero(SCRATCH)
 
     def run(self, step: Step) -> StepResult:
         if self._closed:
@@ -96,11 +98,6 @@ class CpuRuntime:
     # ---- one step ----------------------------------------------------------------------------------------------
 
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
-        for row in rows:
-            if row.restore is not None:
-                self.cache.restore(row.lane, row.restore)
-            elif row.start == 0:
-                self.cache.zero(row.lane)
         results: dict[int, RowResult] = {}
         for group in group_rows(rows):
             kept = self._decode(group) if len(group[0].tokens) == 1 else self._prefill(group)
@@ -109,7 +106,7 @@ class CpuRuntime:
         for row in rows:
             if len(row.tokens) == 1:  # those of longer rows are taken as they are passed, while they are in cache
                 for commit in row.commits:
-                    self.cache.commit(row.lane, commit.slot)
+                    self.cache.copy(row.lane, self.cache.spec.slot_entry(commit.slot))
         return [results[id(row)] for row in rows]
 
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -117,7 +114,7 @@ class CpuRuntime:
         tokens = torch.tensor([[row.tokens[0]] for row in rows])
         positions = torch.tensor([[row.start] for row in rows])
         new = torch.tensor([row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE for row in rows])
-        state = CpuDecode(self.cache, lane_index([row.lane for row in rows]), paged(rows), new)
+        state = CpuDecode(self.cache, StateEntries.of(rows, self.cache.spec), paged(rows), new)
         return self.model(tokens, positions, state)
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -134,7 +131,7 @@ class CpuRuntime:
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         return CpuPrefill(
             cache=self.cache,
-            lanes=lane_index([row.lane for row in rows]),
+            entries=StateEntries.of(rows, self.cache.spec),
             rows=paged(rows),
             lengths=lengths,
             lead=rows[0].start % BLOCK_SIZE,

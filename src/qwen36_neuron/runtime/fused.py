@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..cache import HybridCache
-from ..cache.hybrid import LayerStates
+from ..cache import HybridCache, StateBank
 from ..config import BLOCK_SIZE
 from ..model import StepState
 from ..model.attention import Attention
@@ -18,15 +17,17 @@ from ..model.mlp import set_activation
 from ..model.norm import set_norm
 from ..model.state import select_tokens
 from ..ops.fused_cpu.attention_prefill import attention_prefill, store_keys
-from ..ops.fused_cpu.delta_net_prefill import Entries, StateRows, delta_net_prefill
+from ..ops.fused_cpu.delta_net_prefill import delta_net_prefill
 from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.fused_cpu.scalar import Array, array, f32, use_threads
+from ..ops.fused_cpu.states import Entries, StateRows
 from ..ops.fused_cpu.weights import DeltaNetWeights
 from ..ops.paged_attention import PagedRow, attend
 from ..step import Row, RowResult
 from .config import RuntimeConfig
 from .cpu import CpuRuntime
 from .cpu_layers import PlainLinear, linear
+from .cpu_state import source
 from .fused_decode import DecodeProgram, block_tables
 
 SHORT = 1024
@@ -63,8 +64,9 @@ class FusedRuntime(CpuRuntime):
         return self._program.run(rows)
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
+        entry = self.cache.spec.slot_entry
         marks = [
-            (index, commit.boundary - row.start, commit.slot)
+            (index, commit.boundary - row.start, entry(commit.slot))
             for index, row in enumerate(rows)
             for commit in row.commits
         ]
@@ -73,7 +75,13 @@ class FusedRuntime(CpuRuntime):
             weights=self._weights,
             projections=self._projections,
             lead=rows[0].start % BLOCK_SIZE,
-            states=StateRows.of([row.lane for row in rows], lengths, [row.start == 0 for row in rows], marks),
+            states=StateRows.of(
+                [row.lane for row in rows],
+                [source(row, self.cache.spec) for row in rows],
+                lengths,
+                [row.start == 0 for row in rows],
+                marks,
+            ),
             tables=block_tables(rows),
             starts=np.array([row.start for row in rows], np.int64),
             ends=np.array([row.end for row in rows], np.int64),
@@ -114,8 +122,8 @@ class FusedPrefill:
 
     def delta_net(self, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
         projected = linear(x, self.projections[block.index])
-        lanes, slots = (_entries(states[block.index]) for states in (self.cache.lanes, self.cache.slots))
-        return delta_net_prefill(projected, self.weights[block.index], lanes, slots, self.states, self.lead)
+        bank = _entries(self.cache.banks[block.index])
+        return delta_net_prefill(projected, self.weights[block.index], bank, self.states, self.lead)
 
     def attention(
         self,
@@ -128,7 +136,7 @@ class FusedPrefill:
         for_queries, for_keys = self.projections[block.index].split(
             [2 * heads * block.head_dim for heads in (block.query_heads, block.kv_heads)]
         )
-        keys, values = (array(half) for half in self.cache.kv[block.index])
+        keys, values = (array(half) for half in self.cache.positions(block.index))
         norm = array(block.k_norm.weight), f32(block.k_norm.eps)
         kv = array(linear(x, for_keys))
         store_keys(kv, *norm, *_angles(rotary), self.tables, self.starts, self.ends, keys, values)
@@ -153,12 +161,12 @@ class FusedPrefill:
         out = torch.zeros_like(q)  # padding must stay finite: a NaN would pass through beta = 0
         for row, count in enumerate(counts.tolist()):
             where = PagedRow.of(self.tables[row].tolist(), int(self.starts[row]), int(self.ends[row]))
-            out[row, :count] = attend(q[row, :count], self.cache.kv[block.index], where)
+            out[row, :count] = attend(q[row, :count], self.cache.positions(block.index), where)
         return gate_heads(out.flatten(2), qg)
 
 
-def _entries(states: LayerStates) -> Entries:
-    return Entries(array(states.window), array(states.recurrent))
+def _entries(bank: StateBank) -> Entries:
+    return Entries(array(bank.window), array(bank.recurrent))
 
 
 def _angles(rotary: tuple[torch.Tensor, torch.Tensor]) -> tuple[Array, Array]:

@@ -24,18 +24,23 @@ from ..ops.fused_cpu.scalar import Array, array, f32
 from ..ops.fused_cpu.weights import DeltaNetWeights
 from ..ops.rope import rotary_tables
 from ..step import Row
+from .cpu_state import source
 
 
 class StepRows(NamedTuple):
     """The rows of one step.
 
     Attributes:
-        lanes, ends: int64 [batch]; a row's end counts its new token.
+        lanes, sources, ends: int64 [batch]: the entries where the states are left and read, and the tokens held after
+            the step.
+        fresh: bool [batch], rows whose state is zero.
         tables: int32 [batch, n], the rows' blocks, 0 after a row's last.
         cos, sin: fp32 [batch, dim / 2], the rotation of the new tokens' positions.
     """
 
     lanes: Array
+    sources: Array
+    fresh: Array
     ends: Array
     tables: Array
     cos: Array
@@ -44,7 +49,7 @@ class StepRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DeltaNetStep:
-    """The mixer of a DeltaNet layer, its lanes' windows [lanes, K - 1, channels] and states [lanes, heads, dk, dv]."""
+    """A DeltaNet layer's mixer and bank: windows [entries, K - 1, channels], states [entries, heads, dk, dv]."""
 
     weights: DeltaNetWeights
     windows: Array
@@ -53,12 +58,13 @@ class DeltaNetStep:
     def run(self, projected: Array, rows: StepRows, out: Array) -> None:
         w = self.weights
         small = w.taps, w.rate, w.dt_bias, w.norm_weight, w.eps
-        delta_net_step(projected, *small, self.windows, self.states, rows.lanes, w.key_heads, out)
+        where = rows.lanes, rows.sources, rows.fresh
+        delta_net_step(projected, *small, self.windows, self.states, *where, w.key_heads, out)
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
-    """The mixer of an attention layer, its heads' norms and its cache [slots, kv_heads, head_dim]."""
+    """The mixer of an attention layer, its heads' norms and its cache [positions, kv_heads, head_dim]."""
 
     query: Norm
     key: Norm
@@ -89,11 +95,11 @@ class LayerProgram:
         mixer: DeltaNetStep | AttentionStep
         if isinstance(block, GatedDeltaNet):
             in_proj, out_proj = _join(block.in_proj_qkvz, block.in_proj_ba), block.out_proj
-            lanes = cache.lanes[block.index]
-            mixer = DeltaNetStep(weights[block.index], array(lanes.window), array(lanes.recurrent))
+            bank = cache.banks[block.index]
+            mixer = DeltaNetStep(weights[block.index], array(bank.window), array(bank.recurrent))
         else:
             in_proj, out_proj = _weight(block.in_proj_qgkv), block.o_proj
-            keys, values = (array(half) for half in cache.kv[block.index])
+            keys, values = (array(half) for half in cache.positions(block.index))
             mixer = AttentionStep(_norm(block.q_norm), _norm(block.k_norm), keys, values)
         return cls(
             _norm(layer.input_norm),
@@ -120,7 +126,7 @@ class DecodeProgram:
     """The network for one token a row, fp32. What it computes is `Qwen36Model.forward`, in fewer and larger steps."""
 
     def __init__(self, model: Qwen36Model, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> None:
-        self.config = model.config
+        self.config, self.spec = model.config, cache.spec
         self.embedding = array(_weight(model.embed_tokens))
         layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
         self.layers = [LayerProgram.of(layer, cache, weights) for layer in layers]
@@ -151,7 +157,9 @@ class DecodeProgram:
         positions = torch.tensor([[row.start] for row in rows])
         cos, sin = (array(table[:, 0, 0]) for table in rotary_tables(positions, self.config.rope, torch.float32))
         lanes, ends = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("lane", "end"))
-        return StepRows(lanes, ends, block_tables(rows), cos, sin)
+        origins = np.array([source(row, self.spec) for row in rows], np.int64)
+        fresh = np.array([row.start == 0 for row in rows], np.bool_)
+        return StepRows(lanes, origins, fresh, ends, block_tables(rows), cos, sin)
 
     def _make_buffers(self, rows: int) -> Buffers:
         hidden, inner = self.config.hidden_size, self.config.intermediate_size

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 import torch
 
-from ..cache.banks import HybridCacheManager
 from ..config import BLOCK_SIZE
 from ..graph.buckets import PrefillBucket
 from ..graph.inputs import (
@@ -22,6 +21,7 @@ from ..graph.inputs import (
     prefill_inputs,
     split,
 )
+from ..graph.memory import StepMemory
 from ..graph.state import GraphDecode, GraphPrefill
 from ..model.norm import set_gated_norm
 from ..ops.kernels import ROWS, check_shapes, open_kernels
@@ -47,7 +47,7 @@ class InterpretedRuntime(CpuRuntime):
         self.kernels = open_kernels("interpreter", cores=1)
         super().__init__(config)
         set_gated_norm(self.model, self.kernels.gated_norm)
-        self.memory = HybridCacheManager(self.cache.spec).open()
+        self.memory = StepMemory.of(self.cache)
         del self.cache
 
     def warm_up(self) -> None:

@@ -22,7 +22,8 @@ from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.model import Qwen36Model
 from qwen36_neuron.model.layers import Embedding, Linear
 from qwen36_neuron.ops.paged_attention import PagedRow
-from qwen36_neuron.runtime.cpu_state import CpuDecode, CpuPrefill
+from qwen36_neuron.runtime.cpu_state import CpuDecode, CpuPrefill, StateEntries
+from qwen36_neuron.step import Row
 
 from .oracle import Shape, build
 
@@ -112,10 +113,11 @@ def logits_of(folder: Path, config: ModelConfig, tp: int) -> list[torch.Tensor]:
         with torch.inference_mode():
             for length in (90, 60, 1, 1, 1):
                 rows = [PagedRow.of((1, 2, 3, 4), start, start + length)]
+                entries = StateEntries.of([Row("r", 1, [0] * length, start, [1, 2, 3, 4])], cache.spec)
                 state = (
-                    CpuDecode(cache, slice(1, 2), rows, torch.tensor([64 + start]))
+                    CpuDecode(cache, entries, rows, torch.tensor([64 + start]))
                     if length == 1
-                    else CpuPrefill(cache, slice(1, 2), rows, [length], start % 64, [[]])
+                    else CpuPrefill(cache, entries, rows, [length], start % 64, [[]])
                 )
                 positions = torch.arange(start, start + length).unsqueeze(0)
                 hidden = model(tokens[:, start : start + length], positions, state)

@@ -84,18 +84,18 @@ def test_idle_lanes_are_untouched_by_a_step(tiny_checkpoint: Path, make: Make) -
     """Padded rows and neighbours must not advance a sequence that is not in the step."""
     runtime, tokens = make(tiny_checkpoint), ids(80, seed=3)
     runtime.run(Step((Row("idle", 2, tokens[:79], 0, (20, 21)),)))
-    before = {layer: states.recurrent[2].clone() for layer, states in runtime.cache.lanes.items()}
+    before = {layer: states.recurrent[2].clone() for layer, states in runtime.cache.banks.items()}
     rows = (Row("a", 1, ids(50), 0, (1,)), Row("b", 3, ids(47), 0, (2,)), Row("c", 4, ids(1), 0, (3,)))
     runtime.run(Step(rows))
     runtime.run(Step((Row("a", 1, [5], 50, (1,)), Row("b", 3, [5], 47, (2,)))))
-    for layer, states in runtime.cache.lanes.items():
+    for layer, states in runtime.cache.banks.items():
         assert torch.equal(states.recurrent[2], before[layer])
 
 
 def test_warm_up_leaves_no_trace(tiny_checkpoint: Path, make: Make) -> None:
     runtime = make(tiny_checkpoint)
     runtime.warm_up()
-    for states in runtime.cache.lanes.values():
+    for states in runtime.cache.banks.values():
         assert not states.recurrent.any()
         assert not states.window.any()
     for keys, values in runtime.cache.kv.values():
@@ -134,7 +134,7 @@ def test_a_refused_step_runs_nothing(tiny_checkpoint: Path, make: Make) -> None:
     good = Row("b", 2, tokens, 0, (2,))
     with pytest.raises(StepError):
         runtime.run(Step((good, Row("a", 1, tokens[20:], 21, (1,)))))
-    for states in runtime.cache.lanes.values():
+    for states in runtime.cache.banks.values():
         assert not states.recurrent[2].any()
     runtime.run(Step((Row("a", 1, tokens[20:], 20, (1,)),)))
 

@@ -82,6 +82,15 @@ def _write(decay: float, k: float, delta: Array, row: Array) -> None:
         row[j] = decay * row[j] + k * delta[j]
 
 
+@compiled()
+def _take(source: Array, zeroed: bool, out: Array) -> None:
+    """out = source, or zeros."""
+    if zeroed:
+        fill(zero, out)
+    else:
+        copy(source, out)
+
+
 @compiled(parallel=True)
 def delta_net_step(
     projected: Array,
@@ -93,6 +102,8 @@ def delta_net_step(
     windows: Array,
     states: Array,
     lanes: Array,
+    sources: Array,
+    fresh: Array,
     key_heads: int,
     out: Array,
 ) -> None:
@@ -105,8 +116,10 @@ def delta_net_step(
         taps: [K, channels], the convolution's weight.
         rate, dt_bias: [value_heads]; g = rate softplus(a + dt_bias).
         norm_weight: [dv], of the gated norm.
-        windows: [lanes, K - 1, channels]; states: [lanes, value_heads, dk, dv]; both changed in place.
-        lanes: int64 [batch], all different.
+        windows: [entries, K - 1, channels]; states: [entries, value_heads, dk, dv]; lanes are changed in place.
+        lanes: int64 [batch], all different, the entries where the states are left.
+        sources: int64 [batch], the entries that they are read from, a row's lane or one that is nobody's.
+        fresh: bool [batch], rows whose state is zero whatever its entry holds.
         out: [batch, value_heads * dv], the result.
     """
     value_heads, dk, dv = states.shape[1], states.shape[2], states.shape[3]
@@ -114,7 +127,14 @@ def delta_net_step(
     betas = gates + value_heads * dv
     for task in prange(projected.shape[0] * key_heads):
         row, head = task // key_heads, task % key_heads
-        x, window = projected[row], windows[lanes[row]]
+        lane, origin, starts = lanes[row], sources[row], fresh[row]
+        x, window, past = projected[row], windows[lane], windows[origin]
+        moved = starts or origin != lane
+        if moved:
+            for t in range(window.shape[0]):
+                for part in range(2):
+                    first = (part * key_heads + head) * dk
+                    _take(past[t, first : first + dk], starts, window[t, first : first + dk])
         q, k, v, read = (
             np.empty(dk, np.float32),
             np.empty(dk, np.float32),
@@ -128,9 +148,15 @@ def delta_net_step(
         match = dot(q, k)
         for s in range(share):
             value = head * share + s
+            if moved:
+                first = 2 * key_heads * dk + value * dv
+                for t in range(window.shape[0]):
+                    _take(past[t, first : first + dv], starts, window[t, first : first + dv])
+                for i in range(dk):
+                    _take(states[origin, value, i], starts, states[lane, value, i])
             _convolve(x, 2 * key_heads * dk + value * dv, window, taps, v)
             decay = f32(math.exp(log_decay(x[betas + value_heads + value] + dt_bias[value], rate[value])))
-            _step(states[lanes[row], value], q, k, v, match, decay, sigmoid(x[betas + value]), read)
+            _step(states[lane, value], q, k, v, match, decay, sigmoid(x[betas + value]), read)
             column = value * dv
             gate = x[gates + column : gates + column + dv]
             gated_norm_row(read, dot(read, read), gate, norm_weight, eps, out[row, column : column + dv])

@@ -8,7 +8,6 @@ is never formed. A thread takes heads through all their chunks, with what they n
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from ...config import BLOCK_SIZE
 from ..gated_delta_rule_cpu import FAINTEST
 from .product import COLUMNS, FULL, LOWER, PADDING, ROWS, below, product, turned, whole
 from .scalar import Array, array, compiled, exp, f32, i64, log_decay, one, sigmoid, zero
+from .states import Entries, StateRows
 from .vectors import (
     activate_all,
     add_product,
@@ -45,18 +45,6 @@ PAIR_COST = 0.45
 """Time for a key head's keys and queries in a chunk, of that for one value head: 67 of 148 us, measured on one core."""
 
 
-class Entries(NamedTuple):
-    """Lanes or checkpoint slots of a layer, fp32.
-
-    Attributes:
-        windows: [entries, K - 1, channels], the convolution's last inputs.
-        states: [entries, value_heads, dk, dv].
-    """
-
-    windows: Array
-    states: Array
-
-
 class Gates(NamedTuple):
     """Of the tokens of a chunk of one head, each [SIZE]; G is the sum of g so far and C the last token.
 
@@ -71,57 +59,26 @@ class Gates(NamedTuple):
     pull: Array
 
 
-class StateRows(NamedTuple):
-    """Where the rows of a call are.
-
-    Attributes:
-        lanes: int64 [batch], all different; ends: int64 [batch], real tokens, the others being padding on the right.
-        fresh: bool [batch], the row's state is zero, so that its first chunk reads nothing from it.
-        marks: int64 [n, 3], checkpoints as (row, tokens of the call, slot), at chunk boundaries.
-    """
-
-    lanes: Array
-    ends: Array
-    fresh: Array
-    marks: Array
-
-    @classmethod
-    def of(
-        cls,
-        lanes: Sequence[int],
-        lengths: Sequence[int],
-        fresh: Sequence[bool],
-        marks: Sequence[tuple[int, int, int]] = (),
-    ) -> StateRows:
-        return cls(
-            np.array(lanes, np.int64),
-            np.array(lengths, np.int64),
-            np.array(fresh, np.bool_),
-            np.array(marks, np.int64).reshape(-1, 3),
-        )
-
-
 def delta_net_prefill(
-    projected: torch.Tensor, weights: DeltaNetWeights, lanes: Entries, slots: Entries, rows: StateRows, lead: int
+    projected: torch.Tensor, weights: DeltaNetWeights, bank: Entries, rows: StateRows, lead: int
 ) -> torch.Tensor:
     """All between the projections of a block, by chunks of BLOCK_SIZE tokens on absolute positions.
 
     Args:
         projected: [batch, tokens, channels + value_heads * dv + 2 * value_heads] fp32: queries, keys, values, gates,
             b, a.
-        lanes: changed in place to what follows each row's last token.
-        slots: where the rows' checkpoints go.
+        bank: the rows' lanes are changed to what follows each row's last token, and checkpoints go to their entries.
         lead: tokens of the first chunk that earlier calls have run.
     Returns:
         [batch, tokens, value_heads * dv], zero on padding.
     """
     batch, tokens = projected.shape[:2]
-    value_heads, dv = lanes.states.shape[1], lanes.states.shape[3]
+    value_heads, dv = bank.states.shape[1], bank.states.shape[3]
     out, inputs = torch.empty(batch, tokens, value_heads * dv), array(projected)
     small = weights.taps, weights.rate, weights.dt_bias, weights.norm_weight, weights.eps
     group = _heads_together(batch, weights.key_heads, value_heads // weights.key_heads, torch.get_num_threads())
-    _run(inputs, small, weights.key_heads, lanes, slots, rows, lead, group, array(out))
-    _keep_windows(inputs, lanes.windows, slots.windows, rows)
+    _run(inputs, small, weights.key_heads, bank, rows, lead, group, array(out))
+    _keep_windows(inputs, bank.windows, rows)
     return out
 
 
@@ -142,8 +99,7 @@ def _run(
     projected: Array,
     small: tuple[Array, Array, Array, Array, float],
     key_heads: int,
-    lanes: Entries,
-    slots: Entries,
+    bank: Entries,
     rows: StateRows,
     lead: int,
     group: int,
@@ -155,13 +111,14 @@ def _run(
         small: taps [K, channels], rate and dt_bias [value_heads], the norm's weight [dv] and its epsilon.
     """
     taps, rate, dt_bias, norm_weight, eps = small
-    value_heads, dk, dv = lanes.states.shape[1], lanes.states.shape[2], lanes.states.shape[3]
+    value_heads, dk, dv = bank.states.shape[1], bank.states.shape[2], bank.states.shape[3]
     tasks, share = value_heads // group, value_heads // key_heads
     tokens = projected.shape[1]
     for task in prange(projected.shape[0] * tasks):
         row, begin = task // tasks, task % tasks * group
-        head, end, lane = begin // share, rows.ends[row], rows.lanes[row]
-        x, window = projected[row], lanes.windows[lane]
+        head, end, lane, source = begin // share, rows.ends[row], rows.lanes[row], rows.sources[row]
+        x = projected[row]
+        window = np.zeros_like(bank.windows[0]) if rows.fresh[row] else bank.windows[source]
 
         pairs = np.zeros((2 * SIZE, dk + PADDING), np.float32)  # keys, then queries, of unit length
         keys_t = np.empty((dk, SIZE + PADDING), np.float32)
@@ -176,7 +133,7 @@ def _run(
         if not rows.fresh[row]:
             for s in range(group):
                 for i in range(dk):
-                    copy(lanes.states[lane, begin + s, i], states[s, i, :dv])
+                    copy(bank.states[source, begin + s, i], states[s, i, :dv])
 
         for n in range((lead + end + SIZE - 1) // SIZE):
             before = n * SIZE - lead  # tokens of the call before this chunk, less than 0 if the chunk began earlier
@@ -201,10 +158,10 @@ def _run(
                 if rows.marks[mark, 0] == row and rows.marks[mark, 1] == before + SIZE:
                     for s in range(group):
                         for i in range(dk):
-                            copy(states[s, i, :dv], slots.states[rows.marks[mark, 2], begin + s, i])
+                            copy(states[s, i, :dv], bank.states[rows.marks[mark, 2], begin + s, i])
         for s in range(group):
             for i in range(dk):
-                copy(states[s, i, :dv], lanes.states[lane, begin + s, i])
+                copy(states[s, i, :dv], bank.states[lane, begin + s, i])
         for t in range(end, tokens):
             fill(zero, out[row, t, begin * dv : (begin + group) * dv])
 
@@ -390,12 +347,16 @@ def _keep_window(x: Array, tokens: int, window: Array, out: Array) -> None:
 
 
 @compiled(inline=False)
-def _keep_windows(projected: Array, lanes: Array, slots: Array, rows: StateRows) -> None:
-    """Leave each row's last inputs in its lane, and those before a checkpoint in its slot."""
+def _keep_windows(projected: Array, bank: Array, rows: StateRows) -> None:
+    """Leave each row's last inputs in its lane, and those before a checkpoint in its entry."""
+    for row in range(projected.shape[0]):
+        if rows.fresh[row]:
+            bank[rows.lanes[row]] = zero
     marks = rows.marks
     for mark in range(marks.shape[0]):
         row = marks[mark, 0]
-        _keep_window(projected[row], marks[mark, 1], lanes[rows.lanes[row]], slots[marks[mark, 2]])
+        before = bank[rows.lanes[row] if rows.fresh[row] else rows.sources[row]]
+        _keep_window(projected[row], marks[mark, 1], before, bank[marks[mark, 2]])
     for row in range(projected.shape[0]):
-        window = lanes[rows.lanes[row]]
-        _keep_window(projected[row], rows.ends[row], window, window)
+        before = bank[rows.lanes[row] if rows.fresh[row] else rows.sources[row]]
+        _keep_window(projected[row], rows.ends[row], before, bank[rows.lanes[row]])

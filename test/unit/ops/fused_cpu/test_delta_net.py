@@ -16,7 +16,8 @@ pytest.importorskip("numba")
 
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.ops.fused_cpu.delta_net import delta_net_step
-from qwen36_neuron.ops.fused_cpu.delta_net_prefill import Entries, StateRows, delta_net_prefill
+from qwen36_neuron.ops.fused_cpu.delta_net_prefill import delta_net_prefill
+from qwen36_neuron.ops.fused_cpu.states import Entries, StateRows
 from qwen36_neuron.ops.fused_cpu.weights import DeltaNetWeights
 from qwen36_neuron.ops.gated_delta_rule import gated_delta_rule_recurrent
 
@@ -114,6 +115,46 @@ def memory(shape: Shape, batch: int = 1, seed: int = 2) -> tuple[torch.Tensor, t
     )
 
 
+@dataclass
+class Bank:
+    """A layer's states: one that nobody owns, the rows' lanes in reverse order, then checkpoint slots.
+
+    With `restored`, the rows' states are in slots of their own behind the others, and their lanes hold nothing.
+    """
+
+    windows: torch.Tensor
+    states: torch.Tensor
+    batch: int
+    slots: int
+    restored: bool
+
+    @classmethod
+    def of(cls, window: torch.Tensor, state: torch.Tensor, slots: int = 0, restored: bool = False) -> Bank:
+        def entries(rows: torch.Tensor) -> torch.Tensor:
+            lanes, kept = rows.flip(0), rows.new_full((slots, *rows.shape[1:]), torch.nan)
+            held = [torch.full_like(lanes, torch.nan), kept, lanes] if restored else [lanes, kept]
+            return torch.cat([torch.full_like(rows[:1], 7.0), *held]).contiguous()
+
+        return cls(entries(window), entries(state), len(window), slots, restored)
+
+    @property
+    def lanes(self) -> list[int]:
+        return list(range(self.batch, 0, -1))
+
+    @property
+    def sources(self) -> list[int]:
+        return [lane + self.batch + self.slots for lane in self.lanes] if self.restored else self.lanes
+
+    def slot(self, slot: int) -> int:
+        return 1 + self.batch + slot
+
+    def left(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """(states, windows) of the lanes, after nothing else was touched."""
+        for part in (self.windows, self.states):
+            assert (part[0] == 7.0).all()
+        return self.states[1 : self.batch + 1].flip(0), self.windows[1 : self.batch + 1].flip(0)
+
+
 def prefill(
     x: torch.Tensor,
     w: DeltaNetWeights,
@@ -122,40 +163,37 @@ def prefill(
     lengths: Sequence[int] | None = None,
     lead: int = 0,
     fresh: bool = False,
-    slots: Entries | None = None,
     marks: Sequence[tuple[int, int, int]] = (),
+    bank: Bank | None = None,
 ) -> Result:
-    """In lanes in reverse order, beside one that nobody owns."""
-    batch = x.shape[0]
-    windows, states = (torch.cat((m, torch.full_like(m[:1], 7.0))).flip(0).contiguous() for m in (window, state))
-    lanes = Entries(windows.numpy(), states.numpy())
-    rows = StateRows.of(range(batch, 0, -1), lengths or [x.shape[1]] * batch, [fresh] * batch, marks)
-    out = delta_net_prefill(x, w, lanes, slots or empty(0, lanes), rows, lead)
-    assert (windows[0] == 7.0).all()
-    assert (states[0] == 7.0).all()
-    return out, states[1:].flip(0), windows[1:].flip(0)
+    """In the given bank, or one made of `window` and `state`."""
+    batch, bank = x.shape[0], bank or Bank.of(window, state)
+    marks = [(row, tokens, bank.slot(slot)) for row, tokens, slot in marks]
+    rows = StateRows.of(bank.lanes, bank.sources, lengths or [x.shape[1]] * batch, [fresh] * batch, marks)
+    out = delta_net_prefill(x, w, Entries(bank.windows.numpy(), bank.states.numpy()), rows, lead)
+    return out, *bank.left()
 
 
-def empty(entries: int, like: Entries) -> Entries:
-    """So many slots that hold nothing yet."""
-    return Entries(*(np.full((entries, *part.shape[1:]), np.nan, np.float32) for part in like))
-
-
-def steps(x: torch.Tensor, w: DeltaNetWeights, window: torch.Tensor, state: torch.Tensor) -> Result:
-    """Token by token, all rows of a batch at once, in lanes in reverse order beside one that nobody owns."""
-    batch = x.shape[0]
-    windows, states = (torch.cat((m, torch.full_like(m[:1], 7.0))).flip(0).contiguous() for m in (window, state))
-    lanes = np.arange(batch, 0, -1)
-    out = torch.empty(batch, x.shape[1], w.norm_weight.shape[0] * state.shape[1])
+def steps(
+    x: torch.Tensor,
+    w: DeltaNetWeights,
+    window: torch.Tensor,
+    state: torch.Tensor,
+    fresh: bool = False,
+    restored: bool = False,
+) -> Result:
+    """Token by token, all rows of a batch at once; `fresh` and `restored` are about the first."""
+    bank = Bank.of(window, state, restored=restored)
+    lanes, sources = (np.array(entries, np.int64) for entries in (bank.lanes, bank.sources))
+    starts = np.full(len(lanes), fresh)
+    out = torch.empty(len(lanes), x.shape[1], w.norm_weight.shape[0] * state.shape[1])
     for t in range(x.shape[1]):
-        step = torch.empty(batch, out.shape[2])
+        step = torch.empty(len(lanes), out.shape[2])
         small = w.taps, w.rate, w.dt_bias, w.norm_weight, w.eps
-        memory_ = windows.numpy(), states.numpy(), lanes
-        delta_net_step(x[:, t].contiguous().numpy(), *small, *memory_, w.key_heads, step.numpy())
-        out[:, t] = step
-    assert (windows[0] == 7.0).all()
-    assert (states[0] == 7.0).all()
-    return out, states[1:].flip(0), windows[1:].flip(0)
+        where = bank.windows.numpy(), bank.states.numpy(), lanes, sources, starts
+        delta_net_step(x[:, t].contiguous().numpy(), *small, *where, w.key_heads, step.numpy())
+        out[:, t], sources, starts = step, lanes, np.zeros_like(starts)
+    return out, *bank.left()
 
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
@@ -226,9 +264,9 @@ def test_a_cut_at_a_boundary_changes_no_bit_and_checkpoints_are_what_lanes_are_t
     shape = Shape(key_heads=2)
     weights, (window, state) = weights_of(shape), memory(shape, batch=2)
     x = inputs_of(shape, weights, 192, batch=2, correlation=0.9)
-    slots = empty(4, Entries(window.numpy(), state.numpy()))
+    bank = Bank.of(window, state, slots=4)
     marks = [(0, BLOCK_SIZE, 3), (1, BLOCK_SIZE, 1), (1, 2 * BLOCK_SIZE, 2)]
-    whole = prefill(x, weights, window, state, slots=slots, marks=marks)
+    whole = prefill(x, weights, window, state, bank=bank, marks=marks)
     at, parts = 0, []
     for end in (BLOCK_SIZE, 2 * BLOCK_SIZE, 192):
         out, state, window = prefill(x[:, at:end].contiguous(), weights, window, state)
@@ -236,12 +274,12 @@ def test_a_cut_at_a_boundary_changes_no_bit_and_checkpoints_are_what_lanes_are_t
         parts.append(out)
         for row, tokens, slot in marks:
             if tokens == end:
-                assert np.array_equal(slots.states[slot], state[row])
-                assert np.array_equal(slots.windows[slot], window[row])
+                assert torch.equal(bank.states[bank.slot(slot)], state[row])
+                assert torch.equal(bank.windows[bank.slot(slot)], window[row])
     assert torch.equal(torch.cat(parts, dim=1), whole[0])
     assert torch.equal(state, whole[1])
     assert torch.equal(window, whole[2])
-    assert np.isnan(slots.states[0]).all()  # a slot that no checkpoint was given
+    assert bank.states[bank.slot(0)].isnan().all()  # a slot that no checkpoint was given
 
 
 def test_a_checkpoint_of_a_short_call_takes_what_came_before_it() -> None:
@@ -249,22 +287,49 @@ def test_a_checkpoint_of_a_short_call_takes_what_came_before_it() -> None:
     shape = Shape()
     weights, (window, state) = weights_of(shape), memory(shape)
     x = inputs_of(shape, weights, 5)
-    slots = empty(1, Entries(window.numpy(), state.numpy()))
-    prefill(x, weights, window, state, lead=BLOCK_SIZE - 1, slots=slots, marks=[(0, 1, 0)])
+    bank = Bank.of(window, state, slots=1)
+    prefill(x, weights, window, state, lead=BLOCK_SIZE - 1, bank=bank, marks=[(0, 1, 0)])
     expected = definition(x[:, :1], weights, window, state, shape)
-    assert_close(torch.from_numpy(slots.states), expected[1])
-    assert torch.equal(torch.from_numpy(slots.windows), expected[2].float())
+    assert_close(bank.states[bank.slot(0)], expected[1][0])
+    assert torch.equal(bank.windows[bank.slot(0)], expected[2][0].float())
 
 
-@pytest.mark.parametrize("length", [20, 64, 150])
+@pytest.mark.parametrize("length", [2, 20, 64, 150])
 def test_a_fresh_start_is_one_from_zero_whatever_the_lane_holds(length: int) -> None:
     shape = Shape(key_heads=2)
     weights, (window, state) = weights_of(shape), memory(shape, batch=2)
     x, lengths = inputs_of(shape, weights, 150, batch=2), [150, length]
-    zeroed = prefill(x, weights, window, torch.zeros_like(state), lengths)
-    fresh = prefill(x, weights, window, torch.full_like(state, torch.nan), lengths, fresh=True)
-    assert torch.equal(zeroed[0], fresh[0])
-    assert torch.equal(zeroed[1], fresh[1])
+    x[1, length:] = torch.nan
+    nothing, anything = (tuple(torch.full_like(m, value) for m in (window, state)) for value in (0.0, torch.nan))
+    zeroed = prefill(x, weights, *nothing, lengths)
+    fresh = prefill(x, weights, *anything, lengths, fresh=True)
+    assert all(torch.equal(a, b) for a, b in zip(zeroed, fresh, strict=True))
+
+
+def test_a_fresh_start_of_one_token_is_one_from_zero_whatever_the_lane_holds() -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x = inputs_of(shape, weights, 3, batch=2)
+    nothing, anything = (tuple(torch.full_like(m, value) for m in (window, state)) for value in (0.0, torch.nan))
+    zeroed, fresh = steps(x, weights, *nothing), steps(x, weights, *anything, fresh=True)
+    assert all(torch.equal(a, b) for a, b in zip(zeroed, fresh, strict=True))
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 64, 130])
+def test_restoring_is_reading_another_entry(tokens: int) -> None:
+    """The lanes hold nothing before, and the entries that were read hold the same after."""
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x = inputs_of(shape, weights, tokens, batch=2)
+    bank = Bank.of(window, state, slots=1, restored=True)
+    marks = [(1, 64, 0)] if tokens > 64 else []
+    restored = prefill(x, weights, window, state, marks=marks, bank=bank)
+    continued = prefill(x, weights, window, state)
+    assert all(torch.equal(a, b) for a, b in zip(continued, restored, strict=True))
+    assert torch.equal(bank.states[bank.sources], state)
+    assert torch.equal(bank.windows[bank.sources], window)
+    stepped, again = steps(x[:, :3], weights, window, state), steps(x[:, :3], weights, window, state, restored=True)
+    assert all(torch.equal(a, b) for a, b in zip(stepped, again, strict=True))
 
 
 @pytest.mark.parametrize(("batch", "shape"), [(1, Shape(2, 3)), (1, Shape(1, 3)), (3, Shape(1, 2))])

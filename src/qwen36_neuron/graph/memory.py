@@ -1,4 +1,4 @@
-"""The memory of a rank as the graphs hold it: parameters that a step takes and gives back."""
+"""The hybrid cache as graphs hold it: tensors that a step takes and gives back."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..cache import CacheSpec
-from ..config import BLOCK_SIZE
+from ..cache import CacheSpec, HybridCache
 
 
 @dataclass(slots=True)
@@ -28,36 +27,34 @@ class StepMemory:
     recurrent: dict[int, torch.Tensor]
     window: dict[int, torch.Tensor]
 
+    @classmethod
+    def of(cls, cache: HybridCache) -> StepMemory:
+        """The cache's own tensors."""
+        return cls(
+            kv=dict(cache.kv),
+            recurrent={layer: bank.recurrent for layer, bank in cache.banks.items()},
+            window={layer: bank.window for layer, bank in cache.banks.items()},
+        )
+
     def outputs(self) -> list[torch.Tensor]:
-        """Everything, in the order of `HybridCacheManager.states`."""
+        """Everything, in the order of `GraphCache.states`."""
         return [t for pair in self.kv.values() for t in pair] + [*self.recurrent.values(), *self.window.values()]
 
 
-class HybridCacheManager(nn.Module):
-    """Paged KV for attention layers; for DeltaNet layers one bank of states: scratch, lanes, checkpoint slots.
+class GraphCache(nn.Module):
+    """A `HybridCache` whose tensors are parameters, so that a traced module's states are found by name.
 
     NxDI reads `past_key_values` and nothing else, so only keys and values are there, in pairs of one type and size, as
-    its combined allocation wants them. Lanes and slots share a bank so that a row restores a checkpoint by reading
-    another entry, and leaves its state and its checkpoints by one indexed copy.
+    its combined allocation wants them.
     """
 
     def __init__(self, spec: CacheSpec) -> None:
         super().__init__()
         self.spec = spec
-        config = spec.config
-        _, heads, dim = spec.kv_shape
-        kv = (spec.num_blocks, BLOCK_SIZE, heads, dim)
-        entries = 1 + spec.num_lanes + spec.num_slots
-
-        def bank(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> nn.ParameterList:
-            return nn.ParameterList(
-                nn.Parameter(torch.zeros(shape, dtype=dtype), requires_grad=False) for _ in range(count)
-            )
-
-        self.past_key_values = bank(2 * len(config.attention_layers), kv, spec.dtype)
-        layers = len(config.deltanet_layers)
-        self.recurrent = bank(layers, (entries, *spec.recurrent_shape), torch.float32)
-        self.window = bank(layers, (entries, *spec.window_shape), spec.dtype)
+        memory = StepMemory.of(HybridCache(spec))
+        self.past_key_values = _parameters([t for pair in memory.kv.values() for t in pair])
+        self.recurrent = _parameters(list(memory.recurrent.values()))
+        self.window = _parameters(list(memory.window.values()))
 
     def states(self) -> Iterator[nn.Parameter]:
         """Every state, in the order in which a graph gives them back: KV first, as NxDI expects."""
@@ -74,3 +71,7 @@ class HybridCacheManager(nn.Module):
             recurrent=dict(zip(config.deltanet_layers, self.recurrent, strict=True)),
             window=dict(zip(config.deltanet_layers, self.window, strict=True)),
         )
+
+
+def _parameters(tensors: list[torch.Tensor]) -> nn.ParameterList:
+    return nn.ParameterList(nn.Parameter(tensor, requires_grad=False) for tensor in tensors)
