@@ -95,7 +95,7 @@ def test_padding_does_not_advance_the_state(load: Callable[..., Any], cpu: Any, 
     neuron(container).run(step)
     cpu.run(step)
     memory = container.memory
-    for index, states in enumerate(cpu.cache.lanes.values()):
+    for index, states in enumerate(cpu.cache.banks.values()):
         assert (memory.recurrent[index][1] - states.recurrent[1]).abs().max() <= TOLERANCE
         assert (memory.window[index][1] - states.window[1]).abs().max() <= TOLERANCE
 
