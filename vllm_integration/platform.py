@@ -28,6 +28,7 @@ logger = init_logger("vllm.vllm_integration.platform")
 
 WORKER = "vllm_integration.worker.Worker"
 SCHEDULER = "vllm_integration.scheduler.SlotScheduler"
+BODY_GUARD = "vllm_integration.body_guard.BodyGuard"
 
 
 class QwenPlatform(Platform):
@@ -129,6 +130,8 @@ class QwenPlatform(Platform):
                 tool_call_parser=parsers.NAME,
                 enable_auto_tool_choice=True,
             )
+            if any(action.dest == "middleware" for action in parser._actions):  # The server's parser, not the engine's.
+                parser.set_defaults(middleware=[BODY_GUARD])
             tell_briefly()
             return
         arguments = arguments_in_use()
@@ -166,6 +169,10 @@ class QwenPlatform(Platform):
         vllm_config.cache_config.block_size = BLOCK_SIZE
         if settings.device == "cpu":
             os.environ.update(openmp_environment(os.environ))  # for what loads OpenMP after this, here or in a child
+        if vllm_config.structured_outputs_config.backend == "auto":
+            # The engine core has one back end, that of its first grammar. Where the reader of requests chooses another
+            # for one that this cannot do, the engine core fails at it, or leaves out what it does not know.
+            vllm_config.structured_outputs_config.backend = "xgrammar"
 
     @classmethod
     def validate_request(cls, processed_inputs: Any, params: Any) -> None:
@@ -186,6 +193,10 @@ class QwenPlatform(Platform):
             raise VLLMValidationError(f"{ANSWER_STOP} must be a list of strings", parameter="vllm_xargs")
         if getattr(params, "trace_decode_token_ids", None) is not None:
             raise VLLMValidationError("trace_decode_token_ids is not supported", parameter="trace_decode_token_ids")
+        if getattr(params, "structured_outputs", None) is not None:
+            from .grammars import check_grammar
+
+            check_grammar(params)
 
 
 def _check_features(vllm_config: VllmConfig) -> None:

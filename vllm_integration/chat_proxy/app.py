@@ -14,6 +14,8 @@ import httpx
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -23,14 +25,23 @@ from . import metrics
 from .answers import ChatAnswer
 from .backend import Backend, State
 from .body import parse_object, read_body
-from .defaults import fill_mode, fill_sampling
 from .errors import ProxyError
-from .exchange import Exchange, end_to_end
+from .exchange import Again, Exchange, end_to_end
+from .fills import Fills
 from .gate import Gate
+from .limits import FIELDS, is_too_long, refit
 from .settings import ProxySettings
 
 Fill = Callable[[dict[str, Any]], None]
 """Fills in what a request left open, changing top-level fields only."""
+
+
+_CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST"],
+    "allow_headers": ["*"],
+    "expose_headers": ["retry-after", "x-request-id"],
+}
+"""What a page of an allowed origin may do and see."""
 
 
 class Proxy:
@@ -64,18 +75,10 @@ class Proxy:
         if self._key is None:
             return
         scheme, _, token = headers.get("authorization", "").partition(" ")
+        if not scheme:
+            scheme, token = "bearer", headers.get("x-api-key", "")  # Where Anthropic's clients put it.
         if scheme.lower() != "bearer" or not secrets.compare_digest(_digest(token), self._key):
             raise ProxyError(401, "The API key is missing or wrong.", reason="unauthorized")
-
-    def fill_chat(self, body: dict[str, Any]) -> None:
-        thinks = fill_mode(body, self.settings.enable_thinking)
-        if thinks is not None and self.settings.sampling_defaults:
-            fill_sampling(body, thinks)
-
-    def fill_tokenize(self, body: dict[str, Any]) -> None:
-        """Messages are counted as a chat request would render them."""
-        if "messages" in body:
-            fill_mode(body, self.settings.enable_thinking)
 
     async def health(self, _: Request) -> Response:
         """200 when a request would be served, otherwise 503 and why."""
@@ -120,15 +123,27 @@ class Forward:
         proxy.authorize(headers)
         with proxy.gate.admit(exchange):
             proxy.backend.require_warm()
-            content = await self._content(headers, receive) if self.method == "POST" else None
-            url = httpx.URL(self.path, query=scope["query_string"] or None)
-            request = proxy.backend.client.build_request(
-                self.method, url, headers=end_to_end(scope["headers"]), content=content
-            )
-            await exchange.forward(request)
+            sent = end_to_end(scope["headers"])
+            if "authorization" not in headers and "x-api-key" in headers:
+                sent.append((b"authorization", b"Bearer " + headers["x-api-key"].encode("latin-1")))
+            body, content = await self._body(headers, receive) if self.method == "POST" else ({}, None)
 
-    async def _content(self, headers: Headers, receive: Receive) -> bytes:
-        """The request's body, as the client wrote it unless something had to be filled in."""
+            def request(content: bytes | None) -> httpx.Request:
+                url = httpx.URL(self.path, query=scope["query_string"] or None)
+                return proxy.backend.client.build_request(self.method, url, headers=sent, content=content)
+
+            async def again(status: int, answer: bytes) -> httpx.Request | None:
+                if not is_too_long(status, answer):
+                    return None
+                cut = proxy.settings.cut_max_tokens
+                better = await refit(self.path, body, proxy.backend, sent, cut=cut)
+                return None if better is None else request(json.dumps(better).encode())
+
+            retry: Again | None = again if self.path in FIELDS else None
+            await exchange.forward(request(content), retry)
+
+    async def _body(self, headers: Headers, receive: Receive) -> tuple[dict[str, Any], bytes]:
+        """The request's body, and its text: as the client wrote it unless something had to be filled in."""
         limits = self.proxy.settings
         declared = headers.get("content-length", "")
         raw = await read_body(
@@ -137,10 +152,10 @@ class Forward:
         self.proxy.metrics.bytes_in.labels(self.path).inc(len(raw))
         body = parse_object(raw, limits.max_json_depth)
         if self.fill is None:
-            return raw
+            return body, raw
         written = dict(body)
         self.fill(body)
-        return raw if body == written else json.dumps(body).encode()
+        return body, raw if body == written else json.dumps(body).encode()
 
 
 def create_app(settings: ProxySettings) -> Starlette:
@@ -149,11 +164,15 @@ def create_app(settings: ProxySettings) -> Starlette:
     Only what clients need is forwarded: the engine's administrative routes stay behind the proxy.
     """
     proxy = Proxy(settings)
+    fills, origins = Fills(settings), settings.cors_origins
     forwards = (
-        Forward(proxy, "POST", "/v1/chat/completions", proxy.fill_chat, ChatAnswer),
+        Forward(proxy, "POST", "/v1/chat/completions", fills.chat, ChatAnswer),
         Forward(proxy, "POST", "/v1/completions"),
+        Forward(proxy, "POST", "/v1/responses", fills.responses),
+        Forward(proxy, "POST", "/v1/messages", fills.messages),
+        Forward(proxy, "POST", "/v1/messages/count_tokens", fills.count_tokens),
         Forward(proxy, "GET", "/v1/models"),
-        Forward(proxy, "POST", "/tokenize", proxy.fill_tokenize),
+        Forward(proxy, "POST", "/tokenize", fills.tokenize),
         Forward(proxy, "POST", "/detokenize"),
         Forward(proxy, "GET", "/version"),
     )
@@ -163,6 +182,7 @@ def create_app(settings: ProxySettings) -> Starlette:
             Route("/metrics", proxy.show_metrics),
             *(Route(forward.path, forward, methods=[forward.method]) for forward in forwards),
         ],
+        middleware=[Middleware(CORSMiddleware, allow_origins=origins, **_CORS)] if origins else [],
         exception_handlers={HTTPException: _http_error, Exception: _internal_error},
         lifespan=lambda _: proxy.running(),
     )
@@ -178,15 +198,15 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     message = f"{request.method} {request.url.path}: {error.detail}."
     return Response(
-        ProxyError(error.status_code, message, reason="route").body,
+        ProxyError(error.status_code, message, reason="route").body_for(request.url.path),
         error.status_code,
         headers={"content-type": "application/json", **(error.headers or {})},
     )
 
 
-async def _internal_error(_: Request, error: Exception) -> Response:
+async def _internal_error(request: Request, error: Exception) -> Response:
     return Response(
-        ProxyError(500, "The proxy failed; its log says how.", reason="internal").body,
+        ProxyError(500, "The proxy failed; its log says how.", reason="internal").body_for(request.url.path),
         500,
         headers={"content-type": "application/json"},
     )

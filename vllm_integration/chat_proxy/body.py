@@ -14,6 +14,9 @@ from .errors import ProxyError
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 _BRACKET = re.compile(rb"[\[\]{}]")
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+_INTEGERS = range(-(2**63), 2**64)
+"""Those that 64 bits can hold, signed or not: what the engine's messages and every client's own integers allow."""
 _DISCARD = 8
 """How many times the limit is read and thrown away before a client that sends too much is cut off.
 
@@ -71,26 +74,57 @@ def parse_object(raw: bytes, max_depth: int) -> dict[str, Any]:
     """The JSON object in `raw`.
 
     Raises:
-        ProxyError: 400 if it is not UTF-8, not JSON, too deep, not an object, or not sayable in UTF-8.
+        ProxyError: 400 if it is not an object, or anything that parse_json refuses.
+    """
+    body = parse_json(raw, max_depth, "The request body")
+    if not isinstance(body, dict):
+        raise _bad("The request body must be a JSON object.", "json")
+    return body
+
+
+def parse_json(raw: bytes, max_depth: int, what: str) -> Any:
+    """The JSON value in `raw`, read as strictly as whatever reads it later needs it to be.
+
+    Args:
+        raw: the text in UTF-8.
+        max_depth: deepest nesting allowed.
+        what: what it is, as the subject of an error's message.
+
+    Raises:
+        ProxyError: 400 if it is not UTF-8, not JSON, too deep, not sayable in UTF-8, or has a number out of range.
     """
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _bad(f"The request body is not valid UTF-8: {error.reason} at byte {error.start}.", "utf8") from None
+        raise _bad(f"{what} is not valid UTF-8: {error.reason} at byte {error.start}.", "utf8") from None
     if _depth(raw) > max_depth:
-        raise _bad(f"The request body nests deeper than the {max_depth} levels allowed.", "json_depth")
+        raise _bad(f"{what} nests deeper than the {max_depth} levels allowed.", "json_depth")
     try:
-        body = json.loads(text, parse_constant=_not_a_number, parse_float=_finite)
+        value = json.loads(text, parse_constant=_not_a_number, parse_float=_finite)
     except ValueError as error:
-        raise _bad(f"The request body is not valid JSON: {error}.", "json") from None
-    if not isinstance(body, dict):
-        raise _bad("The request body must be a JSON object.", "json")
+        raise _bad(f"{what} is not valid JSON: {error}.", "json") from None
     if b"\\u" in raw:
         try:
-            json.dumps(body, ensure_ascii=False).encode("utf-8")
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise _bad("A string of the request body holds an unpaired UTF-16 surrogate.", "utf8") from None
-    return body
+            raise _bad(f"{what} has a string with an unpaired UTF-16 surrogate.", "utf8") from None
+    if _LONG_NUMBER.search(raw):
+        _check_integers(value, what, "")
+    return value
+
+
+def _check_integers(value: Any, what: str, path: str) -> None:
+    """Raises ProxyError 400 for an integer that 64 bits cannot hold; most bodies have none that is long enough."""
+    if isinstance(value, int):
+        if value not in _INTEGERS:
+            place = f" at {path}" if path else ""
+            raise ProxyError(400, f"{what} has an integer{place} that 64 bits cannot hold.", reason="range", param=path)
+    elif isinstance(value, dict):
+        for name, member in value.items():
+            _check_integers(member, what, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for index, member in enumerate(value):
+            _check_integers(member, what, f"{path}[{index}]")
 
 
 def _depth(raw: bytes) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
 import httpx
 from starlette.types import Receive, Send
@@ -22,9 +22,13 @@ CLIENT_GONE = 499
 
 _NOT_FORWARDED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer transfer-encoding "
-    b"upgrade host content-length expect date server".split()
+    b"upgrade host content-length expect date server origin".split()
 )
-"""Headers that belong to one connection (RFC 9110, 7.6.1), or that each side writes anew."""
+"""Headers that belong to one connection (RFC 9110, 7.6.1), or that each side writes anew. The origin is the proxy's to
+judge: a backend that sees one adds its own answer to it."""
+
+Again = Callable[[int, bytes], Awaitable[httpx.Request | None]]
+"""From a refusal's status and body, the request to send instead, or None to pass the refusal on."""
 
 
 def end_to_end(headers: Headers) -> list[tuple[bytes, bytes]]:
@@ -84,8 +88,10 @@ class Exchange:
             self.metrics.requests.labels(self.route, str(self._status or CLIENT_GONE)).inc()
             self.metrics.duration.labels(self.route).observe(time.monotonic() - self._arrived)
 
-    async def forward(self, request: httpx.Request) -> None:
+    async def forward(self, request: httpx.Request, again: Again | None = None) -> None:
         """Send `request` to the backend and its answer to the client; the body must have been received.
+
+        Where the backend refuses it and `again` knows a better one, that one is sent, once.
 
         Cancelled as soon as the client leaves, which closes the connection to the backend and so aborts the request in
         the engine.
@@ -95,13 +101,9 @@ class Exchange:
         """
         watcher = asyncio.ensure_future(self._watch_client())
         try:
-            response = await self.backend.send(request)
-            try:
-                await self._relay(response)
-            except httpx.TransportError as error:
-                raise broken(error, self.backend.settings.response_timeout) from None
-            finally:
-                await response.aclose()
+            better = await self._exchange(request, again)
+            if better is not None:
+                await self._exchange(better, None)
         finally:
             watcher.cancel()
 
@@ -110,9 +112,11 @@ class Exchange:
         self.metrics.rejected.labels(error.reason).inc()
         if self._status is None:
             headers = [(name.encode(), value.encode()) for name, value in error.headers.items()]
-            await self._answer(error.status, [(b"content-type", b"application/json"), *headers], error.body)
+            await self._answer(
+                error.status, [(b"content-type", b"application/json"), *headers], error.body_for(self.route)
+            )
         elif self._streams and self._tail.endswith((b"\n\n", b"\r\n\r\n")):
-            await self._body(error.event)
+            await self._body(error.event_for(self.route))
             await self._end()
         # Otherwise something is half sent, and nothing can be added that a client would read as intended. An answer
         # left unfinished makes the server drop the connection, which every client sees for the failure that it is.
@@ -121,16 +125,28 @@ class Exchange:
         """End now and tell the client why."""
         self._interrupt(error)
 
-    async def _relay(self, response: httpx.Response) -> None:
+    async def _exchange(self, request: httpx.Request, again: Again | None) -> httpx.Request | None:
+        response = await self.backend.send(request)
+        try:
+            return await self._relay(response, again)
+        except httpx.TransportError as error:
+            raise broken(error, self.backend.settings.response_timeout) from None
+        finally:
+            await response.aclose()
+
+    async def _relay(self, response: httpx.Response, again: Again | None) -> httpx.Request | None:
+        """Answer the client with `response`, or give the request to send instead."""
         headers = end_to_end(response.headers.raw)
         if not response.headers.get("content-type", "").startswith("text/event-stream"):
             # A whole answer is read before its status goes out, so that a broken one can still become a 502.
             body = b"".join([piece async for piece in response.aiter_raw()])
             self.backend.heard()
-            if self.answer is not None:
-                body = self.answer.whole(body)
-            await self._answer(response.status_code, headers, body)
-            return
+            better = await again(response.status_code, body) if again is not None else None
+            if better is None:
+                if self.answer is not None:
+                    body = self.answer.whole(body)
+                await self._answer(response.status_code, headers, body)
+            return better
         self._streams = True
         await self._start(response.status_code, headers)
         first = True
@@ -147,6 +163,7 @@ class Exchange:
         if self.answer is not None and (rest := self.answer.finish()):
             await self._body(rest)
         await self._end()
+        return None
 
     async def _answer(self, status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> None:
         await self._start(status, [*headers, (b"content-length", str(len(body)).encode())])

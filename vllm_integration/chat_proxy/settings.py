@@ -19,6 +19,9 @@ class ProxySettings:
         api_key: bearer token that clients must present; None lets everybody in. Also sent by the warm-up request.
         enable_thinking: the mode of a chat request that does not choose one.
         sampling_defaults: whether sampling parameters that a chat request left out are filled in by mode.
+        strict_messages: leave system and developer messages as they are, for the chat template to refuse.
+        cut_max_tokens: cut the length of an answer to what fits; otherwise a request for more is refused.
+        cors_origins: origins whose pages may call, such as https://chat.example.com, or * for all; none by default.
         max_body_bytes: largest request body.
         max_json_depth: deepest nesting of a request body.
         max_concurrent: requests in flight at once, beyond which clients are told to come back.
@@ -39,6 +42,9 @@ class ProxySettings:
     api_key: str | None = field(default=None, repr=False)
     enable_thinking: bool = True
     sampling_defaults: bool = True
+    strict_messages: bool = False
+    cut_max_tokens: bool = True
+    cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 << 20
     max_json_depth: int = 64
     max_concurrent: int = 256
@@ -55,6 +61,12 @@ class ProxySettings:
             raise ConfigError("backend", self.backend, "is not a base URL", "Use a form like http://127.0.0.1:8001")
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", self.port, "is not a TCP port", "Use 1..65535, or 0 for any free one")
+        for origin in self.cors_origins:
+            parts = urlsplit(origin)
+            if origin != "*" and (not parts.scheme or not parts.netloc or parts.path or parts.query):
+                raise ConfigError(
+                    "cors_origins", origin, "is not an origin", "Use a form like https://example.com, or *"
+                )
         if self.api_key == "":
             raise ConfigError("api_key", "", "is empty, which would let everybody in", "Set a key or leave it out")
         for name in ("max_body_bytes", "max_json_depth", "max_concurrent", "health_misses"):

@@ -37,8 +37,8 @@ def free_ports() -> tuple[int, int]:
 class Server:
     """The start script and everything it started."""
 
-    def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-        self.process, self.url, self.log = process, url, log
+    def __init__(self, process: subprocess.Popen[bytes], url: str, backend: str, log: Path) -> None:
+        self.process, self.url, self.backend, self.log = process, url, backend, log
         self.http = httpx.Client(base_url=url, timeout=120, trust_env=False)
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
 
@@ -121,7 +121,7 @@ def running(checkpoint: Path, log: Path, *flags: str) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    server = Server(process, f"http://127.0.0.1:{port}", log)
+    server = Server(process, f"http://127.0.0.1:{port}", f"http://127.0.0.1:{backend_port}", log)
     try:
         server.wait_ready()
         yield server

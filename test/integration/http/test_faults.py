@@ -61,8 +61,6 @@ def test_an_oversized_body_is_413(server, path):
         {"prompt": [7] * 2048},
         {"prompt": [7] * 2049},
         {"prompt": "word " * 50_000},
-        {"prompt": [7] * 2000, "max_tokens": 49},
-        {"max_tokens": 10**9},
         {"max_tokens": 0},
         {"max_tokens": -1},
         {"prompt": []},
@@ -80,11 +78,34 @@ def test_an_oversized_body_is_413(server, path):
         {"stop_token_ids": ["a"]},
         {"structured_outputs": {"json": "{"}},
         {"structured_outputs": {"regex": "("}},
+        {"structured_outputs": {"regex": "(?i)yes|no"}},
+        {"structured_outputs": {"regex": r"\p{L}+"}},
+        {"structured_outputs": {"regex": "[a-z]"}, "allowed_token_ids": [5]},
+        {"structured_outputs": {"grammar": "root ::= root"}},
+        {"structured_outputs": {"json": {"$ref": "#"}}},
+        {"structured_outputs": {"json": {"type": "array", "minItems": 10**9}}},
+        {"structured_outputs": {"json": {"type": "integer", "maximum": 2**64}}},
+        {"structured_outputs": {"json": {"type": "integer", "maximum": 2**63}}},
+        {"structured_outputs": {"json": {"enum": list(range(50_000))}}},
+        {"structured_outputs": {"json": "[" * 5000}},
+        {"structured_outputs": {"json": {"type": "integer", "multipleOf": 3}}},
+        {"structured_outputs": True},
+        {"vllm_xargs": {"a": 2**64}},
+        {"stream_interval": 2**64},
+        {"kv_transfer_params": {"a": 1}},
     ],
     ids=lambda change: json.dumps(change)[:40],
 )
 def test_what_cannot_be_done_is_400_and_says_why(server, change):
     assert error(server.http.post("/v1/completions", json={**GOOD, **change}), 400)
+    streamed = server.http.post("/v1/completions", json={**GOOD, **change, "stream": True})
+    assert error(streamed, 400)  # And not a status of 200 with an event that takes it back.
+
+
+@pytest.mark.parametrize(("prompt", "asked", "room"), [(2000, 49, 48), (2000, 10**9, 48), (2047, 16, 1)])
+def test_an_answer_is_cut_to_what_fits(server, prompt, asked, room):
+    usage = server.complete([7] * prompt, max_tokens=asked).usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (prompt, room)
 
 
 def test_the_longest_sequence_that_fits_is_served(server):

@@ -58,6 +58,7 @@ class FakeEngine:
         self.start, self.piece = start, piece
         self.completions: list[bytes] = []
         self.headers: list[dict[str, str]] = []
+        self.paths: list[str] = []
         self.warm_ups = 0
         self.warm_up_status = 200
         self.healthy = True
@@ -71,7 +72,10 @@ class FakeEngine:
                 Route("/metrics", self._metrics),
                 Route("/v1/chat/completions", _Endpoint(self), methods=["POST"]),
                 Route("/v1/completions", _Endpoint(self), methods=["POST"]),
-                Route("/tokenize", _Endpoint(self), methods=["POST"]),
+                *(
+                    Route(path, _Endpoint(self), methods=["POST"])
+                    for path in ("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/tokenize")
+                ),
                 Route("/reset_prefix_cache", _Endpoint(self), methods=["POST"]),
             ]
         )
@@ -84,7 +88,7 @@ class FakeEngine:
         return Response(status_code=200 if self.healthy else 503)
 
     async def _models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [{"id": "tiny", "object": "model"}]})
+        return JSONResponse({"object": "list", "data": [{"id": "tiny", "object": "model", "max_model_len": 100}]})
 
     async def _metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.metrics)
@@ -107,6 +111,7 @@ class _Endpoint:
             await Response("{}", self.engine.warm_up_status)(scope, receive, send)
             return
         self.engine.completions.append(raw)
+        self.engine.paths.append(scope["path"])
         self.engine.headers.append(dict(request.headers))
         await self.engine.answer(body, receive, send)
 

@@ -1,0 +1,71 @@
+"""What each route's requests get filled in, normalised and translated, before the backend sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .defaults import fill_mode, fill_sampling
+from .limits import for_tokenize
+from .messages import normalise, normalise_input
+from .settings import ProxySettings
+
+_RESPONSES = ("temperature", "top_p", "top_k", "presence_penalty", "repetition_penalty")
+"""Sampling parameters of /v1/responses."""
+
+_MESSAGES = ("temperature", "top_p", "top_k")
+"""Sampling parameters of /v1/messages."""
+
+
+class Fills:
+    """One function for each route. All change top-level fields only.
+
+    Args:
+        settings: the modes and the strictness to fill in by.
+    """
+
+    def __init__(self, settings: ProxySettings) -> None:
+        self.settings = settings
+
+    def chat(self, body: dict[str, Any]) -> None:
+        """/v1/chat/completions."""
+        normalise(body, strict=self.settings.strict_messages)
+        thinks = fill_mode(body, self.settings.enable_thinking)
+        if thinks is not None and self.settings.sampling_defaults:
+            fill_sampling(body, thinks)
+
+    def tokenize(self, body: dict[str, Any]) -> None:
+        """/tokenize: messages are counted as a chat request would render them."""
+        if "messages" in body:
+            normalise(body, strict=self.settings.strict_messages)
+            for_tokenize(body, body)
+            fill_mode(body, self.settings.enable_thinking)
+
+    def responses(self, body: dict[str, Any]) -> None:
+        """/v1/responses."""
+        if not self.settings.strict_messages:
+            normalise_input(body)
+        reasoning = body.get("reasoning")
+        effort = reasoning.get("effort") if isinstance(reasoning, dict) else None
+        thinks = fill_mode(body, self.settings.enable_thinking, effort)
+        if thinks is not None and self.settings.sampling_defaults:
+            fill_sampling(body, thinks, _RESPONSES)
+
+    def messages(self, body: dict[str, Any]) -> None:
+        """/v1/messages."""
+        thinks = self._anthropic_mode(body)
+        if thinks is not None and self.settings.sampling_defaults:
+            fill_sampling(body, thinks, _MESSAGES)
+
+    def count_tokens(self, body: dict[str, Any]) -> None:
+        """/v1/messages/count_tokens: counted as the same request to /v1/messages would render."""
+        self._anthropic_mode(body)
+
+    def _anthropic_mode(self, body: dict[str, Any]) -> bool | None:
+        """The mode, which Anthropic's clients choose by `thinking.type` or `output_config.effort`."""
+        thinking, config = body.get("thinking"), body.get("output_config")
+        default, effort = self.settings.enable_thinking, None
+        if isinstance(thinking, dict) and thinking.get("type") in ("enabled", "adaptive", "disabled"):
+            default = thinking["type"] != "disabled"
+        elif isinstance(config, dict):
+            effort = config.get("effort")
+        return fill_mode(body, default, effort)
