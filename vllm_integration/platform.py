@@ -185,6 +185,10 @@ class QwenPlatform(Platform):
             raise VLLMValidationError("prompt embeddings are not supported", parameter="prompt_embeds")
         if processed_inputs.get("type") == "multimodal":
             raise VLLMValidationError("the model takes text only", parameter="messages")
+        if getattr(params, "extra_args", None):
+            from .requested import apply_requested
+
+            apply_requested(params)
         named = (getattr(params, "extra_args", None) or {}).get(NAMED, [])
         if not isinstance(named, list) or not all(isinstance(length, int) and length >= 0 for length in named):
             raise VLLMValidationError(f"{NAMED} must be a list of prefix lengths in tokens", parameter="vllm_xargs")

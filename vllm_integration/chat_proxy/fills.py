@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .defaults import fill_mode, fill_sampling
+from .defaults import NON_THINKING, THINKING, fill_mode, fill_sampling
 from .limits import for_tokenize
 from .messages import normalise, normalise_input
 from .settings import ProxySettings
@@ -14,6 +14,10 @@ _RESPONSES = ("temperature", "top_p", "top_k", "presence_penalty", "repetition_p
 
 _MESSAGES = ("temperature", "top_p", "top_k")
 """Sampling parameters of /v1/messages."""
+
+
+_CARRIED = "sampling."
+"""What the names of parameters begin with that are carried in `vllm_xargs`: vllm_integration.requested.PREFIX."""
 
 
 class Fills:
@@ -51,10 +55,19 @@ class Fills:
             fill_sampling(body, thinks, _RESPONSES)
 
     def messages(self, body: dict[str, Any]) -> None:
-        """/v1/messages."""
-        thinks = self._anthropic_mode(body)
+        """/v1/messages. What its protocol has no field for goes beside it, where the plugin looks for it."""
+        thinks, carried = self._anthropic_mode(body), {}
         if thinks is not None and self.settings.sampling_defaults:
             fill_sampling(body, thinks, _MESSAGES)
+            penalty = (THINKING if thinks else NON_THINKING)["presence_penalty"]
+            if penalty and body.get("temperature") != 0:
+                carried[f"{_CARRIED}presence_penalty"] = penalty
+        thinking = body.get("thinking")
+        if thinks and isinstance(thinking, dict) and thinking.get("budget_tokens") is not None:
+            carried[f"{_CARRIED}thinking_token_budget"] = thinking["budget_tokens"]
+        given = body.get("vllm_xargs")
+        if carried and (given is None or isinstance(given, dict)):
+            body["vllm_xargs"] = {**carried, **(given or {})}
 
     def count_tokens(self, body: dict[str, Any]) -> None:
         """/v1/messages/count_tokens: counted as the same request to /v1/messages would render."""

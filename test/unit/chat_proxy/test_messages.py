@@ -141,3 +141,24 @@ def test_anthropics_clients_choose_the_mode_by_their_own_field(chosen, thinks):
     assert body["chat_template_kwargs"] == counted["chat_template_kwargs"] == {"enable_thinking": thinks}
     assert body["temperature"] == (1.0 if thinks else 0.7)
     assert "temperature" not in counted
+
+
+@pytest.mark.parametrize(
+    ("body", "carried"),
+    [
+        ({}, None),
+        ({"thinking": {"type": "disabled"}}, {"sampling.presence_penalty": 1.5}),
+        ({"thinking": {"type": "disabled"}, "temperature": 0}, None),
+        ({"thinking": {"type": "enabled", "budget_tokens": 5}}, {"sampling.thinking_token_budget": 5}),
+        (
+            {"thinking": {"type": "enabled", "budget_tokens": 5}, "vllm_xargs": {"a": 1}},
+            {"sampling.thinking_token_budget": 5, "a": 1},
+        ),
+        ({"thinking": {"type": "disabled", "budget_tokens": 5}, "temperature": 0}, None),
+        ({"thinking": {"type": "disabled"}, "vllm_xargs": 3}, 3),
+    ],
+)
+def test_what_messages_have_no_field_for_is_carried_beside_them(body, carried):
+    filled = dict(body)
+    Fills(ProxySettings("http://127.0.0.1:1")).messages(filled)
+    assert filled.get("vllm_xargs") == carried
