@@ -60,7 +60,7 @@ def test_every_field_of_the_proxy_and_of_the_plugin_is_a_flag() -> None:
     assert {field.name for field in fields(Settings)} <= known
 
 
-VALUES: dict[str, str] = {"int": "3", "float": "2.5", "str": "x", "list": "a,b"}
+VALUES: dict[str, str] = {"int": "3", "float": "2.5", "str": "x", "list": "https://a.example,https://b.example"}
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(ProxySettings) if field.name != "backend"])
