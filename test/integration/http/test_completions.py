@@ -122,15 +122,17 @@ def test_a_stream_says_the_same_and_its_usage(server):
 
 
 def test_a_stream_comes_as_it_is_made(server):
-    """A token or a few at a time, not the whole at the end.
+    """In many pieces, none of them most of the answer.
 
-    vLLM's server joins what an engine makes faster than it sends, as this one's greedy tokens are: drawn on the host,
-    with penalties, they are slow enough.
+    How many depends on the machine: vLLM's server joins what an engine makes faster than it sends, and this one's
+    tokens take less than a millisecond.
     """
     how = {"temperature": 1.0, "top_p": 0.95, "presence_penalty": 0.5, "frequency_penalty": 0.5, "seed": 3}
-    chunks = list(server.complete(PROMPT, max_tokens=50, stream=True, **how))
-    assert sum(len(chunk.choices[0].token_ids) for chunk in chunks) == 50
-    assert len(chunks) >= 40
+    chunks = list(server.complete(PROMPT, max_tokens=200, stream=True, **how))
+    sizes = [len(chunk.choices[0].token_ids) for chunk in chunks]
+    assert sum(sizes) == 200
+    assert len(sizes) >= 8
+    assert max(sizes) <= 100
 
 
 def test_echo_gives_the_prompt_back(server):
