@@ -31,7 +31,8 @@ def refused_by(probe: Probe, cores: int, sdk: Sdk = "2.31") -> str:
 def launched(asked: Run, cores: int, repeats: int, target: Target | None = None) -> tuple[np.ndarray, list[Core]]:
     """A run in the interpreter: its result, and the traces of its cores. Rules are lifted unless a target has them."""
     kernel: Any = asked.kernel[cores]
-    result, launch = run(kernel, asked.arguments(cores), asked.keywords(repeats), target or Target())
+    target = target or Target(checks="instruction")
+    result, launch = run(kernel, asked.arguments(cores), asked.keywords(repeats), target)
     return np.asarray(result), launch.cores
 
 

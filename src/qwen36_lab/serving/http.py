@@ -53,8 +53,10 @@ class HttpServer:
     def decode(self, prompts: list[list[int]], tokens: int) -> Decode:
         with ThreadPoolExecutor(len(prompts)) as pool:
             streams = list(pool.map(lambda prompt: self._stamps(prompt, tokens + 1), prompts))
-        # From the moment when all have begun until the first one ends.
+        # From the moment when all have begun until the first one ends; where one ended before another began, all of it.
         begin, end = max(stamps[0] for stamps in streams), min(stamps[-1] for stamps in streams)
+        if end <= begin:
+            begin, end = min(stamps[0] for stamps in streams), max(stamps[-1] for stamps in streams)
         count = sum(begin < stamp <= end for stamps in streams for stamp in stamps)
         return Decode(tokens_per_second=count / (end - begin), step_ms=1000 * len(prompts) * (end - begin) / count)
 

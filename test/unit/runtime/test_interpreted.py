@@ -1,8 +1,9 @@
 """The whole small model with its operations as interpreted NKI kernels, against the plain CPU runtime.
 
-fp32: the same greedy tokens, and logits within 1e-5, where the largest is 1.6 and the two differ by 4e-6: kernels sum
-in tiles of 128 tokens, plain torch in chunks of 64 and in blocks of its matrix library. After the first token alone
-5e-5: its state holds one key, and where the query hardly meets it the norm enlarges what rounding left.
+fp32: the same greedy tokens, and logits within 2e-5, as of transformers, where the largest is 1.6 and the two differ by
+1.1e-5: kernels sum in tiles of 128 tokens, plain torch in chunks of 64 and in blocks of its matrix library. After the
+first token alone 5e-5: its state holds one key, and where the query hardly meets it the norm enlarges what
+rounding left.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qwen36_neuron.runtime import Commit, Output, Row, Runtime, RuntimeConfig, S
 from qwen36_neuron.runtime.generate import Generation, generate
 from qwen36_neuron.runtime.interpreted import InterpretedRuntime
 
-TOLERANCE, FIRST_TOKEN_TOLERANCE = 1e-5, 5e-5
+TOLERANCE, FIRST_TOKEN_TOLERANCE = 2e-5, 5e-5
 BLOCKS = tuple(range(1, 9))
 OTHERS = tuple(range(20, 28))
 MORE = tuple(range(40, 48))
