@@ -1,6 +1,6 @@
-"""The constant tables of the fused prefill, made on chip: GpSimd has nothing else to do before the first tile.
+"""The constant tables of the fused prefill, made on chip while the first tile is on its way.
 
-Rows r and columns c are tokens of a tile. Each table is an affine condition on r and c, or two.
+Rows r and columns c are tokens of a tile, of 128, or of a half of it, of 64. Each table is an affine condition on them.
 """
 
 from dataclasses import dataclass
@@ -8,98 +8,110 @@ from dataclasses import dataclass
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import HALF, LEVELS, TILE, half_columns, identity, sbuf
+from .delta_rule_tiles import HALF, LEVELS, TILE, drop_where, keep_where, sbuf
+
+GROW, LOCAL, FADE, LEFT, EARLY, LATE, TOTAL = range(7)
+"""Sums over tokens: up to i; up to i in its half; after i in its half; after i; the first half; the second; all."""
 
 
 @dataclass
 class Constants(nl.NKIObject):
-    """Tables in SBUF, [128, n].
+    """Tables in SBUF.
 
     Attributes:
-        upto, after: fp32, r <= c and r > c. near: fp32, r > c in the same half of the tile.
-        early, late: fp32, r < 64 and r >= 64.
-        eye: the identity, of the operands' type. first, first_t: I - M_1 and its transpose, of that type.
-        levels: of the operands' type, [128, 6, 64]: for w = 2, 4 ... 64 the even blocks of w columns of I - M_w.
-        p: two buffers a level, for tiles in turn, for P = I - M_w o (A T), [128, heads, 128]; their odd columns are
-            those of I for good.
+        eye: the identity, [128, 128]. left: r > c, [128, 128]. near: r > c in the same half, [128, 128].
+        before: fp32 [128, 128], r = c - 1. sums: fp32 [128, 7, 128], one where k counts for i, by kind of sum.
+        upper: [128, 64], column not less than row, rows and columns of a half.
+        even, odd: [128, 32], rows of both halves: the even and the odd columns of the identity of 64.
+        levels: [128, 5, 2, 32], rows (head of a pair, i): for widths w = 2, 4 ... 32 the columns of the even blocks of
+            I - M_w, in the column block of the row's own head; zero in the other's. M_w is the lower left w x w block
+            of every 2w x 2w block on the diagonal.
 
-    M_w is the lower left w x w block of every 2w x 2w block on the diagonal.
+    All but `before` and `sums` are of the type of normalised operands.
     """
 
-    upto: nl.ndarray
-    after: nl.ndarray
-    near: nl.ndarray
-    early: nl.ndarray
-    late: nl.ndarray
     eye: nl.ndarray
-    first: nl.ndarray
-    first_t: nl.ndarray
+    left: nl.ndarray
+    near: nl.ndarray
+    before: nl.ndarray
+    sums: nl.ndarray
+    upper: nl.ndarray
+    even: nl.ndarray
+    odd: nl.ndarray
     levels: nl.ndarray
-    p: tuple
 
 
-def make_constants(dtype: nl.dtype) -> Constants:
-    """All tables, in the order in which the first tile asks for them."""
-    f32, square = nl.float32, (TILE, TILE)
-    upto, after, near = sbuf(f32, square), sbuf(f32, square), sbuf(f32, square)
-    early, late = sbuf(f32, square), sbuf(f32, square)
-    nisa.memset(dst=upto, value=1.0, engine=nisa.engine.gpsimd)
-    keep_where(upto, [[1, TILE]], -1, 0, 0.0)
-    nisa.memset(dst=after, value=1.0, engine=nisa.engine.gpsimd)
-    keep_where(after, [[-1, TILE]], 1, -1, 0.0)
-    nisa.memset(dst=near, value=1.0, engine=nisa.engine.gpsimd)
-    keep_where(near, [[-1, TILE]], 1, -1, 0.0)
-    keep_where(near[:, 0:HALF], [[0, HALF]], -1, HALF - 1, 0.0)
-    nisa.memset(dst=early[0:HALF], value=1.0, engine=nisa.engine.gpsimd)
-    nisa.memset(dst=early[HALF:TILE], value=0.0, engine=nisa.engine.gpsimd)
-    nisa.memset(dst=late[0:HALF], value=0.0, engine=nisa.engine.gpsimd)
-    nisa.memset(dst=late[HALF:TILE], value=1.0, engine=nisa.engine.gpsimd)
-    eye, first, first_t = identity(dtype), identity(dtype), identity(dtype)
-    # c = 2b, r = 2b + 1, and its mirror image.
-    drop_where(half_columns(first.reshape((TILE, 1, TILE)), 1, 0), [[-2, HALF]], 1, -1, -1.0)
-    drop_where(half_columns(first_t.reshape((TILE, 1, TILE)), 1, 1), [[-2, HALF]], 1, 0, -1.0)
-    levels = sbuf(dtype, (TILE, LEVELS, HALF))
-    nisa.memset(dst=levels, value=-1.0, engine=nisa.engine.gpsimd)
-    for level in range(LEVELS):
-        width = 2 << level
-        blocks, here = HALF // width, levels[:, level : level + 1]
-        # Column x of block b is c = 2wb + x; -1 where w <= r - 2wb < 2w, then 1 on the diagonal.
-        keep_where(here, [[-2 * width, blocks], [0, width]], 1, -width, 0.0)
-        keep_where(here, [[2 * width, blocks], [0, width]], -1, 2 * width - 1, 0.0)
-        drop_where(here, [[-2 * width, blocks], [-1, width]], 1, 0, 1.0)
+def make_constants(unit: nl.dtype) -> Constants:
+    """All tables; `sums` are to come."""
+    square, columns = (TILE, TILE), HALF // 2
+    eye, left, near = sbuf(unit, square), sbuf(unit, square), sbuf(unit, square)
+    even, odd = sbuf(unit, (TILE, columns)), sbuf(unit, (TILE, columns))
+    upper, levels = sbuf(unit, (TILE, HALF)), sbuf(unit, (TILE, LEVELS, 2, columns))
+    _fill(eye, 1.0)
+    _fill(left, 1.0)
+    _fill(levels, 0.0)
+    _fill(levels[0:HALF, :, 0:1], -1.0)
+    nisa.affine_select(
+        dst=eye, pattern=[[-1, TILE]], channel_multiplier=1, on_true_tile=eye, on_false_value=0.0, cmp_op=nl.equal
+    )
+    keep_where(left, [[-1, TILE]], 1, -1, 0.0)
+    _make_levels(levels)
+    _copy(near, left)
+    _fill(near[HALF:TILE, 0:HALF], 0.0)
+    for half in range(2):
+        pairs = eye[half * HALF : (half + 1) * HALF, half * HALF : (half + 1) * HALF].reshape((HALF, columns, 2))
+        _copy(even[half * HALF : (half + 1) * HALF], pairs[:, :, 0:1])
+        _copy(odd[half * HALF : (half + 1) * HALF], pairs[:, :, 1:2])
+        _not(
+            upper[half * HALF : (half + 1) * HALF],
+            left[half * HALF : (half + 1) * HALF, half * HALF : (half + 1) * HALF],
+        )
+    sums, before = sbuf(nl.float32, (TILE, 7, TILE)), sbuf(nl.float32, (TILE, TILE))
+    _copy(before[:, 1:TILE], eye[:, 0 : TILE - 1])
+    _fill(before[:, 0:1], 0.0)
     return Constants(
-        upto=upto, after=after, near=near, early=early, late=late, eye=eye, first=first, first_t=first_t,
-        levels=levels, p=(),
-    )  # fmt: skip
+        eye=eye, left=left, near=near, before=before, sums=sums, upper=upper, even=even, odd=odd, levels=levels
+    )
 
 
-def keep_where(tile: nl.ndarray, pattern: list, rows: int, offset: int, other: float) -> None:
-    """Put `other` where offset + rows * r + pattern < 0."""
-    nisa.affine_select(
-        dst=tile, pattern=pattern, channel_multiplier=rows, on_true_tile=tile, on_false_value=other,
-        cmp_op=nl.greater_equal, offset=offset,
-    )  # fmt: skip
+def make_sums(const: Constants) -> None:
+    """`sums`, from the other tables."""
+    sums = const.sums
+    _copy(sums[:, LEFT : LEFT + 1], const.left)
+    _copy(sums[:, FADE : FADE + 1], const.near)
+    _not(sums[:, GROW : GROW + 1], const.left)
+    _copy(sums[:, LOCAL : LOCAL + 1], sums[:, GROW : GROW + 1])
+    _fill(sums[0:HALF, LOCAL : LOCAL + 1, HALF:TILE], 0.0)
+    _fill(sums[:, EARLY : TOTAL + 1], 1.0)
+    _fill(sums[HALF:TILE, EARLY : EARLY + 1], 0.0)
+    _fill(sums[0:HALF, LATE : LATE + 1], 0.0)
 
 
-def drop_where(tile: nl.ndarray, pattern: list, rows: int, offset: int, other: float) -> None:
-    """Put `other` where offset + rows * r + pattern is 0."""
-    nisa.affine_select(
-        dst=tile, pattern=pattern, channel_multiplier=rows, on_true_tile=tile, on_false_value=other,
-        cmp_op=nl.not_equal, offset=offset,
-    )  # fmt: skip
+def _make_levels(levels: nl.ndarray) -> None:
+    """From -1 in the columns of the row's own head, in the first half: all levels at once, condition by condition."""
+    for condition in range(3):
+        for level in range(LEVELS):
+            width = 2 << level
+            blocks, here = HALF // (2 * width), levels[0:HALF, level : level + 1, 0:1]
+            # Column x of block b is c = 2wb + x; -1 where w <= r - 2wb < 2w, then 1 on the diagonal.
+            if condition == 0:
+                keep_where(here, [[-2 * width, blocks], [0, width]], 1, -width, 0.0)
+            elif condition == 1:
+                keep_where(here, [[2 * width, blocks], [0, width]], -1, 2 * width - 1, 0.0)
+            else:
+                drop_where(here, [[-2 * width, blocks], [-1, width]], 1, 0, 1.0)
+    nisa.tensor_copy(dst=levels[HALF:TILE, :, 1:2], src=levels[0:HALF, :, 0:1], engine=nisa.engine.gpsimd)
 
 
-def make_buffers(const: Constants, heads: int) -> None:
-    """The buffers of P, with the columns that no level writes."""
-    p = []
-    for level in range(LEVELS):
-        width = 2 << level
-        blocks = TILE // (2 * width)
-        odd = const.eye.ap(pattern=[[TILE, TILE], [0, heads], [2 * width, blocks], [1, width]], offset=width)
-        pair = []
-        for _ in range(2):
-            buffer = sbuf(const.eye.dtype, (TILE, heads, TILE))
-            nisa.tensor_copy(dst=half_columns(buffer, width, 1), src=odd, engine=nisa.engine.vector)
-            pair.append(buffer)
-        p.append(tuple(pair))
-    const.p = tuple(p)
+def _fill(tile: nl.ndarray, value: float) -> None:
+    nisa.memset(dst=tile, value=value, engine=nisa.engine.vector)
+
+
+def _not(dst: nl.ndarray, src: nl.ndarray) -> None:
+    nisa.tensor_scalar(
+        dst=dst, data=src, op0=nl.multiply, operand0=-1.0, op1=nl.add, operand1=1.0, engine=nisa.engine.vector
+    )
+
+
+def _copy(dst: nl.ndarray, src: nl.ndarray) -> None:
+    nisa.tensor_copy(dst=dst, src=src, engine=nisa.engine.vector)

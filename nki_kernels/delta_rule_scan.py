@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_solve import Tile, column
+from .delta_rule_gates import Gates
+from .delta_rule_masks import EARLY, GROW, LATE, TOTAL
+from .delta_rule_system import Tile, over_columns
 from .delta_rule_tiles import HALF, TILE, Bank, sbuf, split
 
 
@@ -14,9 +16,9 @@ class Scan(nl.NKIObject):
     """The state between tiles, and what one tile holds between the two stages of its scan.
 
     Attributes:
-        state: fp32 [d, H, v]. operand: the same in the type of the operands.
-        middle: fp32 [d, H, v], the state 64 tokens into the tile. read: `operand` before the tile.
-        new: fp32 [i, H, v], V' of the tile.
+        state: fp32 [d, H, v]. operand: the same in the type of the values.
+        middle: fp32 [d, H, v], the state 64 tokens into the tile, where that was asked for.
+        read: `operand` before the tile. new: [i, H, v], T Z of the tile, in the type of the values.
     """
 
     state: nl.ndarray
@@ -26,107 +28,144 @@ class Scan(nl.NKIObject):
     new: nl.ndarray
 
 
-def make_scan(state: nl.ndarray, heads: tuple, dtype: nl.dtype) -> Scan:
-    """Load the state of value heads (first, last + 1) of [H, d, v]."""
-    held = sbuf(nl.float32, (TILE, heads[1] - heads[0], TILE))
-    nisa.dma_copy(dst=held, src=key_first(state, heads))
-    operand = _operand(held, dtype)
-    return Scan(state=held, operand=operand, middle=held, read=operand, new=held)
+def make_scan(heads: int, dtype: nl.dtype) -> Scan:
+    """Room for the state of so many value heads."""
+    state, operand = sbuf(nl.float32, (TILE, heads, TILE)), sbuf(dtype, (TILE, heads, TILE))
+    return Scan(state=state, operand=operand, middle=state, read=operand, new=operand)
 
 
-def key_first(state: nl.ndarray, heads: tuple) -> nl.ndarray:
-    """HBM [H, d, v] seen as [d, heads, v]."""
-    pattern = [[TILE, TILE], [TILE * TILE, heads[1] - heads[0]], [1, TILE]]
-    return state.ap(pattern=pattern, offset=heads[0] * TILE * TILE)
+def load_state(scan: Scan, state: nl.ndarray, first: int) -> None:
+    """The value heads from `first` on of [H, d, v] in HBM."""
+    pattern = [[TILE, TILE], [TILE * TILE, scan.state.shape[1]], [1, TILE]]
+    nisa.dma_copy(dst=scan.state, src=state.ap(pattern=pattern, offset=first * TILE * TILE))
 
 
-def _operand(state: nl.ndarray, dtype: nl.dtype) -> nl.ndarray:
-    if dtype == nl.float32:
-        return state
-    operand = sbuf(dtype, (TILE, state.shape[1], TILE))
-    for part in split(state.shape[1], 4):
-        nisa.tensor_copy(dst=operand[:, part[0] : part[1]], src=state[:, part[0] : part[1]], engine=nisa.engine.gpsimd)
-    return operand
-
-
-def scan_state(tile: Tile, scan: Scan, bank: Bank) -> None:
-    """V' = c (U - W S), then for each half of the tile in turn S <- e^(G_h) S + (e^(G_h - G) k)^T V'.
-
-    G_h is the sum of g over the half. The state is in hand where a chunk ends, and the product costs no more than one
-    over the whole tile would.
-    """
-    heads = tile.v.shape[1]
-    parts = split(heads, 4)
-    f32, wide = nl.float32, (TILE, heads, TILE)
-    new, kept, middle, state = sbuf(f32, wide), sbuf(f32, wide), sbuf(f32, wide), sbuf(f32, wide)
-    for part in parts:
-        psum = bank.take()
-        for own in range(part[0], part[1]):
-            fresh = psum[:, (own - part[0]) * TILE : (own - part[0] + 1) * TILE]
-            # [j, i] x [j, v] -> [i, v], then [d, i] x [d, v] -> [i, v]
-            nisa.nc_matmul(
-                dst=fresh, stationary=tile.t_t[:, own : own + 1], moving=tile.u[:, own : own + 1], accumulate=False
-            )
-            nisa.nc_matmul(
-                dst=fresh, stationary=tile.w[:, own : own + 1], moving=scan.operand[:, own : own + 1], accumulate=True
-            )
-            nisa.activation(dst=new[:, own : own + 1], op=nl.copy, data=fresh, scale=tile.c[:, own : own + 1])
-    for own in range(heads):
-        nisa.activation(
-            dst=kept[:, own : own + 1], op=nl.copy, data=scan.state[:, own : own + 1], scale=column(tile.decay, 2, own)
+def make_operand(scan: Scan) -> None:
+    """The state in the type of the operands."""
+    if scan.operand.dtype == nl.float32:
+        scan.operand = scan.state
+        return
+    scan.operand = sbuf(scan.operand.dtype, scan.state.shape)
+    for part in split(scan.state.shape[1], 4):
+        nisa.tensor_copy(
+            dst=scan.operand[:, part[0] : part[1]], src=scan.state[:, part[0] : part[1]], engine=nisa.engine.gpsimd
         )
-    for part in parts:
-        columns = (part[1] - part[0]) * TILE
-        written = (bank.take()[:, 0:columns], bank.take()[:, 0:columns])
-        for own in range(part[0], part[1]):
-            at = (own - part[0]) * TILE
-            for half in range(2):
-                rows = half * HALF
-                # [j, d] x [j, v] -> [d, v]; the halves are on different rows of the array, which run at the same time
-                nisa.nc_matmul(
-                    dst=written[half][:, at : at + TILE], stationary=tile.faded_k[rows : rows + HALF, own : own + 1],
-                    moving=new[rows : rows + HALF, own : own + 1], accumulate=False, tile_position=(rows, 0),
-                    tile_size=(HALF, TILE),
-                )  # fmt: skip
+
+
+def groups(tile: Tile) -> list:
+    """(key head, first value head, last + 1): heads that share a stationary operand and fit a bank."""
+    key_heads = tile.kq.shape[2]
+    share, out = tile.v.shape[1] // key_heads, []
+    for of in range(key_heads):
+        for part in split(share, 4):
+            out.append((of, of * share + part[0], of * share + part[1]))
+    return out
+
+
+def column(table: nl.ndarray, kind: int, place: int, head: int) -> nl.ndarray:
+    """One value a row of [128, kinds, T, H], as [128, 1]."""
+    return table[:, kind : kind + 1, place : place + 1, head : head + 1].reshape((TILE, 1))
+
+
+def scan_read(tile: Tile, scan: Scan, gates: Gates, bank: Bank) -> None:
+    """Leaves Z = v - e^G k S, [i, H, v]."""
+    z = sbuf(tile.t.dtype, tile.value.shape)
+    for part in groups(tile):
+        psum, of, first, last = bank.take(), part[0], part[1], part[2]
+        # [d, i] x [d, (h, v)] -> [i, (h, v)]
+        nisa.nc_matmul(
+            dst=psum[:, 0 : (last - first) * TILE], stationary=tile.turned[:, 0:1, of : of + 1],
+            moving=scan.operand[:, first:last], accumulate=False,
+        )  # fmt: skip
+        for h in range(first, last):
+            nisa.scalar_tensor_tensor(
+                dst=z[:, h : h + 1], data=psum[:, (h - first) * TILE : (h - first + 1) * TILE], op0=nl.multiply,
+                operand0=column(gates.minus, 0, tile.place, h), op1=nl.add, operand1=tile.value[:, h : h + 1],
+            )  # fmt: skip
+    tile.held = z
+
+
+def scan_solve(tile: Tile, scan: Scan, gates: Gates, bank: Bank, middle: bool) -> None:
+    """`scan.new` = T Z; leaves beta e^G(left) T Z, where left is of the tile, or with `middle` of the half."""
+    new, faded = sbuf(tile.t.dtype, tile.v.shape), sbuf(tile.t.dtype, tile.v.shape)
+    write = gates.write_half if middle else gates.write_left
+    for part in groups(tile):
+        psum, first, last = bank.take(), part[1], part[2]
+        for h in range(first, last):
+            # [j, i] x [j, v] -> [i, v]
+            nisa.nc_matmul(
+                dst=psum[:, (h - first) * TILE : (h - first + 1) * TILE], stationary=tile.inverse[:, h : h + 1],
+                moving=tile.held[:, h : h + 1], accumulate=False,
+            )  # fmt: skip
+        nisa.tensor_copy(dst=new[:, first:last], src=psum[:, 0 : (last - first) * TILE], engine=nisa.engine.scalar)
         nisa.tensor_tensor(
-            dst=middle[:, part[0] : part[1]], data1=kept[:, part[0] : part[1]], data2=written[0], op=nl.add,
+            dst=faded[:, first:last], data1=psum[:, 0 : (last - first) * TILE],
+            data2=over_columns(write, tile.place, (first, last), (0, TILE), TILE), op=nl.multiply,
             engine=nisa.engine.vector,
         )  # fmt: skip
-        for own in range(part[0], part[1]):
-            at = (own - part[0]) * TILE
-            nisa.scalar_tensor_tensor(
-                dst=state[:, own : own + 1], data=middle[:, own : own + 1], op0=nl.multiply,
-                operand0=column(tile.decay, 3, own), op1=nl.add, operand1=written[1][:, at : at + TILE],
-            )  # fmt: skip
-    scan.read = scan.operand
     scan.new = new
-    scan.middle = middle
+    tile.held = faded
+
+
+def scan_write(tile: Tile, scan: Scan, gates: Gates, bank: Bank, middle: bool) -> None:
+    """S <- e^(G of the tile) S + k^T times what `scan_solve` left.
+
+    With `middle` the two halves of the tile go one after the other, which leaves the state between them at hand.
+    """
+    state = sbuf(nl.float32, scan.state.shape)
+    if middle:
+        between = sbuf(nl.float32, scan.state.shape)
+        _absorb(between, scan.state, tile, gates, EARLY, (0, HALF), bank)
+        _absorb(state, between, tile, gates, LATE, (HALF, TILE), bank)
+        scan.middle = between
+    else:
+        _absorb(state, scan.state, tile, gates, TOTAL, (0, TILE), bank)
+    scan.read = scan.operand
     scan.state = state
-    scan.operand = _operand(state, tile.v.dtype)
+    make_operand(scan)
 
 
-def scan_output(tile: Tile, scan: Scan, bank: Bank, o: nl.ndarray) -> None:
-    """o = rq ((e^G q) S + scores V') to `o`, [rows, heads, v] in HBM; follows the tile's `scan_state`."""
-    heads, key_heads = tile.v.shape[1], tile.turned.shape[2]
-    share = heads // key_heads
-    out = sbuf(nl.float32, (TILE, heads, TILE))
-    for part in split(heads, 4):
-        read = bank.take()
-        for own in range(part[0], part[1]):
-            dst = read[:, (own - part[0]) * TILE : (own - part[0] + 1) * TILE]
-            # [d, i] x [d, v] -> [i, v], then [j, i] x [j, v] -> [i, v]
-            nisa.nc_matmul(
-                dst=dst, stationary=tile.grown_q[:, own : own + 1], moving=scan.read[:, own : own + 1],
-                accumulate=False,
+def _absorb(dst: nl.ndarray, state: nl.ndarray, tile: Tile, gates: Gates, kind: int, rows: tuple, bank: Bank) -> None:
+    """dst = e^(the sum of g over the rows) state + k^T times what the tile holds, over the rows."""
+    position = () if rows[1] - rows[0] == TILE else (rows[0], 0)
+    size = () if rows[1] - rows[0] == TILE else (HALF, TILE)
+    for part in groups(tile):
+        psum = bank.take()
+        of, first, last = part[0], part[1], part[2]
+        # [j, d] x [j, (h, v)] -> [d, (h, v)]
+        nisa.nc_matmul(
+            dst=psum[:, 0 : (last - first) * TILE], stationary=tile.unit[rows[0] : rows[1], 0:1, of : of + 1],
+            moving=tile.held[rows[0] : rows[1], first:last], accumulate=False, tile_position=position, tile_size=size,
+        )  # fmt: skip
+        for h in range(first, last):
+            nisa.scalar_tensor_tensor(
+                dst=dst[:, h : h + 1], data=state[:, h : h + 1], op0=nl.multiply,
+                operand0=column(gates.power, kind, tile.place, h), op1=nl.add,
+                operand1=psum[:, (h - first) * TILE : (h - first + 1) * TILE],
             )  # fmt: skip
+
+
+def scan_output(tile: Tile, scan: Scan, gates: Gates, bank: Bank, o: nl.ndarray) -> None:
+    """o = e^G q S + scores T Z to `o`, [rows, heads, v] in HBM; follows the tile's `scan_state`."""
+    out = sbuf(nl.float32, (TILE, tile.v.shape[1], TILE))
+    for part in groups(tile):
+        inside, before = bank.take(), bank.take()
+        of, first, last = part[0], part[1], part[2]
+        for h in range(first, last):
+            # [j, i] x [j, v] -> [i, v]
             nisa.nc_matmul(
-                dst=dst, stationary=tile.scores[:, own : own + 1], moving=scan.new[:, own : own + 1], accumulate=True
-            )
-        for of in range(key_heads):
-            first, last = max(part[0], of * share), min(part[1], (of + 1) * share)
-            if first < last:
-                nisa.tensor_scalar(
-                    dst=out[:, first:last], data=read[:, (first - part[0]) * TILE : (last - part[0]) * TILE],
-                    op0=nl.multiply, operand0=column(tile.norm, 1, of), engine=nisa.engine.vector,
-                )  # fmt: skip
-    nisa.dma_copy(dst=o, src=out[0 : tile.rows])
+                dst=inside[:, (h - first) * TILE : (h - first + 1) * TILE], stationary=tile.scores[:, h : h + 1],
+                moving=scan.new[:, h : h + 1], accumulate=False,
+            )  # fmt: skip
+        nisa.tensor_copy(dst=out[:, first:last], src=inside[:, 0 : (last - first) * TILE], engine=nisa.engine.scalar)
+        # [d, i] x [d, (h, v)] -> [i, (h, v)]
+        nisa.nc_matmul(
+            dst=before[:, 0 : (last - first) * TILE], stationary=tile.turned[:, 1:2, of : of + 1],
+            moving=scan.read[:, first:last], accumulate=False,
+        )  # fmt: skip
+        for h in range(first, last):
+            nisa.scalar_tensor_tensor(
+                dst=out[:, h : h + 1], data=before[:, (h - first) * TILE : (h - first + 1) * TILE], op0=nl.multiply,
+                operand0=column(gates.power, GROW, tile.place, h), op1=nl.add, operand1=out[:, h : h + 1],
+            )  # fmt: skip
+        nisa.dma_copy(dst=o[:, first:last], src=out[0 : tile.rows, first:last])

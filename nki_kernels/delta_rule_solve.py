@@ -1,342 +1,172 @@
-"""The part of the fused prefill that does not need the state: one tile of 128 tokens, all heads of a core.
+"""T = L^-1 of one tile by the masked 2x2 recursion, for all heads of a core.
 
-Shapes are [partition, free...]. Indices: i and j tokens of the tile (j the earlier), d the key dimension. Products are
-nc_matmul's stationary^T @ moving. Each function is one stage, short enough that the stages of other tiles, issued
-between two of one tile, hide its latencies. PSUM is read by VectorE and ScalarE, each with about half of it; GpSimd
-multiplies what is in SBUF.
+With the diagonal blocks of width w inverted, those of width 2w follow from P = I - M_w o (L T), M_w the lower left
+blocks between them: T <- T P. No power of L is ever formed, so nothing grows when keys are correlated. Up to width 32
+only the two diagonal blocks of 64 tokens count, and two heads share a product: the stationary operand holds both heads'
+blocks of both halves, and columns of one head and one half meet the right one in a quarter of the result, while the
+rest is not used. T P has tokens on its rows, L T and T^T have (head, token of a half): a product turns one into the
+other.
 """
-
-from dataclasses import dataclass
 
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_masks import Constants, drop_where, keep_where
-from .delta_rule_tiles import (
-    HALF,
-    L2_EPS,
-    LEVELS,
-    TILE,
-    Bank,
-    half_columns,
-    over_heads,
-    sbuf,
-    split,
-    square_sums,
-    to_power,
-    turn_into,
-)
+from .delta_rule_gates import Gates
+from .delta_rule_masks import Constants
+from .delta_rule_system import Tile, over_columns
+from .delta_rule_tiles import HALF, LEVELS, TILE, Bank, even_columns, odd_columns, sbuf, split, turn_into
 
 
-@dataclass
-class Tile(nl.NKIObject):
-    """One tile of 128 tokens between its stages. HK key heads, H value heads.
-
-    Attributes:
-        rows: tokens that exist; the others are zeros.
-        kq: [i, 2, HK, d], keys then queries, as they came. v: [i, H, d].
-        gates: fp32 [i, 2, H], g then beta, zero on padding.
-        norm: fp32 [i, 2, HK], r^2 of keys and rq of queries. length: fp32 [i, HK], 1 / r. c: fp32 [i, H], beta r^2.
-        decay: fp32 [i, 4, H], e^(G_i), e^(sum of g from i to the end of its half of the tile) and, the same on every
-            row, e^(sum of g over the first half) and over the second.
-        between: fp32 [k, H, i], g_k where k <= i. e: fp32 [j, H, i], e^(G_i - G_j) for j <= i, else 0.
-        turned: [d, 2, HK, i], k^T and q^T. kk: fp32 [j, H, i], times c_j.
-        system: fp32 L^T [j, H, i]. lower, rest: the same rounded to the operands' type, and what that left over.
-        t, t_t: T [i, H, j] and T^T [j, H, i].
-        scores: fp32 [j, H, i]. u: v / r [j, H, d]. w: -W^T [d, H, i].
-        grown_k: e^G k [j, H, d]. grown_q: (e^G q)^T [d, H, i]. faded_k: fp32, the second of `decay` times k, [j, H, d].
-    """
-
-    rows: int
-    kq: nl.ndarray
-    v: nl.ndarray
-    gates: nl.ndarray
-    norm: nl.ndarray
-    length: nl.ndarray
-    c: nl.ndarray
-    decay: nl.ndarray
-    between: nl.ndarray
-    e: nl.ndarray
-    turned: nl.ndarray
-    kk: nl.ndarray
-    system: nl.ndarray
-    lower: nl.ndarray
-    rest: nl.ndarray
-    t: nl.ndarray
-    t_t: nl.ndarray
-    scores: nl.ndarray
-    u: nl.ndarray
-    w: nl.ndarray
-    grown_k: nl.ndarray
-    grown_q: nl.ndarray
-    faded_k: nl.ndarray
-
-
-def load(
-    q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, g: nl.ndarray, beta: nl.ndarray, keys: tuple, values: tuple, start: int
-) -> Tile:
-    """Tokens `start` on of key heads `keys` and value heads `values`, both (first, last + 1), from HBM."""
-    rows = min(TILE, k.shape[0] - start)
-    dt, f32 = k.dtype, nl.float32
-    key_heads, heads = keys[1] - keys[0], values[1] - values[0]
-    kq, v_sb, gates = sbuf(dt, (TILE, 2, key_heads, TILE)), sbuf(dt, (TILE, heads, TILE)), sbuf(f32, (TILE, 2, heads))
-    if rows < TILE:
-        nisa.memset(dst=kq, value=0.0, engine=nisa.engine.gpsimd)
-        nisa.memset(dst=v_sb, value=0.0, engine=nisa.engine.gpsimd)
-        nisa.memset(dst=gates, value=0.0, engine=nisa.engine.gpsimd)
-    end = start + rows
-    nisa.dma_copy(dst=kq[0:rows, 0:1], src=k[start:end, keys[0] : keys[1]])
-    nisa.dma_copy(dst=kq[0:rows, 1:2], src=q[start:end, keys[0] : keys[1]])
-    nisa.dma_copy(dst=gates[0:rows, 0:1], src=g[start:end, values[0] : values[1]])
-    nisa.dma_copy(dst=gates[0:rows, 1:2], src=beta[start:end, values[0] : values[1]])
-    nisa.dma_copy(dst=v_sb[0:rows], src=v[start:end, values[0] : values[1]])
-    wide = (TILE, heads, TILE)
-    return Tile(
-        rows=rows, kq=kq, v=v_sb, gates=gates, norm=sbuf(f32, (TILE, 2, key_heads)),
-        length=sbuf(f32, (TILE, key_heads)), c=sbuf(f32, (TILE, heads)), decay=sbuf(f32, (TILE, 4, heads)),
-        between=sbuf(f32, wide), e=sbuf(f32, wide), turned=sbuf(dt, (TILE, 2, key_heads, TILE)), kk=sbuf(f32, wide),
-        system=sbuf(f32, wide), lower=sbuf(dt, wide), rest=sbuf(dt, wide), t=sbuf(dt, wide), t_t=sbuf(dt, wide),
-        scores=sbuf(f32, wide), u=sbuf(dt, wide), w=sbuf(dt, wide), grown_k=sbuf(dt, wide), grown_q=sbuf(dt, wide),
-        faded_k=sbuf(f32, wide),
+def prepare(tile: Tile, const: Constants) -> None:
+    """The odd columns of T, which are those of the identity until a level writes them."""
+    heads, columns = tile.v.shape[1], HALF // 2
+    nisa.tensor_copy(
+        dst=odd_columns(tile.t[:, 0:heads]), src=const.odd.ap(pattern=[[columns, TILE], [0, heads], [1, columns]]),
+        engine=nisa.engine.gpsimd,
     )  # fmt: skip
-
-
-def measure(tile: Tile, const: Constants, bank: Bank, live: nl.ndarray) -> None:
-    """Norms, decays, and g on triangles. `live`: fp32 [i, 1], 0 on padding."""
-    key_heads, heads = tile.turned.shape[2], tile.v.shape[1]
-    share = heads // key_heads
-    total = sbuf(nl.float32, (TILE, 2, key_heads))
-    square_sums(total.reshape((TILE, 2 * key_heads)), tile.kq.reshape((TILE, 2 * key_heads, TILE)))
-    to_power(tile.length, total[:, 0:1], L2_EPS, 0.5)
-    to_power(tile.norm[:, 0:1], total[:, 0:1], L2_EPS, -1.0)
-    nisa.tensor_scalar(
-        dst=total[:, 1:2], data=total[:, 1:2], op0=nl.multiply, operand0=float(TILE), engine=nisa.engine.vector
-    )
-    to_power(tile.norm[:, 1:2], total[:, 1:2], TILE * L2_EPS, -0.5)
-    nisa.tensor_scalar(dst=tile.gates, data=tile.gates, op0=nl.multiply, operand0=live)
-    for h in range(key_heads):
-        nisa.tensor_scalar(
-            dst=tile.c[:, h * share : (h + 1) * share], data=tile.gates[:, 1:2, h * share : (h + 1) * share],
-            op0=nl.multiply, operand0=column(tile.norm, 0, h),
+    for half in range(2):
+        rows = half * HALF
+        nisa.tensor_copy(
+            dst=odd_columns(_own(tile.apart, half, heads)),
+            src=const.odd.ap(pattern=[[columns, HALF], [0, heads], [1, columns]], offset=rows * columns),
+            engine=nisa.engine.gpsimd,
         )  # fmt: skip
-    for h in range(heads):
-        nisa.activation(
-            dst=tile.between[:, h : h + 1], op=nl.copy, data=const.upto,
-            scale=column(tile.gates, 0, h),
-        )  # fmt: skip
-    # [k, i] x [k, h] -> [i, h]: sums of g over k <= i, over k > i in i's half, over the first half, over the second
-    sums = bank.take()
-    sum_gates(sums, 0, const.upto, tile)
-    sum_gates(sums, 1, const.near, tile)
-    sum_gates(sums, 2, const.early, tile)
-    sum_gates(sums, 3, const.late, tile)
-    nisa.activation(dst=tile.decay, op=nl.exp, data=sums[:, 0 : 4 * heads])
 
 
-def sum_gates(sums: nl.ndarray, place: int, over: nl.ndarray, tile: Tile) -> None:
-    """Sums of g over the tokens k that `over` [k, i] marks."""
-    heads = tile.v.shape[1]
-    nisa.nc_matmul(
-        dst=sums[:, place * heads : (place + 1) * heads], stationary=over, moving=tile.gates[:, 0:1],
-        is_stationary_onezero=True, accumulate=False,
-    )  # fmt: skip
+def _own(apart: nl.ndarray, half: int, heads: int) -> nl.ndarray:
+    """[i, 2P, 2, 64] as [64, heads, 64]: the rows of one half, and the columns of the same."""
+    rows = apart[half * HALF : (half + 1) * HALF, 0:heads, half : half + 1]
+    return rows.reshape((HALF, heads, HALF))
 
 
-def column(tile: nl.ndarray, row: int, at: int) -> nl.ndarray:
-    """One value a partition of [128, rows, n], as [128, 1]."""
-    return tile[:, row : row + 1, at : at + 1].reshape((TILE, 1))
-
-
-def compare(tile: Tile, const: Constants, bank: Bank) -> None:
-    """e^(G_i - G_j), k^T and q^T."""
-    key_heads, heads = tile.turned.shape[2], tile.v.shape[1]
-    flat, turned = tile.kq.reshape((TILE, 2 * key_heads, TILE)), tile.turned.reshape((TILE, 2 * key_heads, TILE))
-    for part in split(2 * key_heads, 4):
+def turn_pairs(tile: Tile, const: Constants, bank: Bank) -> None:
+    """T^T of pairs: [i, (head, c)] -> [(head, c), i]."""
+    for part in split(tile.turned_t.shape[1], 4):
         n = part[1] - part[0]
         psum = bank.take()[:, 0 : n * TILE]
-        for h in range(n):
-            data = flat[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
-            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
-        nisa.tensor_copy(dst=turned[:, part[0] : part[1]], src=psum, engine=nisa.engine.vector)
-    # The sum of g over j < k <= i is a product of triangles, exact where the difference G_i - G_j would cancel.
-    # [k, j] x [k, (h, i)] -> [j, (h, i)]; where j > i it is 0, and is made 0 again after the exponential
-    for part in split(heads, 4):
+        for p in range(n):
+            pair = tile.t[:, 2 * (part[0] + p) : 2 * (part[0] + p) + 2].reshape((TILE, TILE))
+            turn_into(psum[:, p * TILE : (p + 1) * TILE], pair, const.eye)
+        nisa.tensor_copy(dst=tile.turned_t[:, part[0] : part[1]], src=psum, engine=nisa.engine.scalar)
+
+
+def level_residual(tile: Tile, const: Constants, bank: Bank, level: int) -> None:
+    """Leaves P on even columns, [(head, i), P, (head, half, c)]: zero where the heads differ."""
+    width, pairs, columns = 2 << level, tile.turned_t.shape[1], HALF // 2
+    out = sbuf(tile.t.dtype, (TILE, pairs, TILE))
+    for part in split(pairs, 4):
         n = part[1] - part[0]
-        here, psum = tile.e[:, part[0] : part[1]], bank.take()[:, 0 : n * TILE]
-        nisa.nc_matmul(
-            dst=psum, stationary=const.after, moving=tile.between[:, part[0] : part[1]],
-            is_stationary_onezero=True, accumulate=False,
-        )  # fmt: skip
-        nisa.activation(dst=here, op=nl.exp, data=psum)
-        keep_where(here, [[0, n], [1, TILE]], -1, 0, 0.0)
+        psum = bank.take()[:, 0 : n * TILE]
+        for p in range(n):
+            first = 2 * (part[0] + p)
+            apart = tile.apart[:, first : first + 2].reshape((TILE, 4, HALF))
+            # [j, (head, i)] x [j, (head', half, c)] -> [(head, i), (head', half, c)]
+            nisa.nc_matmul(
+                dst=psum[:, p * TILE : (p + 1) * TILE], stationary=tile.lower[:, first : first + 2],
+                moving=even_columns(apart, width), accumulate=False,
+            )  # fmt: skip
+        mask = const.levels.ap(
+            pattern=[[LEVELS * HALF, TILE], [0, n], [columns, 2], [0, 2], [1, columns]], offset=level * HALF
+        )
+        nisa.tensor_tensor(
+            dst=out[:, part[0] : part[1]], data1=psum, data2=mask, op=nl.multiply, engine=nisa.engine.vector
+        )
+    tile.held = out
 
 
-def correlate(tile: Tile, bank: Bank) -> None:
-    """k k^T times c_j, and the scores q k^T o E: both products once a key head."""
-    key_heads = tile.turned.shape[2]
-    share = tile.v.shape[1] // key_heads
-    for part in split(key_heads, 2):
+def level_update(tile: Tile, bank: Bank, level: int) -> None:
+    """T <- T P on even columns; P is what `level_residual` left."""
+    width, pairs, columns = 2 << level, tile.turned_t.shape[1], HALF // 2
+    for part in split(pairs, 4):
+        n, first, last = part[1] - part[0], 2 * part[0], 2 * part[1]
         psum = bank.take()
-        for h in range(part[0], part[1]):
-            at = (h - part[0]) * 2 * TILE
-            # [d, j] x [d, (k and q, i)] -> [j, (k and q, i)]
+        for at in range(n):
+            # [(head, i'), (half, i)] x [(head, i'), (head', half', c)] -> [(half, i), (head', half', c)]
             nisa.nc_matmul(
-                dst=psum[:, at : at + 2 * TILE], stationary=tile.turned[:, 0:1, h : h + 1],
-                moving=tile.turned[:, :, h : h + 1], accumulate=False,
+                dst=psum[:, at * TILE : (at + 1) * TILE], stationary=tile.turned_t[:, part[0] + at : part[0] + at + 1],
+                moving=tile.held[:, part[0] + at : part[0] + at + 1], accumulate=False,
             )  # fmt: skip
-            for own in range(h * share, (h + 1) * share):
-                nisa.activation(
-                    dst=tile.kk[:, own : own + 1], op=nl.copy, data=psum[:, at : at + TILE],
-                    scale=tile.c[:, own : own + 1],
-                )  # fmt: skip
-            nisa.tensor_tensor(
-                dst=tile.scores[:, h * share : (h + 1) * share], data1=over_heads(psum, at + TILE, TILE, share),
-                data2=tile.e[:, h * share : (h + 1) * share], op=nl.multiply, engine=nisa.engine.vector,
-            )  # fmt: skip
+        for half in range(2):
+            rows = psum[half * HALF : (half + 1) * HALF, 0 : n * TILE].reshape((HALF, 2 * n, 2, columns))
+            dst = tile.t[half * HALF : (half + 1) * HALF, first:last]
+            if level + 1 == LEVELS:
+                dst = _own(tile.apart[:, first:last], half, 2 * n)
+            nisa.tensor_copy(dst=even_columns(dst, width), src=rows[:, :, half : half + 1], engine=nisa.engine.scalar)
+    if level + 1 < LEVELS:
+        spread(tile, width)
 
 
-def make_system(tile: Tile) -> None:
-    """L^T = I + kk o E^T in fp32."""
-    heads = tile.v.shape[1]
-    for part in split(heads, 4):
-        n = part[1] - part[0]
-        here = tile.system[:, part[0] : part[1]]
-        nisa.tensor_tensor(
-            dst=here, data1=tile.kk[:, part[0] : part[1]], data2=tile.e[:, part[0] : part[1]], op=nl.multiply,
-            engine=nisa.engine.vector,
-        )  # fmt: skip
-        drop_where(here, [[0, n], [1, TILE]], -1, 0, 1.0)
-
-
-def split_system(tile: Tile) -> None:
-    """L^T rounded to the operands' type, and the rounding error: A's errors would add up over correlated keys."""
-    heads = tile.v.shape[1]
-    if tile.lower.dtype == nl.float32:
-        tile.lower = tile.system
-        return
-    for part in split(heads, 4):
+def spread(tile: Tile, width: int) -> None:
+    """Even columns of T to where the other half's columns are zero."""
+    for half in range(2):
+        rows = tile.t[half * HALF : (half + 1) * HALF]
         nisa.tensor_copy(
-            dst=tile.lower[:, part[0] : part[1]], src=tile.system[:, part[0] : part[1]], engine=nisa.engine.gpsimd
-        )
-    nisa.tensor_tensor(dst=tile.rest, data1=tile.system, data2=tile.lower, op=nl.subtract, engine=nisa.engine.vector)
-
-
-def start_solve(tile: Tile, const: Constants, bank: Bank) -> None:
-    """T = I - M_1 o L, the inverse of the diagonal blocks of width 2, and T^T."""
-    heads = tile.v.shape[1]
-    for part in split(heads, 4):
-        n = part[1] - part[0]
-        psum = bank.take()[:, 0 : n * TILE]
-        for h in range(n):
-            data = tile.lower[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
-            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
-        nisa.tensor_tensor(
-            dst=tile.t[:, part[0] : part[1]], data1=psum, data2=over_heads(const.first, 0, TILE, n),
-            op=nl.multiply, engine=nisa.engine.vector,
-        )  # fmt: skip
-        nisa.tensor_tensor(
-            dst=tile.t_t[:, part[0] : part[1]], data1=tile.lower[:, part[0] : part[1]],
-            data2=over_heads(const.first_t, 0, TILE, n), op=nl.multiply, engine=nisa.engine.vector,
+            dst=even_columns(_own(tile.apart, half, tile.t.shape[1]), width), src=even_columns(rows, width),
+            engine=nisa.engine.gpsimd,
         )  # fmt: skip
 
 
-def level_residual(tile: Tile, const: Constants, bank: Bank, level: int, turn: int) -> None:
-    """P = I - M_w o (A T) on even columns: the diagonal of L T is exactly one, and where M_w picks, L T is A T."""
-    heads, width = tile.v.shape[1], 2 << level
-    p = const.p[level][turn % 2]
-    for part in split(heads, 8):
-        n = part[1] - part[0]
-        psum = bank.take()[:, 0 : n * HALF]
-        for h in range(n):
-            own = part[0] + h
-            moving, dst = half_columns(tile.t[:, own : own + 1], width, 0), psum[:, h * HALF : (h + 1) * HALF]
-            # [j, i] x [j, c] -> [i, c]
-            nisa.nc_matmul(dst=dst, stationary=tile.lower[:, own : own + 1], moving=moving, accumulate=False)
-            if tile.t.dtype != nl.float32:
-                nisa.nc_matmul(dst=dst, stationary=tile.rest[:, own : own + 1], moving=moving, accumulate=True)
-        nisa.tensor_tensor(
-            dst=half_columns(p[:, part[0] : part[1]], width, 0), data1=psum,
-            data2=over_heads(const.levels.reshape((TILE, LEVELS * HALF)), level * HALF, HALF, n), op=nl.multiply,
-            engine=nisa.engine.vector,
-        )  # fmt: skip
-
-
-def level_update(tile: Tile, const: Constants, bank: Bank, level: int, turn: int) -> None:
-    """T <- T P on even columns and T^T <- P^T T^T on odd ones; the others stay. The last level needs T^T only."""
-    heads, width = tile.v.shape[1], 2 << level
-    p = const.p[level][turn % 2]
-    for part in split(heads, 8):
-        n = part[1] - part[0]
-        right = bank.take()[:, 0 : n * HALF]
-        for h in range(n):
-            own = part[0] + h
-            # [i', i] x [i', c] -> [i, c]
-            nisa.nc_matmul(
-                dst=right[:, h * HALF : (h + 1) * HALF], stationary=p[:, own : own + 1],
-                moving=half_columns(tile.t_t[:, own : own + 1], width, 1), accumulate=False,
-            )  # fmt: skip
-        if level + 1 < LEVELS:
-            left = bank.take()[:, 0 : n * HALF]
-            for h in range(n):
-                own = part[0] + h
-                # [i', i] x [i', c] -> [i, c]
-                nisa.nc_matmul(
-                    dst=left[:, h * HALF : (h + 1) * HALF], stationary=tile.t_t[:, own : own + 1],
-                    moving=half_columns(p[:, own : own + 1], width, 0), accumulate=False,
-                )  # fmt: skip
-            nisa.tensor_copy(
-                dst=half_columns(tile.t[:, part[0] : part[1]], width, 0), src=left, engine=nisa.engine.scalar
-            )
-        nisa.tensor_copy(
-            dst=half_columns(tile.t_t[:, part[0] : part[1]], width, 1), src=right, engine=nisa.engine.scalar
-        )
-
-
-def scale_keys(tile: Tile) -> None:
-    """e^G k, and k faded to the end of its half."""
-    heads = tile.v.shape[1]
-    share = heads // tile.turned.shape[2]
-    for h in range(heads):
-        key = tile.kq[:, 0:1, h // share : h // share + 1]
-        nisa.tensor_scalar(
-            dst=tile.grown_k[:, h : h + 1], data=key, op0=nl.multiply, operand0=column(tile.decay, 0, h),
-            engine=nisa.engine.vector,
-        )  # fmt: skip
-        nisa.activation(dst=tile.faded_k[:, h : h + 1], op=nl.copy, data=key, scale=column(tile.decay, 1, h))
-
-
-def scale_queries(tile: Tile, const: Constants, bank: Bank) -> None:
-    """(e^G q)^T and v / r."""
-    key_heads, heads, dt = tile.turned.shape[2], tile.v.shape[1], tile.v.dtype
-    share = heads // key_heads
-    grown = sbuf(dt, (TILE, heads, TILE))
-    for h in range(heads):
-        of = h // share
-        nisa.tensor_scalar(
-            dst=grown[:, h : h + 1], data=tile.kq[:, 1:2, of : of + 1], op0=nl.multiply,
-            operand0=column(tile.decay, 0, h), engine=nisa.engine.vector,
-        )  # fmt: skip
-        nisa.activation(
-            dst=tile.u[:, h : h + 1], op=nl.copy, data=tile.v[:, h : h + 1], scale=tile.length[:, of : of + 1]
-        )
-    for part in split(heads, 4):
-        n = part[1] - part[0]
-        psum = bank.take()[:, 0 : n * TILE]
-        for h in range(n):
-            data = grown[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
-            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
-        nisa.tensor_copy(dst=tile.grown_q[:, part[0] : part[1]], src=psum, engine=nisa.engine.vector)
-
-
-def apply_inverse(tile: Tile, bank: Bank) -> None:
-    """-W^T = -(T (e^G k))^T: [j, d] x [j, i] -> [d, i]. U = T (v / r) waits for the scan: PSUM adds it there."""
+def turn_heads(tile: Tile, const: Constants, bank: Bank) -> None:
+    """T^T of every head, its two diagonal blocks so far."""
     for part in split(tile.v.shape[1], 4):
         n = part[1] - part[0]
         psum = bank.take()[:, 0 : n * TILE]
         for h in range(n):
-            own = part[0] + h
+            data = tile.apart[:, part[0] + h : part[0] + h + 1].reshape((TILE, TILE))
+            turn_into(psum[:, h * TILE : (h + 1) * TILE], data, const.eye)
+        nisa.tensor_copy(dst=tile.inverse[:, part[0] : part[1]], src=psum, engine=nisa.engine.scalar)
+
+
+def scale_rows(tile: Tile, gates: Gates) -> None:
+    """Leaves T of the first half, row j times beta_j and the decay from j to the end of the half: [j, H, c]."""
+    heads = tile.v.shape[1]
+    out = sbuf(tile.t.dtype, (HALF, heads, HALF))
+    nisa.tensor_tensor(
+        dst=out, data1=_own(tile.apart, 0, heads),
+        data2=over_columns(gates.write_half, tile.place, (0, heads), (0, HALF), HALF), op=nl.multiply,
+        engine=nisa.engine.vector,
+    )  # fmt: skip
+    tile.held = out
+
+
+def last_residual(tile: Tile, gates: Gates, bank: Bank) -> None:
+    """Leaves -L T between the halves, [i, H, c] on the rows of the second half; follows `scale_rows`.
+
+    The decay from j in the first half to i in the second is the product of what is left of the first half after j and
+    of what of the second is up to i, so that one product is enough for all heads of a key head.
+    """
+    heads, key_heads = tile.v.shape[1], tile.kq.shape[2]
+    share, out = heads // key_heads, sbuf(tile.t.dtype, (TILE, heads, HALF))
+    for part in split(key_heads, max(1, 8 // share)):
+        first, last = part[0] * share, part[1] * share
+        psum = bank.take()[HALF:TILE, 0 : (last - first) * HALF]
+        for of in range(part[0], part[1]):
+            at = (of * share - first) * HALF
+            # [j, i] x [j, (h, c)] -> [i, (h, c)]
             nisa.nc_matmul(
-                dst=psum[:, h * TILE : (h + 1) * TILE], stationary=tile.grown_k[:, own : own + 1],
-                moving=tile.t_t[:, own : own + 1], accumulate=False,
+                dst=psum[:, at : at + share * HALF], stationary=tile.cross[:, of : of + 1],
+                moving=tile.held[:, of * share : (of + 1) * share], accumulate=False, tile_position=(0, HALF),
+                tile_size=(HALF, HALF),
             )  # fmt: skip
-        nisa.activation(dst=tile.w[:, part[0] : part[1]], op=nl.copy, data=psum, scale=-1.0)
+        nisa.tensor_tensor(
+            dst=out[HALF:TILE, first:last], data1=psum,
+            data2=over_columns(gates.minus_local, tile.place, (first, last), (HALF, TILE), HALF), op=nl.multiply,
+            engine=nisa.engine.vector,
+        )  # fmt: skip
+    tile.held = out
+
+
+def last_update(tile: Tile, bank: Bank) -> None:
+    """The block of T^T between the halves; follows `last_residual`."""
+    for part in split(tile.v.shape[1], 8):
+        n = part[1] - part[0]
+        psum = bank.take()[0:HALF, 0 : n * HALF]
+        for h in range(n):
+            own = part[0] + h
+            # [i', c] x [i', i] -> [c, i]
+            nisa.nc_matmul(
+                dst=psum[:, h * HALF : (h + 1) * HALF], stationary=tile.held[HALF:TILE, own : own + 1],
+                moving=tile.inverse[HALF:TILE, own : own + 1, HALF:TILE], accumulate=False, tile_position=(HALF, 0),
+                tile_size=(HALF, HALF),
+            )  # fmt: skip
+        nisa.tensor_copy(dst=tile.inverse[0:HALF, part[0] : part[1], HALF:TILE], src=psum, engine=nisa.engine.scalar)

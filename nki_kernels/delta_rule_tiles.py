@@ -15,8 +15,8 @@ BANKS = 7
 """PSUM banks in rotation: the compiler may keep the eighth to itself for transposes."""
 BANK_COLUMNS = 512
 L2_EPS = 1e-6
-LEVELS = 6
-"""Products of the solve: block widths 2, 4 ... 64. Width 1 needs none."""
+LEVELS = 5
+"""Levels of the solve on pairs of heads: block widths 2, 4 ... 32. Width 1 needs no product, width 64 is the last."""
 
 
 @dataclass
@@ -56,9 +56,14 @@ def split(count: int, most: int) -> list:
     return out
 
 
-def half_columns(tile: nl.ndarray, width: int, side: int) -> nl.ndarray:
-    """The even (side 0) or odd (side 1) blocks of `width` columns of every head of [128, heads, 128], as a view."""
-    return tile.reshape((TILE, tile.shape[1], TILE // (2 * width), 2, width))[:, :, :, side : side + 1, :]
+def even_columns(tile: nl.ndarray, width: int) -> nl.ndarray:
+    """The even blocks of `width` columns of every 64 of [P, n, 64], as a view [P, n, blocks, 1, width]."""
+    return tile.reshape((tile.shape[0], tile.shape[1], HALF // (2 * width), 2, width))[:, :, :, 0:1, :]
+
+
+def odd_columns(tile: nl.ndarray) -> nl.ndarray:
+    """Every other column of [P, n, 64] from the second on, as a view [P, n, 32, 1, 1]."""
+    return tile.reshape((tile.shape[0], tile.shape[1], HALF // 2, 2, 1))[:, :, :, 1:2, :]
 
 
 def over_heads(tile: nl.ndarray, start: int, columns: int, heads: int) -> nl.ndarray:
@@ -96,6 +101,22 @@ def identity(dtype: nl.dtype) -> nl.ndarray:
     return out
 
 
+def keep_where(tile: nl.ndarray, pattern: list, rows: int, offset: int, other: float) -> None:
+    """Put `other` where offset + rows * row + pattern < 0."""
+    nisa.affine_select(
+        dst=tile, pattern=pattern, channel_multiplier=rows, on_true_tile=tile, on_false_value=other,
+        cmp_op=nl.greater_equal, offset=offset,
+    )  # fmt: skip
+
+
+def drop_where(tile: nl.ndarray, pattern: list, rows: int, offset: int, other: float) -> None:
+    """Put `other` where offset + rows * row + pattern is 0."""
+    nisa.affine_select(
+        dst=tile, pattern=pattern, channel_multiplier=rows, on_true_tile=tile, on_false_value=other,
+        cmp_op=nl.not_equal, offset=offset,
+    )  # fmt: skip
+
+
 def index_tiles(src: nl.ndarray, count: int, engine: nisa.engine) -> list:
     """The int32 [1, count] of HBM as `count` tiles of [1, 1]: an address is read from a tile of its own only."""
     tiles = []
@@ -120,9 +141,9 @@ def on_every_row(row: nl.ndarray, bank: Bank) -> nl.ndarray:
     return out
 
 
-def square_sums(dst: nl.ndarray, data: nl.ndarray) -> None:
-    """dst [P, n] = the sums of squares of data [P, n, D] over D, fp32."""
-    squares = sbuf(nl.float32, data.shape)
+def square_sums(dst: nl.ndarray, data: nl.ndarray, single: nl.dtype = nl.float32) -> None:
+    """fp32 dst [P, n] = the sums of squares of data [P, n, D] over D, single squares of type `single`."""
+    squares = sbuf(single, data.shape)
     nisa.tensor_tensor(dst=squares, data1=data, data2=data, op=nl.multiply, engine=nisa.engine.vector)
     nisa.tensor_reduce(dst=dst, op=nl.add, data=squares, axis=2)
 

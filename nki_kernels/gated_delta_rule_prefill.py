@@ -6,28 +6,49 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_masks import Constants, make_buffers, make_constants
-from .delta_rule_scan import Scan, make_scan, scan_output, scan_state
+from .delta_rule_gates import Gates, first_gates, load_beta, load_gates, mask_gates, round_gates, sum_gates
+from .delta_rule_masks import Constants, make_constants, make_sums
+from .delta_rule_scan import Scan, load_state, make_operand, make_scan, scan_output, scan_read, scan_solve, scan_write
 from .delta_rule_solve import (
-    Tile,
-    apply_inverse,
-    compare,
-    correlate,
+    last_residual,
+    last_update,
     level_residual,
     level_update,
-    load,
-    make_system,
-    measure,
-    scale_keys,
-    scale_queries,
-    split_system,
-    start_solve,
+    prepare,
+    scale_rows,
+    spread,
+    turn_heads,
+    turn_pairs,
 )
-from .delta_rule_tiles import LEVELS, TILE, Bank, index_tiles, make_banks, on_every_row, sbuf, split
+from .delta_rule_system import (
+    Tile,
+    clear_room,
+    fade,
+    load_rows,
+    make_room,
+    make_tile,
+    mask_values,
+    normalise,
+    open_gates,
+    score,
+    system,
+    triangle,
+    turn,
+)
+from .delta_rule_tiles import LEVELS, TILE, Bank, index_tiles, make_banks, sbuf, split
 
-START, SOLVE = 5, 6
-"""Stages of the first block inverses, and of the first solve level. A level takes two."""
-STAGES = SOLVE + 2 * LEVELS + 3
+SOLVE = 5
+"""Stage of the first solve level. A level takes three."""
+SCAN = SOLVE + 3 * LEVELS + 2
+STAGES = SCAN + 4
+SKEW = 4
+"""Stages by which a tile follows the one before it: what a tile waits for, the others' stages fill."""
+AHEAD = 8
+"""Stages by which a tile is asked for before its first."""
+ROOMS = STAGES // SKEW + 1
+"""Tiles at work at once."""
+SUMS = 8
+"""Stage of the first tile by which the sums of gates are made: those that a solve needs first come later than that."""
 
 
 @nki.jit
@@ -46,9 +67,9 @@ def gated_delta_rule_prefill(
     """The gated delta rule over one sequence, from a state to a state, with checkpoints on the way.
 
     Tokens go in tiles of 128, two chunks. What does not need the state is done for all heads of a tile at once: decays,
-    k k^T and q k^T (once a key head), the inverse T = (I + A)^-1 and both its applications. Only V' = U - W S and the
-    new S are sequential. A tile goes through 21 short stages and is followed by the next one at two stages' distance,
-    so that every engine has several tiles' work at hand.
+    k k^T and q k^T (once a key head), and the inverse T of the triangular system. Only Z = v - e^G k S, T Z and the new
+    S are sequential. A tile goes through short stages, in each of which TensorE has one run of products at most, and is
+    followed by the next tile at a few stages' distance: every engine has several tiles' work at hand, in order.
 
     Dimensions:
         N: tokens, padding counted
@@ -74,21 +95,21 @@ def gated_delta_rule_prefill(
         bank (nl.ndarray): the argument
 
     Notes:
-        Numbers. State, gates, sums and the products that write to the state or to the output within a tile are
-        float32. With bfloat16 inputs the operands of the other products are bfloat16; A, whose rounding errors would
-        add up over a tile of correlated keys, is split into two bfloat16 parts. Keys and queries enter products as
-        they came: their norms are applied to rows of results.
+        Numbers. The state, gates and sums are float32. With float32 inputs so is all else. With bfloat16 inputs the
+        operands of products are float16, three bits more: keys and queries have unit length, decays and T are bounded
+        by one, and values, states and their differences must stay below 65504. Sums of gates are taken over ranges of
+        tokens, never as differences of running sums.
+
+        T by the masked 2x2 recursion, two heads a product: see `delta_rule_solve`.
 
     Pseudocode:
-        r = 1 / sqrt(|k|^2 + eps); c = beta r^2; rq = 1 / sqrt(D (|q|^2 + eps))
-        E_ij = e^(G_i - G_j) for j <= i, else 0
-        L^T = I + diag(c) (k k^T o E^T) above the diagonal
-        T = L^-1 by the masked 2x2 recursion, T^T carried beside it
-        U = T (v / r); W = T (e^G k); scores = q k^T o E
+        q, k = q / sqrt(|q|^2 + eps) / sqrt(D), k / sqrt(|k|^2 + eps)
+        E_ij = beta_j e^(G_i - G_j) for j <= i, else 0
+        T = (I + k k^T o E below the diagonal)^-1; scores = q k^T o E
         for each tile:
-            V' = c (U - W S)
-            o = rq ((e^G q) S + scores V')
-            for each half: S = e^(G_h) S + (e^(G_h - G) k)^T V', G_h the sum of g over the half
+            Z = v - e^G k S
+            o = e^G q S + scores T Z
+            S = e^(G_C) S + (beta e^(G_C - G) k)^T T Z, by halves where a checkpoint may be wanted between them
     """
     tokens, key_heads, size = k.shape
     heads = v.shape[1]
@@ -101,37 +122,80 @@ def gated_delta_rule_prefill(
     keys = (core * (key_heads // cores), (core + 1) * (key_heads // cores))
     values = (core * (heads // cores), (core + 1) * (heads // cores))
     count = (tokens + TILE - 1) // TILE
-    # Stages by which a tile follows the one before it: what a tile waits for, the others' stages fill. SBUF holds about
-    # 10 tiles of 6 heads in bfloat16.
-    skew = max(2, (values[1] - values[0]) * (2 if k.dtype == nl.bfloat16 else 4) // 6)
+    unit = nl.float32 if k.dtype == nl.float32 else nl.float16
 
-    psum = make_banks()
-    live = _live_rows(valid, count, psum)
-    tiles = [load(q, k, v, g, beta, keys, values, 0)]
-    const = make_constants(k.dtype)
-    for n in range(1, min(count, 3)):
-        tiles.append(load(q, k, v, g, beta, keys, values, n * TILE))
-    scan = make_scan(state, values, k.dtype)
-    places = index_tiles(slots, len(boundaries) + 1, nisa.engine.gpsimd)
-    saver = Saver(bank=bank, slots=tuple(places), boundaries=boundaries, heads=values)
-    for turn in range(STAGES + skew * (count - 1)):
-        if turn % skew == 0 and turn > 0 and len(tiles) < count:
-            tiles.append(load(q, k, v, g, beta, keys, values, len(tiles) * TILE))
-        if turn == 1:
-            make_buffers(const, values[1] - values[0])
+    psum, position, given = make_banks(), sbuf(nl.float32, (TILE, count)), sbuf(nl.int32, (1, 2))
+    zero, warm = sbuf(unit, (TILE, 1)), sbuf(nl.float32, (TILE, 1))
+    nisa.memset(dst=zero, value=0.0, engine=nisa.engine.vector)
+    nisa.activation(dst=warm, op=nl.exp, data=zero)  # its table is loaded while the first tile is on its way
+    work = Work(q=q, k=k, v=v, keys=keys, values=values, unit=unit, rooms=[], tiles=[])
+    _add_tile(work)
+    load_rows(work.tiles[0], work.tiles[0].kq[:, 0:1], k, keys)
+    gates = load_gates(g, values, unit)
+    nisa.dma_copy(dst=given, src=valid)
+    load_beta(gates, beta, values[0])
+    load_rows(work.tiles[0], work.tiles[0].kq[:, 1:2], q, keys)
+    load_rows(work.tiles[0], work.tiles[0].v, v, values)
+    nisa.iota(dst=position, pattern=[[TILE, count]], channel_multiplier=1)
+    const, scan = make_constants(unit), make_scan(values[1] - values[0], unit)
+    saver = Saver(bank=bank, slots=(), boundaries=boundaries, heads=values)
+    for now in range((count - 1) * SKEW + STAGES):
+        if now == 1:
+            load_state(scan, state, values[0])
+            saver.slots = tuple(index_tiles(slots, len(boundaries) + 1, nisa.engine.gpsimd))
         for n in range(count):
-            stage = turn - n * skew
-            if stage >= 0 and stage < STAGES - 2:
-                _stage(tiles[n], n, stage, const, psum, live)
-            elif stage == STAGES - 2:
-                scan_state(tiles[n], scan, psum)
-                _save_boundaries(n, scan, saver)
-                if n + 1 == count:
-                    _save(scan.state, len(boundaries), saver)
-            elif stage == STAGES - 1:
+            stage = now - n * SKEW
+            if stage >= 0 and stage < SCAN:
+                tile = work.tiles[n]
+                _stage(tile, stage, gates, const, psum)
+                if n == 0:
+                    _gate_stage(stage, gates, given, position, const, psum)
+                    if stage == SUMS:
+                        make_operand(scan)
+            elif stage >= SCAN and stage < STAGES:
+                tile = work.tiles[n]
                 start = n * TILE
-                scan_output(tiles[n], scan, psum, o[start : start + tiles[n].rows, values[0] : values[1]])
+                _scan_stage(tile, stage - SCAN, scan, gates, saver, psum, o[start : start + tile.rows])
+                if n + 1 == count and stage == SCAN + 2:
+                    _save(scan.state, len(boundaries), saver)
+        while len(work.tiles) < count and len(work.tiles) * SKEW - AHEAD <= now:
+            _load_tile(work)
     return o, bank
+
+
+@dataclass
+class Work(nl.NKIObject):
+    """Tokens in HBM, (first, last + 1) of this core's heads, the type of operands, and the tiles so far.
+
+    Tiles have the rooms in turn.
+    """
+
+    q: nl.ndarray
+    k: nl.ndarray
+    v: nl.ndarray
+    keys: tuple
+    values: tuple
+    unit: nl.dtype
+    rooms: list
+    tiles: list
+
+
+def _add_tile(work: Work) -> Tile:
+    n = len(work.tiles)
+    if n < ROOMS:
+        work.rooms.append(make_room(work.unit, work.values[1] - work.values[0]))
+    tile = make_tile(work.k, work.v, work.keys, work.values, n, work.rooms[n % ROOMS])
+    if n < ROOMS:
+        clear_room(tile)
+    work.tiles.append(tile)
+    return tile
+
+
+def _load_tile(work: Work) -> None:
+    tile = _add_tile(work)
+    load_rows(tile, tile.kq[:, 0:1], work.k, work.keys)
+    load_rows(tile, tile.kq[:, 1:2], work.q, work.keys)
+    load_rows(tile, tile.v, work.v, work.values)
 
 
 @dataclass
@@ -144,45 +208,80 @@ class Saver(nl.NKIObject):
     heads: tuple
 
 
-def _live_rows(valid: nl.ndarray, count: int, psum: Bank) -> nl.ndarray:
-    """fp32 [i, tile]: 1 where token tile * 128 + i is not padding."""
-    given, row, bounds = sbuf(nl.int32, (1, 2)), sbuf(nl.float32, (1, 2)), sbuf(nl.float32, (TILE, 2))
-    position, begun = sbuf(nl.float32, (TILE, count)), sbuf(nl.float32, (TILE, count))
-    nisa.dma_copy(dst=given, src=valid)
-    nisa.tensor_copy(dst=row, src=given, engine=nisa.engine.vector)
-    nisa.tensor_copy(dst=bounds, src=on_every_row(row, psum), engine=nisa.engine.vector)
-    nisa.iota(dst=position, pattern=[[TILE, count]], channel_multiplier=1)
-    nisa.tensor_scalar(dst=begun, data=position, op0=nl.greater_equal, operand0=bounds[:, 0:1])
-    nisa.tensor_scalar(dst=position, data=position, op0=nl.less, operand0=bounds[:, 1:2])
-    nisa.tensor_tensor(dst=position, data1=position, data2=begun, op=nl.multiply)
-    return position
-
-
-def _stage(tile: Tile, n: int, stage: int, const: Constants, psum: Bank, live: nl.ndarray) -> None:
-    """One stage of tile n before its scan. What only the scan needs fills in between the solve levels."""
+def _stage(tile: Tile, stage: int, gates: Gates, const: Constants, psum: Bank) -> None:
+    """One stage of a tile before its scan. What is not needed for the solve is done between its first levels."""
     if stage == 0:
-        measure(tile, const, psum, live[:, n : n + 1])
+        normalise(tile, 0)
+        if tile.place == 0:
+            round_gates(gates)
+        open_gates(tile, gates)
+        triangle(tile.close, gates.g, tile.place, const)
+        prepare(tile, const)
     elif stage == 1:
-        compare(tile, const, psum)
+        turn(tile, 0, const, psum)
+        triangle(tile.beta, gates.beta, tile.place, const)
     elif stage == 2:
-        correlate(tile, psum)
+        fade(tile, gates, const, psum)
     elif stage == 3:
-        make_system(tile)
-        split_system(tile)
-    elif stage == START:
-        start_solve(tile, const, psum)
-    elif stage >= SOLVE and stage < SOLVE + 2 * LEVELS:
-        level = (stage - SOLVE) // 2
-        if (stage - SOLVE) % 2 == 0:
-            level_residual(tile, const, psum, level, n)
-        else:
-            level_update(tile, const, psum, level, n)
+        system(tile, gates, const, psum)
+    elif stage == 4:
+        spread(tile, 1)
+        turn_pairs(tile, const, psum)
+    elif stage < SOLVE + 3 * LEVELS:
         if stage == SOLVE + 1:
-            scale_keys(tile)
-        if stage == SOLVE + 3:
-            scale_queries(tile, const, psum)
-    elif stage == SOLVE + 2 * LEVELS:
-        apply_inverse(tile, psum)
+            normalise(tile, 1)
+            mask_values(tile, gates)
+        elif stage == SOLVE + 4:
+            turn(tile, 1, const, psum)
+        elif stage == SOLVE + 7:
+            score(tile, psum)
+        _level(tile, (stage - SOLVE) // 3, (stage - SOLVE) % 3, gates, const, psum)
+    elif stage == SOLVE + 3 * LEVELS:
+        last_residual(tile, gates, psum)
+    else:
+        last_update(tile, psum)
+
+
+def _level(tile: Tile, level: int, part: int, gates: Gates, const: Constants, psum: Bank) -> None:
+    if part == 0:
+        level_residual(tile, const, psum, level)
+    elif part == 1:
+        level_update(tile, psum, level)
+    elif level + 1 < LEVELS:
+        turn_pairs(tile, const, psum)
+    else:
+        turn_heads(tile, const, psum)
+        scale_rows(tile, gates)
+
+
+def _gate_stage(
+    stage: int, gates: Gates, valid: nl.ndarray, position: nl.ndarray, const: Constants, psum: Bank
+) -> None:
+    """What the gates of all tiles need, as late as the first tile's stages allow."""
+    if stage == 0:
+        mask_gates(gates, valid, position, psum)
+    elif stage == 1:
+        first_gates(gates, const, psum)
+    elif stage == SUMS - 3:
+        make_sums(const)
+    elif stage == SUMS:
+        sum_gates(gates, const, psum)
+
+
+def _scan_stage(tile: Tile, stage: int, scan: Scan, gates: Gates, saver: Saver, psum: Bank, o: nl.ndarray) -> None:
+    """One stage of a tile's scan. o: the tile's rows in HBM, [rows, H of all cores, v]."""
+    middle = False
+    for boundary in saver.boundaries:
+        middle = middle or boundary == 2 * tile.place + 1
+    if stage == 0:
+        scan_read(tile, scan, gates, psum)
+    elif stage == 1:
+        scan_solve(tile, scan, gates, psum, middle)
+    elif stage == 2:
+        scan_write(tile, scan, gates, psum, middle)
+        _save_boundaries(tile.place, scan, saver)
+    else:
+        scan_output(tile, scan, gates, psum, o[:, saver.heads[0] : saver.heads[1]])
 
 
 def _save_boundaries(n: int, scan: Scan, saver: Saver) -> None:

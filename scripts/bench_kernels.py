@@ -106,13 +106,13 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
     base, graph = us["prefill_fused"], us["prefill_in_a_graph"]
     busy = max(fused.busy_us["tensor"], fused.busy_us["vector"]) / fused.time_us
     rows = [
-        ("fused prefill, us", base, "<=", 150.0),
-        ("fused prefill, us (aim)", base, "<=", 80.0),
+        ("fused prefill, us", base, "<=", 70.0),
+        ("fused prefill, us (aim)", base, "<=", 55.0),
         ("row by row / fused, x", us["prefill_row_by_row"] / base, ">=", 20.0),
         ("32-leaf doubling / fused, x", us["prefill_32_leaf_doubling"] / base, ">=", 1.0),
         ("busier of TensorE and VectorE, share of the time", busy, ">=", 0.6),
-        ("decode, batch 1, us", us["decode_batch_1"], "<=", 15.0),
-        ("decode, batch 8 / batch 1, x", us["decode_batch_8"] / us["decode_batch_1"], "<=", 4.0),
+        ("decode, batch 1, us", us["decode_batch_1"], "<=", 10.0),
+        ("decode, batch 8 / batch 1, x", us["decode_batch_8"] / us["decode_batch_1"], "<=", 3.5),
         ("a checkpoint at the end adds", us["prefill_in_a_graph_checkpoint_at_the_end"] / graph - 1, "<=", 0.03),
         (
             "a checkpoint inside the last tile adds",

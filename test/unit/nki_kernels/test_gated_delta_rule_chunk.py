@@ -8,7 +8,17 @@ import pytest
 import torch
 from delta_rule_cases import make_case, recurrence, worst
 
-from nki_kernels.delta_rule_masks import make_constants
+from nki_kernels.delta_rule_masks import (
+    EARLY,
+    FADE,
+    GROW,
+    LATE,
+    LEFT,
+    LOCAL,
+    TOTAL,
+    make_constants,
+    make_sums,
+)
 from nki_kernels.delta_rule_tiles import HALF, LEVELS, TILE, identity, product, sbuf
 from nki_kernels.gated_delta_rule_chunk import gated_delta_rule_chunk
 from nki_kernels.gated_delta_rule_chunk_torch import gated_delta_rule_chunk_torch
@@ -45,29 +55,42 @@ def test_steep_gates_then_shallow_ones_keep_their_digits():
 
 
 @nki.jit
-def masks():
-    """I - M_1, its transpose and the level masks, side by side."""
-    out = nl.ndarray((TILE, 2 * TILE + LEVELS * HALF), dtype=nl.float32, buffer=nl.shared_hbm)
+def tables():
+    """The levels' masks and the sums' tables, side by side."""
+    out = nl.ndarray((TILE, (LEVELS + 2 * 7) * HALF), dtype=nl.float32, buffer=nl.shared_hbm)
     const = make_constants(nl.float32)
-    nisa.dma_copy(dst=out[:, 0:TILE], src=const.first)
-    nisa.dma_copy(dst=out[:, TILE : 2 * TILE], src=const.first_t)
-    nisa.dma_copy(dst=out[:, 2 * TILE :], src=const.levels.reshape((TILE, LEVELS * HALF)))
+    make_sums(const)
+    nisa.dma_copy(dst=out[:, 0 : LEVELS * HALF], src=const.levels.reshape((TILE, LEVELS * HALF)))
+    nisa.dma_copy(dst=out[:, LEVELS * HALF :], src=const.sums.reshape((TILE, 7 * TILE)))
     return out
 
 
 def test_the_masks_are_the_recursion():
-    """One level after the other from T = I - M_1 o A gives the inverse; no column is in two levels' lower blocks."""
+    """One level after the other from the inverse of blocks of 2 gives that of 64; the other head's columns are zero."""
     rng = np.random.default_rng(0)
-    a = np.tril(rng.standard_normal((TILE, TILE)), -1)
-    eye, (first, first_t, levels) = np.eye(TILE), np.split(np.asarray(masks()), [TILE, 2 * TILE], axis=1)
-    assert (first == first_t.T).all()
-    t = first * (eye + a)
-    for level in range(LEVELS):
-        width = 2 << level
-        mask = eye.reshape(TILE, -1, 2, width).copy()
-        mask[:, :, 0] = levels[:, level * HALF : (level + 1) * HALF].reshape(TILE, -1, width)
-        t = t @ (mask.reshape(TILE, TILE) * ((eye + a) @ t) * (1 - eye) + eye)
-    np.testing.assert_allclose(t @ (eye + a), eye, atol=1e-6 * np.abs(t).max())
+    a, eye = np.tril(rng.standard_normal((HALF, HALF)), -1), np.eye(HALF)
+    levels = np.asarray(tables())[:, : LEVELS * HALF].reshape(2, HALF, LEVELS, 2, HALF // 2)
+    for head in range(2):
+        assert (levels[head, :, :, 1 - head] == 0).all()
+        t = eye - a * (np.subtract.outer(np.arange(HALF), np.arange(HALF)) == 1) * (np.arange(HALF) % 2 == 0)
+        for level in range(LEVELS):
+            p = eye.copy().reshape(HALF, -1, 2, 2 << level)
+            p[:, :, 0] = levels[head, :, level, head].reshape(HALF, -1, 2 << level)
+            p = p.reshape(HALF, HALF)
+            t = t @ np.where(p < 0, -(eye + a) @ t, p)
+        np.testing.assert_allclose(t @ (eye + a), eye, atol=1e-6 * np.abs(t).max())
+
+
+def test_the_tables_of_sums():
+    sums = np.asarray(tables())[:, LEVELS * HALF :].reshape(TILE, 7, TILE).transpose(1, 0, 2)
+    k, i = np.arange(TILE)[:, None], np.arange(TILE)[None, :]
+    same = k // HALF == i // HALF
+    wanted = {
+        GROW: k <= i, LOCAL: (k <= i) & same, FADE: (k > i) & same, LEFT: k > i, EARLY: (k < HALF) & (i >= 0),
+        LATE: (k >= HALF) & (i >= 0), TOTAL: (k >= 0) & (i >= 0),
+    }  # fmt: skip
+    for kind, table in wanted.items():
+        assert (sums[kind] == table).all()
 
 
 @nki.jit

@@ -43,13 +43,41 @@ def test_a_core_of_the_27b_model(tokens, dtype):
     check(make_case(tokens, 2, 6, 0.99, 0.99, -1e-4).cast(dtype), BARS[dtype])
 
 
-def test_bfloat16_errors_do_not_grow_with_correlation():
-    errors = []
-    for correlation in (0.0, 0.99, 1.0):
-        case = make_case(256, 1, 2, correlation, 0.99, -1e-4).cast(torch.bfloat16)
-        want, _ = recurrence(case)
-        errors.append(worst(prefilled(gated_delta_rule_prefill, case)[0], want))
-    assert max(errors) <= 2 * errors[0]
+@pytest.mark.parametrize("correlation", [0.0, 0.9, 0.99, 1.0])
+@pytest.mark.parametrize(("beta", "gate"), [(0.5, -1e-2), (0.9, -1e-4), (0.99, -1e-2)])
+def test_bfloat16_is_as_exact_on_correlated_keys(correlation, beta, gate):
+    """Half a unit in the last place of bfloat16, whatever the keys share: operands have three bits more than that."""
+    case = make_case(256, 1, 2, correlation, beta, gate, seed=3).cast(torch.bfloat16)
+    want, states = recurrence(case)
+    o, state = prefilled(gated_delta_rule_prefill, case)
+    assert worst(o, want) <= 2**-8
+    assert worst(state, states[-1]) <= 1.5 * 2**-8
+
+
+def test_large_values_in_bfloat16():
+    case = make_case(256, 1, 2, 0.9, 0.9, -1e-3)
+    case.v.mul_(1e3)
+    case.state.mul_(1e3)
+    check(case.cast(torch.bfloat16), 5e-3)
+
+
+def test_padding_may_hold_what_operands_do_not():
+    """Finite, beyond float16, and nothing that counts."""
+    case = make_case(200, 1, 2, 0.9, 0.9, -1e-2).cast(torch.bfloat16)
+    inside = case.cut(37, 150, case.state)
+    want, states = recurrence(inside)
+    for tensor in (case.q, case.k, case.v, case.g, case.beta):
+        tensor[:37], tensor[150:] = 1e18, -1e18
+    o, state = prefilled(gated_delta_rule_prefill, case, torch.tensor([[37, 150]], dtype=torch.int32))
+    assert worst(o[37:150], want) <= 5e-3
+    assert worst(state, states[-1]) <= 5e-3
+
+
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("heads", [(1, 1), (1, 3), (1, 5), (3, 3), (2, 8), (4, 4)])
+def test_any_number_of_heads(heads, dtype):
+    """Odd ones leave half of a pair empty."""
+    check(make_case(130, *heads, 0.9, 0.9, -1e-2).cast(dtype), BARS[dtype])
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 65, 300])
@@ -136,12 +164,13 @@ def test_a_checkpoint_is_the_state_of_a_call_that_ends_there():
 
 @pytest.mark.parametrize("dtype", BARS)
 def test_two_cores_take_half_of_the_heads_each(dtype):
+    """The same but for the order in which a host adds up products of another shape."""
     case = make_case(192, 2, 6, 0.9).cast(dtype)
     slots, banks = torch.tensor([[1, 0, 2]], dtype=torch.int32), [torch.zeros(3, 6, 128, 128) for _ in range(2)]
     one = gated_delta_rule_prefill(*case.tensors, whole(case), banks[0], slots, (1, 2))
     two = gated_delta_rule_prefill[2](*case.tensors, whole(case), banks[1], slots, (1, 2))
     for a, b in zip(one, two, strict=True):
-        assert torch.equal(a, b)
+        assert worst(b, a.numpy()) <= 1e-6
 
 
 def test_twelve_heads_on_one_core_fit():
@@ -164,15 +193,11 @@ def test_doubling_breaks_on_correlated_keys_where_the_recursion_and_substitution
 
 
 def test_modelled_price():
-    """The schedule is deterministic: a change that makes it dearer shows here.
-
-    By documented prices it was 63 us. Measured ones add 30 us of stationaries to load, 24 us of activation tables and
-    92 ns to every instruction of ScalarE, which VectorE's faster copies do not make up for.
-    """
+    """The schedule is deterministic: a change that makes it dearer than the aim of 70 us shows here."""
     example = examples.prefill(512)
     _, report = profile(example.kernel, *example.args, **example.kwargs)
-    assert report.time_us <= 135
-    assert report.busy_us["tensor"] >= 0.6 * report.time_us
+    assert report.time_us <= 70
+    assert max(report.busy_us["tensor"], report.busy_us["vector"]) >= 0.6 * report.time_us
 
 
 def test_checkpoints_cost_little_in_a_graph_that_could_take_all_of_them():

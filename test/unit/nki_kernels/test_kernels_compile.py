@@ -12,7 +12,8 @@ from nki_kernels.interpreter.static_check import check_file
 from nki_kernels.interpreter.target import SDKS
 
 FILES = [
-    "causal_conv1d", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve", "delta_rule_tiles",
+    "causal_conv1d", "delta_rule_gates", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve",
+    "delta_rule_system", "delta_rule_tiles",
     "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_rms_norm",
     "paged_attention", "paged_attention_decode", "paged_gather", "state_copy",
 ]  # fmt: skip
