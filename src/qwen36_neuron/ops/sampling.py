@@ -1,14 +1,17 @@
 """Drawing a token from logits by one uniform number: the same arithmetic in a compiled graph and on the host.
 
-Tokens are ordered from the most likely down, cut by top-k, min-p and top-p, and the token is the one at whose
-cumulative mass the uniform number falls (inversion of the distribution function). A graph holds the `candidates` most
-likely tokens only. It says so where they are not enough to tell, and `draw` is then repeated on the host with all of
-them; else it gives the token that the whole vocabulary would, but for two things that change no probability: rounding
-at the edge between two tokens, and the order of tokens with equal logits, which no ranking promises. Logits computed in
-bfloat16 have many equal ones.
+Tokens are ranked from the most likely down and cut by min-p, top-k and top-p. Of those that are left the token is the
+one at whose cumulative mass the uniform number falls, in the order of token ids (inversion of the distribution
+function). The order of ids, not the ranking: logits of another batch or another cut of the prompt differ by rounding,
+which changes the ranking of nearly equal tokens, and with it what a seed draws, but moves an edge between two ids only
+by as much as the masses changed.
+
+A graph ranks the `candidates` most likely tokens only. It says so where they are not enough to tell the cut, and `draw`
+is then repeated on the host with all of them; else it gives the token that the whole vocabulary would, but for rounding
+at the edge between two tokens.
 
 Order and meaning of the cuts are vLLM's: temperature; min-p as a part of the most likely token's probability; top-k;
-top-p over what top-k left. Of tokens tied at the last place of top-k exactly k stay; vLLM keeps all that are tied.
+top-p over what top-k left. Of tokens tied at the last place of a cut the lower ids stay; vLLM keeps all that are tied.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ GREEDY = (0.0, 0.0, 1.0, 0.0, 0.0)
 
 MOST_CANDIDATES = 1024
 """More than this are not held by a graph: their running sum is a product with a square matrix."""
+
+BLOCK = 256
+"""Tokens that are summed before running sums are taken: a vocabulary of 248,320 has 970 blocks."""
 
 UNDECIDED = -1
 """In the place of a token: the candidates do not tell."""
@@ -61,13 +67,41 @@ def running_sum(weights: torch.Tensor) -> torch.Tensor:
     return weights @ torch.ones(count, count, dtype=weights.dtype, device=weights.device).triu()
 
 
+def place_of(weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Where the running sum first exceeds a target: by blocks, then within one.
+
+    Args:
+        weights: 0 or more, [rows, count].
+        target: [rows, 1].
+    Returns:
+        int64 [rows, 1]; the last place with a weight where the target is not exceeded, 0 where there is none.
+    """
+    rows, count = weights.shape
+    blocks = torch.nn.functional.pad(weights, (0, -count % BLOCK)).view(rows, -1, BLOCK)
+    masses = blocks.sum(2)
+    sums = running_sum(masses)
+    block = _first_beyond(sums, masses, target)
+    before = (sums - masses).gather(1, block)
+    inner = blocks.gather(1, block.unsqueeze(2).expand(rows, 1, BLOCK))[:, 0]
+    return block * BLOCK + _first_beyond(before + running_sum(inner), inner, target)
+
+
+def _first_beyond(sums: torch.Tensor, weights: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """The first place with a weight whose running sum exceeds the target, at most the last: int64 [rows, 1]."""
+    places = torch.arange(weights.shape[1], device=weights.device, dtype=weights.dtype)
+    some = weights > 0.0
+    last = torch.where(some, places, torch.zeros_like(weights)).amax(1, keepdim=True)
+    first = torch.where(some & (sums > target), places, last).amin(1, keepdim=True)
+    return first.to(torch.int64)
+
+
 def draw(
     logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor, best: torch.Tensor, params: torch.Tensor
 ) -> torch.Tensor:
     """One token a row, with static shapes and no random state.
 
     A candidate list decides a row if top-k is within it, or if all that min-p leaves, or the whole nucleus of top-p,
-    is; with neither cut, if the uniform number falls into its mass.
+    is. What only min-p cuts, or nothing, needs no candidates.
 
     Args:
         logits: [rows, vocab], fp32 in a graph, fp64 on the host, as are all of floating point.
@@ -82,33 +116,37 @@ def draw(
     scale = torch.where(greedy, torch.ones_like(temperature), temperature)
     count = values.shape[1]
     place = torch.arange(count, device=values.device, dtype=torch.float32)
-    every = top_k <= 0.0
+    every, uncut = top_k <= 0.0, top_p >= 1.0
 
     # Weights are relative to the most likely token: none overflows, and min-p is a comparison.
     top = values[:, :1]
     raw = torch.exp((values - top) / scale)
-    weights = torch.where((raw >= min_p) & (every | (place < top_k)), raw, torch.zeros_like(raw))
-    sums = running_sum(weights)
-    tail = torch.exp((logits - top) / scale)
-    whole = torch.where(tail >= min_p, tail, torch.zeros_like(tail)).sum(1, keepdim=True)
+    ranked = torch.where((raw >= min_p) & (every | (place < top_k)), raw, torch.zeros_like(raw))
+    sums = running_sum(ranked)
+    weights = torch.exp((logits - top) / scale)
+    weights = torch.where(weights >= min_p, weights, torch.zeros_like(weights))
+    whole = weights.sum(1, keepdim=True)
     total = torch.where(every, whole, sums[:, -1:])
+    inside = (ranked > 0.0) & (uncut | (sums - ranked < top_p * total))
 
-    uncut = top_p >= 1.0
-    kept = (weights > 0.0) & (uncut | (sums - weights < top_p * total))
-    reached = torch.where(kept, sums, torch.zeros_like(sums)).amax(1, keepdim=True)
-    mass = torch.where(uncut, total, reached)
-    target = uniform * mass
-    index = (kept & (sums <= target)).sum(1, keepdim=True)
-    index = torch.minimum(index, kept.sum(1, keepdim=True) - 1)
+    # The cut as the last logit that stays, and of those equal to it the first so many.
+    last = (inside.sum(1, keepdim=True) - 1).clamp(min=0)
+    edge = values.gather(1, last)
+    ties = torch.where(logits == edge, torch.ones_like(logits), torch.zeros_like(logits))
+    held = (inside & (values == edge)).sum(1, keepdim=True)
+    highest = place_of(ties, held.to(logits.dtype) - 0.5)
+    token = torch.arange(logits.shape[1], device=logits.device)
+    stays = (every & uncut) | (logits > edge) | ((logits == edge) & (token <= highest))
+    weights = torch.where(stays, weights, torch.zeros_like(weights))
+    mass = weights.sum(1, keepdim=True)
+    drawn = place_of(weights, uniform * mass).to(torch.int32)
 
-    complete = (every & (raw[:, -1:] < min_p)) | ~every
-    nucleus = ~uncut & (sums[:, -1:] >= top_p * total)
-    inside = uncut & (target < sums[:, -1:])
     if count == logits.shape[1]:
         decided = torch.ones_like(greedy)
     else:
-        decided = (complete & (top_k <= count)) | (every & (nucleus | inside))
-    drawn = ids.to(torch.int32).gather(1, index.clamp(min=0))
+        complete = (raw[:, -1:] < min_p) | (~every & (top_k <= count))
+        nucleus = every & (sums[:, -1:] >= top_p * total)
+        decided = complete | (every & uncut) | (~uncut & nucleus)
     chosen = torch.where(decided, drawn, torch.full_like(drawn, UNDECIDED))
     return torch.where(greedy, best.unsqueeze(1).to(torch.int32), chosen)[:, 0]
 

@@ -9,7 +9,8 @@ import torch
 
 from ..config import BLOCK_SIZE
 from ..errors import ConfigError
-from ..step import Output, Row, Runtime, Step
+from ..step import Output, Row, Runtime, Sampling, Step
+from .choose import draw
 
 LANE = 1
 
@@ -72,7 +73,7 @@ def generate(runtime: Runtime, prompt: Sequence[int], how: Generation) -> Iterat
                 output = Output.NOTHING if pending else wanted
                 result = runtime.run(Step((Row("generate", LANE, chunk, start, blocks, output=output),))).rows[0]
                 start += len(chunk)
-            token = result.tokens[0] if result.logits is None else _sample(result.logits[0], how, random)
+            token = result.tokens[0] if result.logits is None else _drawn(result.logits, how, random)
             if token in how.stop_tokens:
                 return
             yield token
@@ -81,9 +82,7 @@ def generate(runtime: Runtime, prompt: Sequence[int], how: Generation) -> Iterat
         runtime.run(Step((), released_lanes=(LANE,)))
 
 
-def _sample(logits: torch.Tensor, how: Generation, random: torch.Generator) -> int:
-    """Draw from softmax(logits / temperature) cut to the top_p most likely mass. logits: fp32 [vocab]."""
-    probabilities, order = torch.softmax(logits / how.temperature, -1).sort(descending=True)
-    before = probabilities.cumsum(-1) - probabilities
-    kept = probabilities.masked_fill(before >= how.top_p, 0.0)
-    return int(order[torch.multinomial(kept, 1, generator=random)])
+def _drawn(logits: torch.Tensor, how: Generation, random: torch.Generator) -> int:
+    """Draw from softmax(logits / temperature) cut to the top_p most likely mass. logits: fp32 [1, vocab]."""
+    uniform = float(torch.rand(1, generator=random))
+    return draw(logits, [Sampling(how.temperature, uniform, top_p=how.top_p)])[0]

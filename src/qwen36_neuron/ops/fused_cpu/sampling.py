@@ -1,8 +1,9 @@
 """`ops.sampling.sample_all` compiled: a row of logits is read two or three times, and nothing as long as it is sorted.
 
 The most likely tokens are found by the largest logit of each block: of k blocks' maxima the smallest is a bound below
-which no token is among the k. Without top-k, a histogram of the probability mass says where in the order the token
-lies, and only what falls into that bin is sorted.
+which no token is among the k. Without top-k, a histogram of the probability mass says where in the ranking top-p cuts,
+and only what falls into that bin is sorted. What the cuts leave is summed by blocks in the order of ids, and the token
+looked for in one of them.
 """
 
 from __future__ import annotations
@@ -169,18 +170,18 @@ def _draw_of_first(
             weights[i] = weight
             total += weight
             count += 1
-    mass = total
     if top_p < 1.0:
-        kept, mass = 0, 0.0
-        while kept < count and mass < top_p * total:
-            mass += weights[kept]
-            kept += 1
-        count = kept
-    place, sums, target = 0, weights[0], uniform * mass
+        inside, mass = 0, 0.0
+        while inside < count and mass < top_p * total:
+            mass += weights[inside]
+            inside += 1
+        count, total = inside, mass
+    left = np.sort(ids[:count])
+    place, sums, target = -1, 0.0, uniform * total
     while place + 1 < count and sums <= target:
         place += 1
-        sums += weights[place]
-    return ids[place]
+        sums += _weight((np.float64(logits[left[place]]) - top) / temperature)
+    return left[place]
 
 
 @compiled(reorder=False, inline=False)
@@ -216,6 +217,48 @@ def _draw_of_all(
     uniform: float,
 ) -> int:
     """From all tokens that min-p leaves."""
+    edge = i64(0x7FFFFFFFFFFFFFFF)
+    if top_p < 1.0:
+        edge = _edge(bits, logits, maxima, top, temperature, top_p, min_p)
+    count = maxima.shape[0]
+    masses, total = np.zeros(count, np.float64), 0.0
+    for block in range(count):
+        if _ordered(maxima[block], 0) <= edge:
+            masses[block] = _left(bits, logits, block, top, temperature, min_p, edge).sum()
+            total += masses[block]
+    block, before, target = i64(0), 0.0, uniform * total
+    for i in range(count):
+        if masses[i] > 0.0:
+            before += masses[block] if i != block else 0.0
+            block = i
+            if before + masses[i] > target:
+                break
+    weights = _left(bits, logits, block, top, temperature, min_p, edge)
+    token = i64(0)
+    for i in range(weights.shape[0]):
+        if weights[i] > 0.0:
+            before, token = before + weights[i], block * BLOCK + i
+            if before > target:
+                break
+    return token
+
+
+@compiled(reorder=False, inline=False)
+def _left(bits: Array, logits: Array, block: int, top: float, temperature: float, min_p: float, edge: int) -> Array:
+    """Weights of a block's tokens, 0 of those that min-p or the edge cuts off: fp64 [BLOCK or fewer]."""
+    start = block * BLOCK
+    weights = np.empty(min(BLOCK, logits.shape[0] - start), np.float64)
+    for i in range(weights.shape[0]):
+        weights[i] = _weight((np.float64(logits[start + i]) - top) / temperature)
+    for i in range(weights.shape[0]):
+        stays = weights[i] >= min_p and _ordered(_key(bits[start + i]), start + i) <= edge
+        weights[i] = weights[i] if stays else 0.0
+    return weights
+
+
+@compiled(reorder=False, inline=False)
+def _edge(bits: Array, logits: Array, maxima: Array, top: float, temperature: float, top_p: float, min_p: float) -> int:
+    """The last token in the ranking that top-p leaves, as `_ordered` has it."""
     masses = np.zeros(BINS, np.float64)
     weights, places = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.int64)
     for start in range(0, logits.shape[0], BLOCK):
@@ -226,51 +269,28 @@ def _draw_of_all(
             places[i] = _bin(top, logits[start + i], temperature)
         for i in range(count):
             masses[places[i]] += weights[i] if weights[i] >= min_p else 0.0
-    total = masses.sum()
-    mass = total
-    if top_p < 1.0:
-        mass = _walk(bits, logits, maxima, masses, top, temperature, min_p, top_p * total, False)[0]
-    return _walk(bits, logits, maxima, masses, top, temperature, min_p, uniform * mass, True)[1]
-
-
-@compiled(reorder=False, inline=False)
-def _walk(
-    bits: Array,
-    logits: Array,
-    maxima: Array,
-    masses: Array,
-    top: float,
-    temperature: float,
-    min_p: float,
-    target: float,
-    beyond: bool,
-) -> tuple[float, int]:
-    """Down the order of tokens until their mass is `target`, or more than that if `beyond`.
-
-    Returns:
-        The mass, and the token that reached it.
-    """
-    place, before = -1, 0.0
+    target = top_p * masses.sum()
+    place, sums = -1, 0.0
     for i in range(BINS):
         if masses[i] > 0.0:
-            before += masses[place] if place >= 0 else 0.0
+            sums += masses[place] if place >= 0 else 0.0
             place = i
-            if before + masses[i] > target or (before + masses[i] == target and not beyond):
+            if sums + masses[i] >= target:
                 break
-    ids = _in_bin(bits, logits, maxima, place, top, temperature)
-    sums, token = before, i64(0)
-    for i in range(ids.shape[0]):
-        weight = _weight((np.float64(logits[ids[i]]) - top) / temperature)
+    edge = i64(0)
+    ranked = _in_bin(bits, logits, maxima, place, top, temperature)
+    for i in range(ranked.shape[0]):
+        weight = _weight((np.float64(logits[ranked[i] & i64(0xFFFFFFFF)]) - top) / temperature)
         if weight >= min_p:
-            sums, token = sums + weight, ids[i]
-            if sums > target or (sums == target and not beyond):
+            sums, edge = sums + weight, ranked[i]
+            if sums >= target:
                 break
-    return sums, token
+    return edge
 
 
 @compiled(reorder=False, inline=False)
 def _in_bin(bits: Array, logits: Array, maxima: Array, place: int, top: float, temperature: float) -> Array:
-    """The tokens of a bin, most likely first, of equal ones the lower: int64 [any number]."""
+    """The tokens of a bin as `_ordered` has them, most likely first: int64 [any number]."""
     found = np.empty(bits.shape[0], np.int64)
     count = 0
     for block in range(maxima.shape[0]):
@@ -279,4 +299,4 @@ def _in_bin(bits: Array, logits: Array, maxima: Array, place: int, top: float, t
                 if _bin(top, logits[i], temperature) == place:
                     found[count] = _ordered(_key(bits[i]), i)
                     count += 1
-    return np.sort(found[:count]) & i64(0xFFFFFFFF)
+    return np.sort(found[:count])
