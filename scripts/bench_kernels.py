@@ -3,7 +3,10 @@
 Runs every form in the NKI interpreter and schedules its instructions by a price list, the published one unless told
 otherwise: nothing here is measured on hardware. Writes JSON with provenance and ranges, Perfetto timelines and plots.
 
-    python scripts/bench_kernels.py --out profile_artifacts/kernels
+    python scripts/bench_kernels.py --out profile_artifacts/kernels --nki-library PATH
+
+PATH is a checkout of aws-neuron/nki-library of SDK 2.33 or later: its chunked prefill of the gated delta rule is priced
+beside the fused one, and both are held against the fp64 recurrence. Without it all else is done.
 """
 
 from __future__ import annotations
@@ -19,12 +22,14 @@ import numpy as np
 from nki_kernels import examples
 from nki_kernels.interpreter import PriceList, Report, profile
 from nki_kernels.profiling import Example
+from qwen36_lab.pricing import gdn_cte
 from qwen36_neuron.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "test" / "support"))
 
 import delta_rule_alternatives as alternatives  # noqa: E402
+from gdn_cte_errors import DTYPES, errors  # noqa: E402
 
 TOKENS, TILE = 512, 128
 
@@ -131,6 +136,43 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+LEAST = 2.0
+"""How many times the fused prefill's time AWS's kernel is to take."""
+
+
+def beside_library(checkout: Path, prices: PriceList) -> dict[str, object]:
+    """AWS's chunked prefill beside the fused one at the same size, priced by one list; prints what it finds."""
+    schur = gdn_cte.load(checkout / "src" / "nkilib_src")
+    sizes = (("bfloat16", TOKENS), ("bfloat16", 2 * TOKENS), ("float32", TOKENS))
+    priced = [
+        {"dtype": dtype, "tokens": tokens} | gdn_cte.compare(gdn_cte.traces(schur, tokens, DTYPES[dtype][1]), prices)
+        for dtype, tokens in sizes
+    ]
+    judged = []
+    for found in priced:
+        size = f"{found['dtype']}, {found['tokens']} tokens"
+        for launch, us in found["us"]["centre"].items():
+            print(f"{size}, {launch:<12}" + "   ".join(f"{order} {us[order]:8.2f} us" for order in gdn_cte.ORDERS))
+        for what, order, ratio in ((w, o, r) for w, orders in found["ratios"].items() for o, r in orders.items()):
+            text = f"AWS's schur kernel / fused prefill, {size}, {what}, {order}, x"
+            (low, high), met = ratio["likely"], ratio["centre"] >= LEAST
+            verdict = ""
+            if (found["dtype"], found["tokens"]) == sizes[0]:  # what is served, and what the bar is for
+                verdict = "met" if met else "NOT MET"
+                row = {"what": text, "modelled": ratio["centre"], "range": (low, high), "bar": f">= {LEAST:g}"}
+                judged.append(row | {"met": met})
+            ends = f"{low:.2f} to {high:.2f}; all prices low {ratio['low']:.2f}, high {ratio['high']:.2f}"
+            print(f"{verdict:<8}{text:<97}{ratio['centre']:>6.2f}   {ends}")
+    wrong = errors(schur, TOKENS)
+    for row in wrong:
+        print(f"{row['inputs']:<60}{row['dtype']:<10}" + "   ".join(
+            f"{k} {v['o']:.1e} {v['state']:.1e}" for k, v in row.items() if isinstance(v, dict)))  # fmt: skip
+    return {
+        "code": schur.code, "includes": gdn_cte.INCLUDES, "bars": judged, "sizes": priced,
+        "errors of (o, state), relative to the largest": wrong,
+    }  # fmt: skip
+
+
 def plot(us: dict[str, float], path: Path) -> None:
     """The prefill forms side by side, on a logarithmic axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -155,6 +197,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "profile_artifacts" / "kernels")
     parser.add_argument("--prices", type=Path, help="a price list (JSON) in place of the published one")
+    parser.add_argument("--nki-library", type=Path, help="a checkout of nki-library whose gdn_cte is priced as well")
     args = parser.parse_args()
     out: Path = args.out
     prices = PriceList.load(args.prices) if args.prices else PriceList()
@@ -179,6 +222,10 @@ def main() -> None:
     (out / "kernels.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     plot(us, out / "prefill.png")
     print(f"wrote {out.name}/kernels.json, prefill.png, and timelines")
+    if args.nki_library is not None:
+        beside = {"provenance": origin, "prices": prices.name} | beside_library(args.nki_library, prices)
+        (out / "gdn_cte.json").write_text(json.dumps(beside, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {out.name}/gdn_cte.json")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from .context import Core, Instr
 from .cost import DMA_OPS, Timing, Transfer, static, timing, transfer
 from .cost_table import Costs
-from .enums import Engine
+from .enums import Engine, MemoryRegion
 from .footprint import Tracker
 
 _CHOICE = 8
@@ -128,6 +128,27 @@ def build(cores: list[Core], costs: Costs) -> list[Node]:
         for access in instr.writes:
             written[access[0].uid] = written.get(access[0].uid, 0) + 1
     return nodes
+
+
+def confine(nodes: list[Node], rooms: int, costs: Costs) -> None:
+    """Let tensors in PSUM share ``rooms`` places, in turn: each waits until the one that had its place is done with.
+
+    Only what is allocated anew for every use is held up; a kernel that reuses its tensors waits for them as it is.
+    """
+    uses: dict[int, list[int]] = {}
+    for index, node in enumerate(nodes):
+        for access in (*node.instr.writes, *node.instr.reads):
+            if access[0].buffer is MemoryRegion.psum:
+                uses.setdefault(access[0].uid, []).append(index)
+    tensors = list(uses.values())
+    for before, after in zip(tensors, tensors[rooms:], strict=False):
+        first = nodes[after[0]]
+        known = {d for d, _ in first.deps}
+        first.deps.extend(
+            (i, _latency(nodes[i], first.instr, first.core, False, costs))
+            for i in dict.fromkeys(before)
+            if i < after[0] and i not in known
+        )
 
 
 def _latency(producer: Node, consumer: Instr, core: int, flow: bool, c: Costs) -> float:

@@ -53,12 +53,16 @@ def make_case(
     return Case(*(torch.from_numpy(x.astype(np.float32)) for x in values))
 
 
-def recurrence(case: Case) -> tuple[np.ndarray, np.ndarray]:
-    """(o [tokens, heads, D], the state after every token [tokens, heads, D, D]), fp64, token by token."""
+def recurrence(case: Case, normalise: bool = True) -> tuple[np.ndarray, np.ndarray]:
+    """(o [tokens, heads, D], the state after every token [tokens, heads, D, D]), fp64, token by token.
+
+    normalise: q and k are made of unit length first.
+    """
     q, k, v, g, beta, state = (x.double().numpy() for x in case.tensors)
     share = v.shape[1] // k.shape[1]
-    q = np.repeat(q / np.sqrt((q * q).sum(-1, keepdims=True) + EPS), share, axis=1) / np.sqrt(D)
-    k = np.repeat(k / np.sqrt((k * k).sum(-1, keepdims=True) + EPS), share, axis=1)
+    if normalise:
+        q, k = (x / np.sqrt((x * x).sum(-1, keepdims=True) + EPS) for x in (q, k))
+    q, k = np.repeat(q, share, axis=1) / np.sqrt(D), np.repeat(k, share, axis=1)
     out, states = [], []
     for t in range(q.shape[0]):
         state = state * np.exp(g[t])[:, None, None]

@@ -15,6 +15,7 @@ from nki_kernels.interpreter import PriceList, profile
 from nki_kernels.interpreter.cost_table import Costs
 from nki_kernels.interpreter.footprint import Box, overlap
 from nki_kernels.interpreter.launch import run
+from nki_kernels.interpreter.schedule import build, confine, reordered
 from nki_kernels.interpreter.sensitivity import Effect, effects, likely
 
 F32, BF16 = nl.float32, nl.bfloat16
@@ -221,6 +222,33 @@ def test_a_schedule_keeps_every_promise():
     assert sum(report.path_us.values()) == pytest.approx(report.time_us)
     for what, (low, high) in report.range_us.items():
         assert low <= getattr(report, what) <= high
+
+
+@pytest.mark.parametrize("anew", [True, False])
+def test_reordering_within_psum_waits_for_places(anew):
+    """Products that need nothing of each other, each evicted by ScalarE, which is slower than TensorE."""
+
+    def body(x):
+        w, y, out = sb(128, 128, dtype=BF16), sb(128, 512, dtype=BF16), nl.ndarray((128, 8, 512), dtype=F32)
+        kept = nl.ndarray((128, 512), dtype=F32, buffer=nl.psum)
+        for at in range(8):
+            acc = nl.ndarray((128, 512), dtype=F32, buffer=nl.psum) if anew else kept
+            nisa.nc_matmul(acc, w, y)
+            nisa.tensor_copy(out[:, at, :], acc, engine=nisa.engine.scalar)
+
+    def end(rooms):
+        nodes = build([core], C)
+        confine(nodes, rooms, C)
+        return reordered(nodes, 1, C)
+
+    core = run(nki.jit(lambda x: body(x) or x), (np.zeros((1, 1), np.float32),), {})[1].cores[0]
+    free = reordered(build([core], C), 1, C)
+    if anew:
+        products = [n for n in build([core], C) if n.instr.op == "nc_matmul"]
+        assert end(1) > end(2) >= end(8) == free
+        assert end(1) - free > 6 * products[0].ns  # one after another but for the first and the last
+    else:
+        assert end(1) == free
 
 
 def _example():
