@@ -168,8 +168,10 @@ def beside_library(checkout: Path, prices: PriceList) -> dict[str, object]:
         print(f"{row['inputs']:<60}{row['dtype']:<10}" + "   ".join(
             f"{k} {v['o']:.1e} {v['state']:.1e}" for k, v in row.items() if isinstance(v, dict)))  # fmt: skip
     return {
-        "code": schur.code, "includes": gdn_cte.INCLUDES, "bars": judged, "sizes": priced,
-        "errors of (o, state), relative to the largest": wrong,
+        "kernel": {"name": f"{gdn_cte.PACKAGE}.gdn_cte_schur", "sdk": gdn_cte.TARGET.sdk, "syntax_sha256": schur.code},
+        "includes": gdn_cte.INCLUDES, "bars": judged, "sizes": priced,
+        "errors": {"of": "o and the last state, largest, relative to the largest value, by the fp64 recurrence",
+                   "families": wrong},
     }  # fmt: skip
 
 
