@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 from vllm.sampling_params import SamplingParams
 
-from qwen36_neuron.ops.penalties import Array, TokenCounts, penalise
+from qwen36_neuron.ops.sampling.penalties import Array, TokenCounts, penalise
 
 
 class LogitEdits:

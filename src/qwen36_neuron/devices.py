@@ -10,7 +10,7 @@ DType = Literal["float32", "bfloat16"]
 """Of weights, activations, KV and convolution windows."""
 
 CpuKernels = Literal["torch", "fused", "interpreter"]
-"""On a CPU: plain torch, the fused operations of `ops.fused_cpu`, or the NKI kernels in their interpreter."""
+"""On a CPU: plain torch, the fused operations of `ops.numba`, or the NKI kernels in their interpreter."""
 
 NeuronKernels = Literal["torch", "nki"]
 """On a Neuron device: plain torch, or the NKI kernels compiled into the graphs."""

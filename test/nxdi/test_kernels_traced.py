@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from qwen36_neuron.graph.options import GraphOptions
-from qwen36_neuron.ops.nki import NkiKernels
+from qwen36_neuron.ops.nki_kernels import NkiKernels
 
 from .test_hazards import test_no_shape_or_branch_depends_on_data, test_unused_inputs  # noqa: F401
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qwen36_neuron.ops.triangular import unit_lower_inverse
+from qwen36_neuron.ops.gated_delta_rule.triangular import unit_lower_inverse
 
 
 class UnitLowerInverse(torch.autograd.Function):

@@ -18,7 +18,7 @@ from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.model import Qwen36Model
 from qwen36_neuron.model.mlp import set_activation
 from qwen36_neuron.model.norm import set_gated_norm, set_norm
-from qwen36_neuron.ops.activation import swiglu
+from qwen36_neuron.ops.mlp import swiglu
 from qwen36_neuron.ops.norm import gated_rms_norm, rms_norm
 
 from .training_state import PLAIN, TrainingState

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..config import ModelConfig
-from ..ops.rope import apply_rotary
+from ..ops.attention import apply_rotary
 from .layers import LayerFactory
 from .norm import RMSNorm
 from .state import StateOperations, StepState, select_tokens

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..config import ModelConfig
-from ..ops.rope import rotary_tables
+from ..ops.attention import rotary_tables
 from .decoder_layer import DecoderLayer
 from .layers import LayerFactory, SingleRank
 from .mtp import MtpLayer

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from ..config import ModelConfig
-from ..ops.activation import swiglu
+from ..ops.mlp import swiglu
 from .layers import LayerFactory
 
 Activation = Callable[[torch.Tensor], torch.Tensor]

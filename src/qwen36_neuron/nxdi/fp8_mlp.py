@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..graph.options import GraphOptions
-from ..ops.nki import MLP_TOKENS, NkiKernels
+from ..ops.nki_kernels import MLP_TOKENS, NkiKernels
 
 PARTS = ("gate", "up", "down")
 

@@ -4,8 +4,8 @@ A graph holds the states of all sequences in banks, [entries, ...], and says by 
 it leaves its state in. Entry 0 is nobody's: padding reads and writes there. Every operation takes a bank and gives one
 back, which is the same memory on a device; the bank that was given must not be used any more.
 
-There are two forms: plain torch (`torch_kernels`), and the NKI kernels (`nki`), which run on a Neuron device and, in
-the interpreter of `nki_kernels`, on a CPU.
+There are two forms: plain torch (`torch_kernels`), and the NKI kernels (`nki_kernels`), which run on a Neuron device
+and, in the interpreter of the package of that name, on a CPU.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def open_kernels(choice: GraphKernels, cores: int) -> Kernels:
     if choice == "interpreter" and real_nki_present():
         problem = "AWS's own nki is installed, whose place the interpreter does not take"
         raise ConfigError("kernels", choice, problem, "Use kernels=torch")
-    from .nki import NkiKernels
+    from .nki_kernels import NkiKernels
 
     return NkiKernels(cores)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config import BLOCK_SIZE
-from .block_attention import block_attention, gather_blocks
+from .attention import block_attention, gather_blocks
 from .causal_conv1d import causal_conv1d, place_window, windows_at
 from .gated_delta_rule import gated_delta_rule_boundaries, gated_delta_rule_step
 from .kernels import Batch, Kept, Span

@@ -30,6 +30,6 @@ def _best_form() -> Draw:
     """The compiled form where Numba is installed, else the definition; they give the same tokens."""
     if find_spec("numba") is None:
         return sample_all
-    from ..ops.fused_cpu.sampling import draw_rows  # imported on use: a device's graphs need no Numba
+    from ..ops.sampling.numba import draw_rows  # imported on use: a device's graphs need no Numba
 
     return draw_rows

@@ -11,7 +11,7 @@ from ..checkpoint.load import load_weights
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
-from ..ops.paged_attention import PagedRow
+from ..ops.attention import PagedRow
 from ..step import Capacity, DeviceError, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose
 from .config import RuntimeConfig

@@ -10,10 +10,9 @@ import torch
 from ..cache import CacheSpec, HybridCache
 from ..config import BLOCK_SIZE
 from ..model.state import Mixing
+from ..ops.attention import PagedRow, attend, write_kv
 from ..ops.causal_conv1d import causal_conv1d_cpu, causal_conv1d_step
-from ..ops.gated_delta_rule import gated_delta_rule_step
-from ..ops.gated_delta_rule_cpu import StateCopy, gated_delta_rule_prefill_cpu
-from ..ops.paged_attention import PagedRow, attend, write_kv
+from ..ops.gated_delta_rule import StateCopy, gated_delta_rule_prefill_cpu, gated_delta_rule_step
 from ..step import Commit, Row
 
 

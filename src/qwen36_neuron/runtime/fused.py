@@ -16,13 +16,13 @@ from ..model.deltanet import GatedDeltaNet
 from ..model.mlp import set_activation
 from ..model.norm import set_norm
 from ..model.state import select_tokens
-from ..ops.fused_cpu.attention_prefill import attention_prefill, store_keys
-from ..ops.fused_cpu.delta_net_prefill import delta_net_prefill
-from ..ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
-from ..ops.fused_cpu.scalar import Array, array, f32, use_threads
-from ..ops.fused_cpu.states import Entries, StateRows
-from ..ops.fused_cpu.weights import DeltaNetWeights
-from ..ops.paged_attention import PagedRow, attend
+from ..ops.attention import PagedRow, attend
+from ..ops.attention.numba import attention_prefill, store_keys
+from ..ops.gated_delta_rule.numba import delta_net_prefill
+from ..ops.numba.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
+from ..ops.numba.scalar import Array, array, f32, use_threads
+from ..ops.numba.states import Entries, StateRows
+from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row, RowResult
 from .config import RuntimeConfig
 from .cpu import CpuRuntime

@@ -16,13 +16,13 @@ from ..model import Qwen36Model
 from ..model.decoder import DecoderLayer
 from ..model.deltanet import GatedDeltaNet
 from ..model.norm import RMSNorm
-from ..ops.fused_cpu.attention import attention_step
-from ..ops.fused_cpu.delta_net import delta_net_step
-from ..ops.fused_cpu.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
-from ..ops.fused_cpu.rows import normalise
-from ..ops.fused_cpu.scalar import Array, array, f32
-from ..ops.fused_cpu.weights import DeltaNetWeights
-from ..ops.rope import rotary_tables
+from ..ops.attention import rotary_tables
+from ..ops.attention.numba_step import attention_step
+from ..ops.gated_delta_rule.numba_step import delta_net_step
+from ..ops.numba.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
+from ..ops.numba.rows import normalise
+from ..ops.numba.scalar import Array, array, f32
+from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row
 from .cpu_state import source
 

@@ -21,7 +21,7 @@ from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.model import Qwen36Model
 from qwen36_neuron.model.layers import Embedding, Linear
-from qwen36_neuron.ops.paged_attention import PagedRow
+from qwen36_neuron.ops.attention import PagedRow
 from qwen36_neuron.runtime.cpu_state import CpuDecode, CpuPrefill, StateEntries
 from qwen36_neuron.step import Row
 

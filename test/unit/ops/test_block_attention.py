@@ -6,16 +6,18 @@ import pytest
 import torch
 
 from qwen36_neuron.config import BLOCK_SIZE
-from qwen36_neuron.ops.block_attention import (
+from qwen36_neuron.ops.attention import (
+    PagedRow,
+    attend,
     block_attention,
     block_of,
     gather_blocks,
     offset_of,
     whole_blocks,
     write_blocks,
+    write_kv,
     write_tokens,
 )
-from qwen36_neuron.ops.paged_attention import PagedRow, attend, write_kv
 
 BLOCKS, KV_HEADS, QUERY_HEADS, DIM = 12, 2, 6, 32
 

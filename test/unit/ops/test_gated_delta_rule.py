@@ -13,12 +13,13 @@ import torch
 
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.ops.gated_delta_rule import (
+    StateCopy,
     gated_delta_rule_boundaries,
+    gated_delta_rule_prefill_cpu,
     gated_delta_rule_recurrent,
     gated_delta_rule_step,
     l2norm,
 )
-from qwen36_neuron.ops.gated_delta_rule_cpu import StateCopy, gated_delta_rule_prefill_cpu
 
 TOLERANCE = 1e-5
 CORRELATIONS, BETAS, GATES = (0.0, 0.5, 0.9, 0.99, 1.0), (0.5, 0.9, 0.99), (-1e-4, -1e-2, -1.0, -8.0)

@@ -17,7 +17,7 @@ from nki_kernels.fp8_mlp_torch import fp8_mlp_torch
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.ops.kernels import Batch, Span, check_choice, check_shapes, check_tokens, open_kernels
-from qwen36_neuron.ops.nki import NkiKernels
+from qwen36_neuron.ops.nki_kernels import NkiKernels
 
 KEY_HEADS, HEADS, CHANNELS, ENTRIES = 2, 6, 1280, 7
 TORCH = open_kernels("torch", 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen36_neuron.ops.paged_attention import PagedRow, attend, write_kv
+from qwen36_neuron.ops.attention import PagedRow, attend, write_kv
 
 
 def naive(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, start: int) -> torch.Tensor:

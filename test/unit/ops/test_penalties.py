@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from qwen36_neuron.ops.penalties import TokenCounts, penalise
+from qwen36_neuron.ops.sampling import TokenCounts, penalise
 
 
 @pytest.mark.parametrize("prompt", [[], [5], [3, 3, 900, 7] * 40])

@@ -13,8 +13,8 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import (
 )
 
 from qwen36_neuron.config import RopeConfig
+from qwen36_neuron.ops.attention import apply_rotary, rotary_tables
 from qwen36_neuron.ops.norm import gated_rms_norm, rms_norm
-from qwen36_neuron.ops.rope import apply_rotary, rotary_tables
 
 ROPE = RopeConfig(theta=1e7, dim=64, mrope_section=(11, 11, 10))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from qwen36_neuron.ops.triangular import _cpu_level_masks, unit_lower_inverse
+from qwen36_neuron.ops.gated_delta_rule.triangular import _cpu_level_masks, unit_lower_inverse
 
 
 def system(n: int, correlation: float, beta: float, dtype: torch.dtype = torch.float64) -> torch.Tensor:

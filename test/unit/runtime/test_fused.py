@@ -87,7 +87,9 @@ SERVED = """
 import json, sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
-from qwen36_neuron.ops.fused_cpu import attention, attention_prefill, delta_net, delta_net_prefill, projections, rows
+from qwen36_neuron.ops.attention import numba as attention_prefill, numba_step as attention
+from qwen36_neuron.ops.gated_delta_rule import numba as delta_net_prefill, numba_step as delta_net
+from qwen36_neuron.ops.numba import projections, rows
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Step, open_runtime
 
 def compiled():

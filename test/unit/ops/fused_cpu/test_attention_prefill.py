@@ -11,9 +11,9 @@ import torch
 pytest.importorskip("numba")
 
 from qwen36_neuron.config import BLOCK_SIZE
-from qwen36_neuron.ops.fused_cpu.attention_prefill import QUERIES, SPAN, attention_prefill, store_keys
-from qwen36_neuron.ops.fused_cpu.scalar import Array, f32
-from qwen36_neuron.ops.rope import apply_rotary
+from qwen36_neuron.ops.attention import apply_rotary
+from qwen36_neuron.ops.attention.numba import QUERIES, SPAN, attention_prefill, store_keys
+from qwen36_neuron.ops.numba.scalar import Array, f32
 
 EPS = 1e-6
 SLOTS = 20 * BLOCK_SIZE

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import qwen36_neuron
-from qwen36_neuron.ops.fused_cpu import scalar
+from qwen36_neuron.ops.numba import scalar
 
 PACKAGE = Path(qwen36_neuron.__file__).parent
-HERE = Path(scalar.__file__).parent.relative_to(PACKAGE)
+OPERATIONS = Path("ops")
 
 
 @pytest.fixture
@@ -21,16 +21,19 @@ def copy(tmp_path: Path) -> Path:
 
 
 def test_a_change_of_any_source_gives_another_folder(copy: Path) -> None:
-    names = [scalar.cache_folder(copy / HERE).name]
+    names = [scalar.cache_folder(copy / OPERATIONS).name]
     assert names[0] == scalar.CACHE_FOLDER.name
-    for source in scalar.compiled_sources(copy / HERE):
+    for source in scalar.compiled_sources(copy / OPERATIONS):
         source.write_text(source.read_text() + "\n# changed\n")
-        names.append(scalar.cache_folder(copy / HERE).name)
+        names.append(scalar.cache_folder(copy / OPERATIONS).name)
     assert len(set(names)) == len(names)
 
 
 def test_sources_are_those_whose_constants_are_compiled_in() -> None:
-    """Of the package's modules outside the folder, those that hold a number or a function of a compiled function."""
-    listed = {source.relative_to(PACKAGE).as_posix() for source in scalar.compiled_sources(PACKAGE / HERE)}
-    assert {"config.py", "ops/gated_delta_rule_cpu.py"} <= listed
-    assert {source.relative_to(PACKAGE).as_posix() for source in (PACKAGE / HERE).glob("*.py")} <= listed
+    """All that has a compiled function, and those modules that hold a number or a function of one."""
+    listed = {source.relative_to(PACKAGE).as_posix() for source in scalar.compiled_sources(PACKAGE / OPERATIONS)}
+    assert {"config.py", "ops/gated_delta_rule/chunk_cpu.py"} <= listed
+    sources = {source: source.read_text() for source in PACKAGE.rglob("*.py")}
+    compiled = {source.relative_to(PACKAGE).as_posix() for source, text in sources.items() if "@compiled" in text}
+    assert {"ops/attention/numba_step.py", "ops/gated_delta_rule/numba.py", "ops/numba/vectors.py"} <= compiled
+    assert compiled <= listed

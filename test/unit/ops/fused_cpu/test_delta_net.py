@@ -15,11 +15,11 @@ import torch.nn.functional as F
 pytest.importorskip("numba")
 
 from qwen36_neuron.config import BLOCK_SIZE
-from qwen36_neuron.ops.fused_cpu.delta_net import delta_net_step
-from qwen36_neuron.ops.fused_cpu.delta_net_prefill import delta_net_prefill
-from qwen36_neuron.ops.fused_cpu.states import Entries, StateRows
-from qwen36_neuron.ops.fused_cpu.weights import DeltaNetWeights
 from qwen36_neuron.ops.gated_delta_rule import gated_delta_rule_recurrent
+from qwen36_neuron.ops.gated_delta_rule.numba import delta_net_prefill
+from qwen36_neuron.ops.gated_delta_rule.numba_step import delta_net_step
+from qwen36_neuron.ops.numba.states import Entries, StateRows
+from qwen36_neuron.ops.numba.weights import DeltaNetWeights
 
 CORRELATIONS = (0.0, 0.5, 0.9, 0.99, 1.0)
 BETAS = (0.5, 0.9, 0.99)

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("numba")
 
-from qwen36_neuron.ops.fused_cpu.product import COLUMNS, FULL, LOWER, PADDING, ROWS, Part, below, product, turned, whole
-from qwen36_neuron.ops.fused_cpu.scalar import Array, compiled
+from qwen36_neuron.ops.numba.product import COLUMNS, FULL, LOWER, PADDING, ROWS, Part, below, product, turned, whole
+from qwen36_neuron.ops.numba.scalar import Array, compiled
 
 EDGES = ((ROWS, COLUMNS), (3 * ROWS, 2 * COLUMNS), (1, 1), (ROWS - 1, COLUMNS - 1), (ROWS + 1, COLUMNS + 1), (64, 100))
 """(rows, columns): whole tiles, less than one, and a rest on one side or on both."""

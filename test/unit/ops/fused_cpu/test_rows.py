@@ -12,13 +12,13 @@ pytest.importorskip("numba")
 from numba import njit
 
 from qwen36_neuron.config import BLOCK_SIZE
-from qwen36_neuron.ops.activation import swiglu as plain_swiglu
-from qwen36_neuron.ops.fused_cpu import scalar
-from qwen36_neuron.ops.fused_cpu.attention import attention_step
-from qwen36_neuron.ops.fused_cpu.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
-from qwen36_neuron.ops.fused_cpu.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
+from qwen36_neuron.ops.attention import apply_rotary
+from qwen36_neuron.ops.attention.numba_step import attention_step
+from qwen36_neuron.ops.mlp import swiglu as plain_swiglu
 from qwen36_neuron.ops.norm import rms_norm as plain_rms_norm
-from qwen36_neuron.ops.rope import apply_rotary
+from qwen36_neuron.ops.numba import scalar
+from qwen36_neuron.ops.numba.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
+from qwen36_neuron.ops.numba.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 
 EPS = 1e-6
 

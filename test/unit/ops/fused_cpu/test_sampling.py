@@ -7,9 +7,9 @@ import torch
 
 pytest.importorskip("numba")
 
-from qwen36_neuron.ops.fused_cpu import sampling
-from qwen36_neuron.ops.fused_cpu.sampling import BLOCK, draw_rows
+from qwen36_neuron.ops.sampling import numba as compiled
 from qwen36_neuron.ops.sampling import sample_all
+from qwen36_neuron.ops.sampling.numba import BLOCK, draw_rows
 
 ROWS = 48
 VOCABS = (1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 21 * BLOCK + 7)
@@ -67,10 +67,10 @@ def test_the_token_of_the_definition(vocab: int, kind) -> None:
 def test_the_check_finds_a_bound_that_is_too_high() -> None:
     """Of the k largest block maxima the smallest is a bound; the next larger one loses tokens."""
     bits = torch.tensor([float(i) for i in range(4 * BLOCK)]).view(torch.int32).numpy()
-    maxima = sampling._block_maxima(bits)
-    bound = sampling._bound(bits, maxima, 3)
+    maxima = compiled._block_maxima(bits)
+    bound = compiled._bound(bits, maxima, 3)
     assert sorted(maxima)[-3] == bound
-    assert len(sampling._ranked(bits, maxima, bound)) >= 3 > len(sampling._ranked(bits, maxima, sorted(maxima)[-1]))
+    assert len(compiled._ranked(bits, maxima, bound)) >= 3 > len(compiled._ranked(bits, maxima, sorted(maxima)[-1]))
 
 
 @pytest.mark.parametrize("k", [1, 3, 4, 5, 400, 4 * BLOCK])
@@ -78,8 +78,8 @@ def test_a_bound_is_reached_by_k_tokens(k: int) -> None:
     for spread in (1e-3, 1.0, 1e3):
         logits = spread * torch.randn(4 * BLOCK, generator=torch.Generator().manual_seed(k))
         bits = logits.view(torch.int32).numpy()
-        maxima = sampling._block_maxima(bits)
-        ranked = sampling._ranked(bits, maxima, sampling._bound(bits, maxima, k))
+        maxima = compiled._block_maxima(bits)
+        ranked = compiled._ranked(bits, maxima, compiled._bound(bits, maxima, k))
         assert len(ranked) >= k
         assert ranked[:k].tolist() == logits.argsort(descending=True, stable=True)[:k].tolist()
 

@@ -29,33 +29,51 @@ one = f32(1.0)
 zero = f32(0.0)
 
 
-def cache_folder(here: Path) -> Path:
-    """Where compiled code is kept: beside the source in `here`, or in the user's cache if that cannot be written.
+def cache_folder(operations: Path) -> Path:
+    """Where compiled code is kept: beside this source, or in the user's cache if that cannot be written.
 
     Numba looks at the file of a function alone, not at those that its callees and constants are compiled in from, so
-    the folder is named by all of them: what is in `here`, and what that imports from this package.
+    the folder is named by all of them, see `compiled_sources`.
+
+    Args:
+        operations: the folder of `ops`.
     """
     digest = hashlib.sha256()
-    for source in compiled_sources(here):
+    for source in compiled_sources(operations):
         digest.update(source.read_bytes())
+    here = operations / "numba"
     beside = here / "__pycache__"
     folder = beside if os.access(beside if beside.exists() else here, os.W_OK) else Path.home() / ".cache/qwen36-neuron"
     return folder / f"fused-{digest.hexdigest()[:16]}"
 
 
-def compiled_sources(here: Path) -> list[Path]:
-    """The files of folder `here`, and those outside it that they import from by a relative name."""
-    own = sorted(here.glob("*.py"))
-    others = set()
-    for source in own:
-        for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and node.level > 1 and node.module:
-                module = here.parents[node.level - 2].joinpath(*node.module.split("."))
-                others.add(module.with_suffix(".py") if not module.is_dir() else module / "__init__.py")
-    return own + sorted(others)
+def compiled_sources(operations: Path) -> list[Path]:
+    """What compiled code is made of: the files of `ops.numba`, those of `ops` that use them, and what both import.
+
+    Whatever is imported by a relative name counts, whether it is a function, a constant or neither.
+    """
+    shared = operations / "numba"
+    imports = {source: _imported(source) for source in operations.rglob("*.py")}
+    compiled = {source for source, files in imports.items() if shared in {file.parent for file in (source, *files)}}
+    return sorted(compiled.union(*(imports[source] for source in compiled)))
 
 
-CACHE_FOLDER = cache_folder(Path(__file__).parent)
+def _imported(source: Path) -> set[Path]:
+    """The modules that a file imports from by a relative name, and through the `__init__` of a package."""
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            module = source.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            if not module.is_dir():
+                found.add(module.with_suffix(".py"))
+                continue
+            package = module / "__init__.py"
+            names = {file for name in node.names if (file := module / f"{name.name}.py").exists()}
+            found |= names | {package} | (_imported(package) if package != source else set())
+    return found
+
+
+CACHE_FOLDER = cache_folder(Path(__file__).parents[1])
 
 
 def compiled(parallel: bool = False, reorder: bool = True, inline: bool = True) -> Callable[[Function], Function]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from .scalar import Array, array, compiled, double_of_bits, float_of_bits, i64, use_threads
+from ..numba.scalar import Array, array, compiled, double_of_bits, float_of_bits, i64, use_threads
 
 BLOCK = 256
 """Logits whose largest is kept: a vocabulary of 248,320 has 970 such blocks."""

@@ -12,11 +12,11 @@ import numpy as np
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from .attention import LOWEST
-from .product import COLUMNS, FULL, PADDING, Part, below, product, turned, whole
-from .rows import gate_row
-from .scalar import Array, compiled, exp, f32, i64, one, zero
-from .vectors import copy, fill, norm_row, rotate_row, scale
+from ..numba.product import COLUMNS, FULL, PADDING, Part, below, product, turned, whole
+from ..numba.rows import gate_row
+from ..numba.scalar import Array, compiled, exp, f32, i64, one, zero
+from ..numba.vectors import copy, fill, norm_row, rotate_row, scale
+from .numba_step import LOWEST
 
 QUERIES = 128
 """Queries of a task, one of each head that shares the keys of a token."""

@@ -1,4 +1,5 @@
-"""Fused operations for a CPU, compiled at first use by Numba: all that lies between two projections in one pass.
+"""What the fused operations share, which Numba compiles for a CPU at first use: all that lies between two projections
+in one pass.
 
 A decode step in plain torch is some 550 operations of one to three microseconds each, and reads every recurrent state
 three times. Here a block's step is one call, and a state is read and written once. They compute in fp32, for the CPU

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from numba import prange
 
-from .scalar import Array, compiled, f32, log_decay, one, sigmoid, zero
-from .vectors import (
+from ..numba.scalar import Array, compiled, f32, log_decay, one, sigmoid, zero
+from ..numba.vectors import (
     activate_all,
     add_product,
     add_scaled,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..config import BLOCK_SIZE
+from ...config import BLOCK_SIZE
 
 
 @dataclass(frozen=True, slots=True)

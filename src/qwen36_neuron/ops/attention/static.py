@@ -1,6 +1,6 @@
 """Grouped-query attention over paged keys and values with shapes fixed beforehand: what a compiled graph runs.
 
-A graph cannot read a row where it is, as `paged_attention` does on CPU. It gathers whole blocks by table, up to the
+A graph cannot read a row where it is, as `paged` does on CPU. It gathers whole blocks by table, up to the
 size it was compiled for, and masks what a row does not hold. The cache of a layer is [blocks, BLOCK_SIZE, kv_heads,
 head_dim]. Nothing is written in place: new caches are returned, for the graph to alias with the old ones.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from ..config import BLOCK_SIZE
+from ...config import BLOCK_SIZE
 
 BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
 MASKED = torch.finfo(torch.float32).min

@@ -1,6 +1,6 @@
 """Many tokens a sequence of a Gated DeltaNet block: convolution, gates, chunked delta rule and gated norm, in one call.
 
-The mathematics are those of `gated_delta_rule_cpu`, but for one thing. With L = tril(k k^T o e^(G_i - G_j), -1), the
+The mathematics are those of `chunk_cpu`, but for one thing. With L = tril(k k^T o e^(G_i - G_j), -1), the
 corrected values V' = (I + diag(beta) L)^-1 diag(beta) (v - e^G (k S)) are found by forward substitution: the inverse
 is never formed. A thread takes heads through all their chunks, with what they need in its own cache.
 """
@@ -15,11 +15,10 @@ import torch
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from ..gated_delta_rule_cpu import FAINTEST
-from .product import COLUMNS, FULL, LOWER, PADDING, ROWS, below, product, turned, whole
-from .scalar import Array, array, compiled, exp, f32, i64, log_decay, one, sigmoid, zero
-from .states import Entries, StateRows
-from .vectors import (
+from ..numba.product import COLUMNS, FULL, LOWER, PADDING, ROWS, below, product, turned, whole
+from ..numba.scalar import Array, array, compiled, exp, f32, i64, log_decay, one, sigmoid, zero
+from ..numba.states import Entries, StateRows
+from ..numba.vectors import (
     activate_all,
     add_product,
     add_scaled,
@@ -33,7 +32,8 @@ from .vectors import (
     multiply,
     scale,
 )
-from .weights import DeltaNetWeights
+from ..numba.weights import DeltaNetWeights
+from .chunk_cpu import FAINTEST
 
 LOWEST = f32(FAINTEST)
 SIZE = i64(BLOCK_SIZE)

@@ -1,6 +1,6 @@
 """The gated delta rule as a CPU likes it: the chunked form without copies, and the single step in place.
 
-The mathematics are those of `gated_delta_rule`. What differs is where things lie. Tokens stay in rows and heads are
+The mathematics are those of `chunk`. What differs is where things lie. Tokens stay in rows and heads are
 columns, as the projection and the convolution leave them, so that a matrix product reads keys, queries and values where
 they are; the states of the value heads of one key head lie side by side, so that one product serves them all; and a
 chunk is taken from its first product to its last while it is in the processor's cache.
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ..config import BLOCK_SIZE
-from .gated_delta_rule import L2_EPS
-from .norm import inverse_root
+from ...config import BLOCK_SIZE
+from ..norm import inverse_root
+from .naive import L2_EPS
 from .triangular import unit_lower_inverse
 
 FAINTEST = -60.0

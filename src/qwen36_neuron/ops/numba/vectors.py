@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from .scalar import Array, compiled, f32, one, silu, zero
 
 L2_EPS = f32(1e-6)
-"""Of `gated_delta_rule.L2_EPS`."""
+"""Of `gated_delta_rule.naive.L2_EPS`."""
 
 
 LINE = 16
@@ -137,7 +137,7 @@ def _convolve_four(
 
 @compiled()
 def make_unit(x: Array, length: float) -> None:
-    """Scale a vector to `length` in place, as `gated_delta_rule.l2norm` does."""
+    """Scale a vector to `length` in place, as `gated_delta_rule.naive.l2norm` does."""
     scale(length / math.sqrt(dot(x, x) + L2_EPS), x, x)
 
 
@@ -166,7 +166,7 @@ def gated_norm_row(x: Array, squares: float, gate: Array, weight: Array, eps: fl
 
 @compiled()
 def rotate_row(x: Array, cos: Array, sin: Array) -> None:
-    """Rotate the head x [n] in place by cos and sin [dim / 2]: `ops.rope.apply_rotary` of one row."""
+    """Rotate the head x [n] in place by cos and sin [dim / 2]: `ops.attention.apply_rotary` of one row."""
     half = cos.shape[0]
     first, second = x[:half], x[half : 2 * half]
     for j in range(half):

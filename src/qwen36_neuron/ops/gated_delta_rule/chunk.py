@@ -1,55 +1,16 @@
-"""The gated delta rule: the recurrence that defines it, the chunked form for prefill and the single step for decode.
-
-Per value head, with state S [dk, dv], key k and query q of unit length, gate g <= 0 and write strength beta:
-
-    S <- exp(g) S;   S <- S + k (beta (v - k^T S))^T;   o = q^T S / sqrt(dk)
+"""The gated delta rule by chunks, with static shapes: the form of a graph's prefill.
 
 The chunked form (Yang et al., "Parallelizing Linear Transformers with the Delta Rule", and "Gated Delta Networks")
 follows from writing the updates of a chunk as one unit lower triangular system. State and arithmetic are fp32.
-A token with beta = 0 and g = 0 changes nothing, exactly: that is how padding is done.
 """
 
 from __future__ import annotations
 
 import torch
 
-from ..config import BLOCK_SIZE
-from .norm import inverse_root
+from ...config import BLOCK_SIZE
+from .naive import l2norm
 from .triangular import unit_lower_inverse
-
-L2_EPS = 1e-6
-
-
-def l2norm(x: torch.Tensor) -> torch.Tensor:
-    """x / sqrt(sum(x^2) + 1e-6) over the last dimension: the sum, not the mean, and the epsilon inside the root."""
-    return x * inverse_root(x, L2_EPS)
-
-
-def gated_delta_rule_recurrent(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The definition, token by token, in the type of `state`: with an fp64 state it is the oracle of all other forms.
-
-    Args:
-        q, k: [batch, tokens, key_heads, dk], not normalised.
-        v: [batch, tokens, value_heads, dv]; value head h uses key head h // (value_heads / key_heads).
-        g: [batch, tokens, value_heads], log of the decay.
-        beta: [batch, tokens, value_heads].
-        state: [batch, value_heads, dk, dv], not changed.
-    Returns:
-        (o [batch, tokens, value_heads, dv], state after the last token).
-    """
-    share = v.shape[2] // k.shape[2]
-    q, k, v, g, beta = (x.to(state.dtype) for x in (q, k, v, g, beta))
-    q = l2norm(q).repeat_interleave(share, dim=2) * q.shape[-1] ** -0.5
-    k = l2norm(k).repeat_interleave(share, dim=2)
-    out = []
-    for t in range(q.shape[1]):
-        state = state * g[:, t, :, None, None].exp()
-        delta = (v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])) * beta[:, t, :, None]
-        state = state + k[:, t, :, :, None] * delta[:, :, None, :]
-        out.append(torch.einsum("bhkv,bhk->bhv", state, q[:, t]))
-    return torch.stack(out, dim=1), state
 
 
 def gated_delta_rule_boundaries(
@@ -109,30 +70,3 @@ def gated_delta_rule_boundaries(
         states.append(current)
     o = torch.stack(out).transpose(1, 2).reshape(1, tokens, value_heads, dv)
     return o, torch.stack(states)
-
-
-def gated_delta_rule_step(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
-) -> torch.Tensor:
-    """One token a sequence, the state updated in place.
-
-    The old state is read once for both the key and the query, o = e^g q^T S + (q.k) delta, and written once.
-
-    Args:
-        q, k: [batch, key_heads, dk]; v: [batch, value_heads, dv]; g, beta: [batch, value_heads] fp32.
-        state: [batch, value_heads, dk, dv] fp32.
-    Returns:
-        o [batch, value_heads, dv] fp32.
-    """
-    batch, value_heads, dk, dv = state.shape
-    key_heads = k.shape[1]
-    share = value_heads // key_heads
-    pair = l2norm(torch.stack((k, q), dim=2).float())  # [batch, key_heads, 2, dk]
-    match = (pair[:, :, 0] * pair[:, :, 1]).sum(-1).view(batch, key_heads, 1, 1)
-    pair = pair.unsqueeze(2).expand(-1, -1, share, -1, -1).reshape(-1, 2, dk)
-    decay, flat = g.exp().view(-1, 1, 1), state.view(-1, dk, dv)
-    read = torch.bmm(pair, flat).mul_(decay).view(batch, key_heads, share, 2, dv)
-    delta = (v.view(batch, key_heads, share, dv) - read[:, :, :, 0]) * beta.view(batch, key_heads, share, 1)
-    flat.mul_(decay).addcmul_(pair[:, 0].unsqueeze(-1), delta.view(-1, 1, dv))
-    out = torch.addcmul(read[:, :, :, 1], match, delta).mul_(dk**-0.5)
-    return out.view(batch, value_heads, dv)

@@ -9,7 +9,7 @@ from functools import lru_cache
 
 import torch
 
-from ..config import RopeConfig
+from ...config import RopeConfig
 
 
 def _frequencies(dim: int, theta: float, device: torch.device) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Depthwise causal convolution with SiLU, and the window that it carries between calls."""
+"""The depthwise causal convolution with SiLU as a graph runs it, and the window that it carries between calls."""
 
 from __future__ import annotations
 
@@ -28,35 +28,6 @@ def causal_conv1d(x: torch.Tensor, window: torch.Tensor, weight: torch.Tensor) -
         seen = min(back, tokens)
         y[:, :seen].addcmul_(window[:, kernel - 1 - back : kernel - 1 - back + seen], tap)
     return F.silu(y, inplace=True)
-
-
-def causal_conv1d_step(
-    x: torch.Tensor, window: torch.Tensor, weight: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One token a row: x [batch, 1, channels], window and weight as in `causal_conv1d`.
-
-    Returns:
-        (y [batch, 1, channels], the next window [batch, K - 1, channels]).
-    """
-    seen = torch.cat((window, x), dim=1)
-    return F.silu((seen * weight.t()).sum(1, keepdim=True), inplace=True), seen[:, 1:]
-
-
-def causal_conv1d_cpu(joined: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """`causal_conv1d` of inputs that follow their window in one buffer, as one depthwise convolution.
-
-    Channels lie next to each other, which is the layout that oneDNN's depthwise kernel wants ("channels last").
-
-    Args:
-        joined: [batch, K - 1 + tokens, channels], contiguous; the window after n tokens is joined[:, n : n + K - 1].
-        weight: [channels, K].
-    Returns:
-        [batch, tokens, channels], contiguous.
-    """
-    channels, kernel = weight.shape
-    image = joined.transpose(1, 2).unsqueeze(2)  # [batch, channels, 1, K - 1 + tokens]
-    y = F.conv2d(image, weight.view(channels, 1, 1, kernel), groups=channels)
-    return F.silu(y, inplace=True).squeeze(2).transpose(1, 2)
 
 
 def place_window(x: torch.Tensor, window: torch.Tensor, lead: torch.Tensor) -> torch.Tensor:

@@ -8,9 +8,9 @@ import numpy as np
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from .rows import gate_row
-from .scalar import Array, compiled, exp, f32, one, zero
-from .vectors import add_scaled, copy, dot, norm_row, rotate_row, scale
+from ..numba.rows import gate_row
+from ..numba.scalar import Array, compiled, exp, f32, one, zero
+from ..numba.vectors import add_scaled, copy, dot, norm_row, rotate_row, scale
 
 LOWEST = f32(-3.0e38)
 

@@ -21,7 +21,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 
 def swiglu(both: torch.Tensor) -> torch.Tensor:
-    """`ops.activation.swiglu` of fp32 [..., 2 n]."""
+    """`ops.mlp.swiglu` of fp32 [..., 2 n]."""
     out = torch.empty(*both.shape[:-1], both.shape[-1] // 2)
     rows = array(both.reshape(-1, both.shape[-1]))
     activate(rows, array(out).reshape(rows.shape[0], -1))
@@ -31,7 +31,7 @@ def swiglu(both: torch.Tensor) -> torch.Tensor:
 def norm_and_rotate(
     x: torch.Tensor, weight: torch.Tensor, eps: float, rotary: tuple[torch.Tensor, torch.Tensor]
 ) -> torch.Tensor:
-    """RMSNorm of every head, then `ops.rope.apply_rotary`.
+    """RMSNorm of every head, then `ops.attention.apply_rotary`.
 
     Args:
         x: [batch, tokens, 2 * heads * n] fp32, the heads before what belongs to them, gates or values.

@@ -1,0 +1,24 @@
+"""Grouped-query attention over paged keys and values, a module a form, and its rotary embedding.
+
+`paged` reads rows where they are, on a CPU; `static` gathers blocks, in a graph; `numba` and `numba_step` are compiled
+for a CPU and hold all of an attention block between its projections.
+"""
+
+from .paged import PagedRow, attend, write_kv
+from .rope import apply_rotary, rotary_tables
+from .static import block_attention, block_of, gather_blocks, offset_of, whole_blocks, write_blocks, write_tokens
+
+__all__ = [
+    "PagedRow",
+    "apply_rotary",
+    "attend",
+    "block_attention",
+    "block_of",
+    "gather_blocks",
+    "offset_of",
+    "rotary_tables",
+    "whole_blocks",
+    "write_blocks",
+    "write_kv",
+    "write_tokens",
+]

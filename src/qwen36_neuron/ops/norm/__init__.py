@@ -1,0 +1,5 @@
+"""Root-mean-square normalisation, plain and gated; compiled forms are in `ops.numba`."""
+
+from .naive import gated_rms_norm, inverse_root, rms_norm
+
+__all__ = ["gated_rms_norm", "inverse_root", "rms_norm"]
