@@ -3,6 +3,7 @@
 Set NKI_LIBRARY_SRC to the ``src/nkilib_src`` folder of an nki-library that has it; nothing of it is kept here.
 """
 
+import importlib
 import os
 from pathlib import Path
 
@@ -46,3 +47,19 @@ def test_schur_from_no_state(schur):
     want, states = recurrence(case)
     assert worst(torch.from_numpy(np.swapaxes(o[0], 0, 1).copy()), want) <= BARS["float32"]
     assert worst(torch.from_numpy(state[0]), states[-1]) <= BARS["float32"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [128, 256, 512, 640])
+def test_neumann(schur, tokens, dtype):
+    """The other solve, from no state: sixteen rows a chunk of 64, whose groups here fill 32, 64 or 128 rows."""
+    torch_type, numpy_type = DTYPES[dtype]
+    kernel = importlib.import_module(f"{gdn_cte.PACKAGE}.gdn_cte").gdn_cte
+    case = make_case(tokens, 2, 2).cast(torch_type)
+    case.state.zero_()
+    (*tensors, _), kwargs = gdn_cte.arguments(schur, *arrays(case, numpy_type))
+    o, state = simulate(kernel, gdn_cte.TARGET)(*tensors, scale=kwargs["scale"], algorithm="neumann")
+    want, states = recurrence(case)
+    got = (torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64)) for x in (np.swapaxes(o[0], 0, 1), state[0]))
+    for x, expected in zip(got, (want, states[-1]), strict=True):
+        assert worst(x, expected) <= BARS[dtype]
