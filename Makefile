@@ -39,7 +39,7 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
-	$(BIN)/lint-imports --no-logo
+	PYTHONPATH=src $(BIN)/lint-imports --no-logo
 
 typecheck: $(READY)
 	$(BIN)/mypy
@@ -49,7 +49,7 @@ format: $(READY)
 	$(BIN)/ruff format $(CHECKED)
 
 bench: $(READY) checkpoints/demo
-	$(BIN)/python scripts/bench_serving.py --model checkpoints/demo $(ARGS)
+	$(BIN)/qwen36 bench serving --model checkpoints/demo $(ARGS)
 
 clean:
 	rm -rf $(VENV) checkpoints build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -53,7 +53,7 @@ def provenance(kind: Kind, arguments: Sequence[str] | None = None) -> Provenance
     """
     return Provenance(
         kind=kind,
-        command="python " + " ".join(map(_portable, sys.argv if arguments is None else arguments)),
+        command=_command(sys.argv if arguments is None else arguments),
         commit=_STARTED_FROM,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=machine(),
@@ -70,6 +70,13 @@ def machine() -> dict[str, Any]:
         "memory_gib": round(memory / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
     }
+
+
+def _command(arguments: Sequence[str]) -> str:
+    """The command line, without the folders of this machine."""
+    program, *rest = arguments
+    first = "qwen36" if Path(program).name == "qwen36" else f"python {_portable(program)}"
+    return " ".join([first, *map(_portable, rest)])
 
 
 def _portable(argument: str) -> str:

@@ -28,6 +28,10 @@ def test_the_command_has_no_folder_of_the_machine(argument, shown):
     assert provenance("measured", ["x.py", argument]).command == f"python x.py {shown}"
 
 
+def test_the_projects_own_command_is_called_by_its_name():
+    assert provenance("measured", ["/some/where/bin/qwen36", "bench", "apc"]).command == "qwen36 bench apc"
+
+
 def test_it_is_complete_and_can_be_written():
     made = json.loads(json.dumps(provenance("modelled", ["x.py"]).as_dict()))
     assert made["kind"] == "modelled"

@@ -27,6 +27,14 @@ SIZES = (
 )
 FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
+SHIPPED = Path(__file__).with_name("profiles")
+"""Folder of the profiles of the 27B, which are part of the package."""
+
+
+def shipped() -> list[str]:
+    """Their names, the shortest sequences first."""
+    return sorted((file.stem for file in SHIPPED.glob("*.yaml")), key=lambda name: (len(name), name))
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -48,20 +56,28 @@ class Profile:
         return WeightFormat(self.options.weights)
 
     @classmethod
-    def load(cls, file: Path) -> Profile:
-        """Read a YAML file.
+    def load(cls, profile: Path | str) -> Profile:
+        """Read a profile.
 
+        Args:
+            profile: a YAML file, or the name of one that comes with this package, such as 32k.
         Raises:
-            ConfigError: the file is missing, is not YAML, or a field is missing, unknown or of a wrong value.
+            ConfigError: there is none, it is not YAML, or a field is missing, unknown or of a wrong value.
         """
+        file = Path(profile)
+        if not file.is_file() and file.name == str(profile) and not file.suffix:
+            file = SHIPPED / f"{profile}.yaml"
         if not file.is_file():
-            raise ConfigError("profile", str(file), "no such file", "Give a YAML file, such as those in profiles/")
+            known = ", ".join(shipped())
+            raise ConfigError("profile", str(profile), "no such file", f"Give a YAML file, or one of: {known}")
         try:
             raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
             raise ConfigError("profile", str(file), f"is not YAML ({error})", "Correct the file") from error
         if not isinstance(raw, dict):
-            raise ConfigError("profile", str(file), "must hold fields and values", "Start from a file in profiles/")
+            raise ConfigError(
+                "profile", str(file), "must hold fields and values", f"Start from one of: {SHIPPED}/*.yaml"
+            )
         return cls.parse(file.stem, raw)
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -44,9 +44,13 @@ class Generation:
             raise ConfigError("top_p", self.top_p, "must be above 0 and at most 1", "Use 1 to sample from all tokens")
 
 
-def generate(runtime: Runtime, prompt: Sequence[int], how: Generation) -> Iterator[int]:
+def generate(
+    runtime: Runtime, prompt: Sequence[int], how: Generation, before_step: Callable[[], None] | None = None
+) -> Iterator[int]:
     """Give out the tokens that continue `prompt`, as they come. The runtime's first lane and blocks are used.
 
+    Args:
+        before_step: called before every step, as `ThreadGovernor.before_step` is to be.
     Raises:
         ConfigError: the prompt is empty or leaves no room for a token.
     """
@@ -71,6 +75,8 @@ def generate(runtime: Runtime, prompt: Sequence[int], how: Generation) -> Iterat
                 chunk = pending[: capacity.max_step_tokens]
                 pending = pending[len(chunk) :]
                 output = Output.NOTHING if pending else wanted
+                if before_step is not None:
+                    before_step()
                 result = runtime.run(Step((Row("generate", LANE, chunk, start, blocks, output=output),))).rows[0]
                 start += len(chunk)
             token = result.tokens[0] if result.logits is None else _drawn(result.logits, how, random)

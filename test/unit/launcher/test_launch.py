@@ -358,7 +358,7 @@ def test_a_python_without_vllm_is_refused(start: Start, tmp_path: Path) -> None:
 def test_the_launcher_takes_neither_torch_nor_vllm(model: Path) -> None:
     code = """
 import sys
-from qwen36_neuron.cli import app
+from qwen36_cli import app
 try:
     app(sys.argv[1:])
 except SystemExit as ended:

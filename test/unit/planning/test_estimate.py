@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nki_kernels.interpreter import profile as price
-from qwen36_neuron.cli import app
+from qwen36_cli import app
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.graph.buckets import PrefillBucket
 from qwen36_neuron.graph.profile import Profile

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from qwen36_cli import app
 from qwen36_neuron.cache.hybrid import HybridCache
 from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
-from qwen36_neuron.cli import app
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.planning.plan import GIB, Plan, PlanRequest

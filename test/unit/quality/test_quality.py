@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, Qwen3_5ForConditionalGeneration
 
-from qwen36_neuron.cli import app
+from qwen36_cli import app
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.quality import QualityMeter, compare
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime

@@ -18,7 +18,7 @@ import torch
 from shapes import CONFIG
 
 from nki_kernels.interpreter import launch
-from qwen36_neuron.cli import app
+from qwen36_cli import app
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.inputs import decode_inputs
 from qwen36_neuron.graph.state import GraphDecode

@@ -12,9 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-import typer
+from command import qwen36
 from rich.console import Console
-from typer.testing import CliRunner
 
 from nki_kernels.interpreter import PriceList
 from nki_kernels.probes.results import Answer, Measure, Results, Where, key
@@ -24,10 +23,6 @@ from qwen36_lab.validation.probe_report import FINISHED, GONE, LOOK, line, run_p
 from qwen36_lab.validation.probes import DeviceGone, Plan, ask_all, child_command
 from qwen36_lab.validation.surround import around
 from qwen36_neuron.errors import ConfigError
-
-sys.path.insert(0, str(Path(__file__).parents[4] / "scripts"))
-
-import validate_trn2 as validate
 
 RIGHT = """
 import json, sys
@@ -321,11 +316,9 @@ def test_the_documentation_says_what_each_answer_means(name: str) -> None:
     ],
 )
 def test_nothing_of_another_option_is_taken(tmp_path: Path, words: list[str], says: str) -> None:
-    command = typer.Typer()
-    command.command()(validate.main)
-    done = CliRunner().invoke(command, [*words, "--out", str(tmp_path)])
+    done = qwen36("validate", *words, "--out", tmp_path)
     assert done.exit_code == 2
-    assert says in " ".join(done.output.replace("│", " ").split())
+    assert says in " ".join((done.stdout + done.stderr).replace("│", " ").split())
     assert not (tmp_path / "probes.json").exists()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,9 @@ import torch
 from rich.console import Console
 
 import nki_kernels
+from qwen36_cli import validate
 from qwen36_lab.validation import kernels, memory
 from qwen36_lab.validation.server import QUICK, Server, coherence, decode_rate, prefix_reuse
-
-sys.path.insert(0, str(Path(__file__).parents[4] / "scripts"))
-
-import validate_trn2 as validate
 
 
 class Replies:

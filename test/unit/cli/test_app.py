@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from qwen36_neuron.cli import app
+from qwen36_cli import app
 from qwen36_neuron.config import ModelConfig
 
 

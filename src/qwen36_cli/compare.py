@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from .config import BLOCK_SIZE
-from .provenance import provenance
-from .quality import Quality, QualityMeter, compare
+from qwen36_neuron.checkpoint.locate import locate
+from qwen36_neuron.config import BLOCK_SIZE
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.provenance import provenance
+from qwen36_neuron.quality import Quality, QualityMeter
+from qwen36_neuron.quality import compare as held_to
 
 
 class Number(StrEnum):
@@ -25,9 +28,9 @@ class Number(StrEnum):
     BFLOAT16 = "bfloat16"
 
 
-def compare_models(
-    reference: Annotated[Path, typer.Option(help="Checkpoint folder to be held to.")],
-    candidate: Annotated[Path, typer.Option(help="Checkpoint folder to be measured.")],
+def compare(
+    reference: Annotated[str, typer.Option(help="Checkpoint folder or Hugging Face id to be held to.")],
+    candidate: Annotated[str, typer.Option(help="Checkpoint folder or Hugging Face id to be measured.")],
     text: Annotated[Path, typer.Option(help="UTF-8 file to predict.")],
     reference_dtype: Annotated[Number, typer.Option(help="Number format that the reference runs in.")] = Number.FLOAT32,
     candidate_dtype: Annotated[Number, typer.Option(help="Number format that the candidate runs in.")] = Number.FLOAT32,
@@ -39,9 +42,12 @@ def compare_models(
     """Print KL divergence, agreement, coverage and perplexity of a candidate against a reference over a text."""
     from transformers import AutoTokenizer  # slow to import, as is the runtime
 
-    from .runtime import RuntimeConfig, open_runtime
+    from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 
-    tokens = AutoTokenizer.from_pretrained(reference)(text.read_text(encoding="utf-8"))["input_ids"]
+    models = locate(reference), locate(candidate)
+    if not text.is_file():
+        raise ConfigError("text", str(text), "no such file", "Give a UTF-8 file")
+    tokens = AutoTokenizer.from_pretrained(models[0])(text.read_text(encoding="utf-8"))["input_ids"]
     blocks = -(-window // BLOCK_SIZE) + 1
     first, second = (
         open_runtime(
@@ -54,12 +60,12 @@ def compare_models(
                 num_lanes=1,
             )
         )
-        for model, number in ((reference, reference_dtype), (candidate, candidate_dtype))
+        for model, number in zip(models, (reference_dtype, candidate_dtype), strict=True)
     )
     meter = QualityMeter(k)
     with Progress(disable=as_json) as progress:
         task = progress.add_task("comparing", total=len(tokens))
-        for done in compare(first, second, tokens, meter, window, chunk):
+        for done in held_to(first, second, tokens, meter, window, chunk):
             progress.update(task, completed=done)
     result = meter.result()
     if as_json:

@@ -1,17 +1,15 @@
-"""`compile_fp8.py` as a person runs it, without a device."""
+"""`qwen36 compile` as a person runs it, without a device."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
-from click.testing import Result
-from typer.testing import CliRunner
+from command import Ended, qwen36
 
 from qwen36_neuron.artifact import build
 from qwen36_neuron.artifact.check import check
@@ -22,24 +20,15 @@ from qwen36_neuron.graph.profile import Profile
 
 from .conftest import PROFILES
 
-SCRIPT = PROFILES.parent / "scripts" / "compile_fp8.py"
 
-
-@pytest.fixture(scope="module")
-def run() -> Callable[..., Result]:
-    """Run the script with arguments."""
-    spec = importlib.util.spec_from_file_location("compile_fp8", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    command = typer.Typer()
-    command.command()(module.main)
-    return lambda *arguments: CliRunner().invoke(command, [*map(str, arguments)])
+@pytest.fixture
+def run() -> Callable[..., Ended]:
+    """Run the command with arguments."""
+    return partial(qwen36, "compile")
 
 
 def test_a_dry_run_of_the_27b_prints_memory_graphs_and_arguments(
-    run: Callable[..., Result], published_27b: dict[str, Any], tmp_path: Path
+    run: Callable[..., Ended], published_27b: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text(json.dumps(published_27b))
     common = ("--model", tmp_path, "--profile", PROFILES / "128k.yaml", "--dry-run")
@@ -55,7 +44,7 @@ def test_a_dry_run_of_the_27b_prints_memory_graphs_and_arguments(
 
 
 def test_kernels_instead_of_the_profiles(
-    run: Callable[..., Result], published_27b: dict[str, Any], tmp_path: Path
+    run: Callable[..., Ended], published_27b: dict[str, Any], tmp_path: Path
 ) -> None:
     """The same graphs; plain ones work in memory that the kernels do not need. What is interpreted is not compiled."""
     (tmp_path / "config.json").write_text(json.dumps(published_27b))
@@ -73,7 +62,7 @@ def test_kernels_instead_of_the_profiles(
 
 
 def test_weights_only_converts_once_and_finds_it_done_the_next_time(
-    run: Callable[..., Result], tiny_checkpoint: Path, tmp_path: Path
+    run: Callable[..., Ended], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
     common = ("--model", tiny_checkpoint, "--weights", "fp8-mlp", "--weights-only", "--out", tmp_path)
     first = run(*common)
@@ -87,11 +76,16 @@ def test_weights_only_converts_once_and_finds_it_done_the_next_time(
     assert "holds another conversion" in other.stderr
 
 
-def test_what_is_missing_is_said_in_one_line(run: Callable[..., Result], tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_in_one_line(run: Callable[..., Ended], tiny_checkpoint: Path, tmp_path: Path) -> None:
     for arguments, hint in (
         (("--model", tiny_checkpoint, "--weights-only", "--weights", "fp8-mlp"), "Give --out"),
         (("--model", tiny_checkpoint), "Give --profile"),
         (("--model", tiny_checkpoint, "--profile", tmp_path / "none.yaml"), "no such file"),
+        (("--model", tiny_checkpoint, "--profile", "64k"), "one of: 4k, 32k, 128k"),
+        (("--model", tmp_path, "--profile", "4k"), "no config.json"),
+        (("--model", "Qwen/None", "--profile", "4k", "--dry-run"), "`hf download Qwen/None`"),
+        (("--model", tiny_checkpoint, "--weights-only", "--weights", "fp8-mlp", "--dry-run"), "Give one of the two"),
+        (("--model", tiny_checkpoint, "--profile", "4k", "--json"), "Give --dry-run with it"),
     ):
         result = run(*arguments)
         assert result.exit_code == 2

@@ -6,6 +6,7 @@ Everything but the solve is the kernel's own, so that a difference is the solve'
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nki
 import nki.isa as nisa
@@ -53,7 +54,7 @@ def _constant(array: np.ndarray) -> nl.ndarray:
     return tile
 
 
-def _full(tile, kept: dict) -> nl.ndarray:
+def _full(tile: Any, kept: dict[Any, Any]) -> nl.ndarray:
     """L^T [j, H, i], from its diagonal blocks and what is between them."""
     heads, share = tile.v.shape[1], tile.v.shape[1] // tile.kq.shape[2]
     out = sbuf(tile.t.dtype, (TILE, heads, TILE))
@@ -70,7 +71,7 @@ def _full(tile, kept: dict) -> nl.ndarray:
     return out
 
 
-def _each_head(psum, heads: int, columns: int, product: Callable[..., None], done: Callable[..., None]) -> None:
+def _each_head(psum: Any, heads: int, columns: int, product: Callable[..., None], done: Callable[..., None]) -> None:
     """product(destination, head) for every head, as many in a bank as fit; done(bank, first head, last + 1)."""
     for first, last in split(heads, 512 // columns):
         bank = psum.take()[:, 0 : (last - first) * columns]
@@ -79,23 +80,23 @@ def _each_head(psum, heads: int, columns: int, product: Callable[..., None], don
         done(bank, first, last)
 
 
-def _matmuls(psum, stationary, moving, done: Callable[..., None]) -> None:
+def _matmuls(psum: Any, stationary: nl.ndarray, moving: nl.ndarray, done: Callable[..., None]) -> None:
     """stationary^T moving of [128, H, 128] each."""
 
-    def product(dst, h) -> None:
+    def product(dst: nl.ndarray, h: int) -> None:
         nisa.nc_matmul(dst=dst, stationary=stationary[:, h : h + 1], moving=moving[:, h : h + 1], accumulate=False)
 
     _each_head(psum, moving.shape[1], TILE, product, done)
 
 
-def _copy_to(tile) -> Callable[..., None]:
+def _copy_to(tile: Any) -> Callable[..., None]:
     return lambda bank, first, last: nisa.tensor_copy(dst=tile[:, first:last], src=bank, engine=nisa.engine.scalar)
 
 
-def _turn_all(psum, dst, src, eye) -> None:
+def _turn_all(psum: Any, dst: nl.ndarray, src: nl.ndarray, eye: nl.ndarray) -> None:
     """[128, H, 128], every head turned."""
 
-    def product(place, h) -> None:
+    def product(place: nl.ndarray, h: int) -> None:
         turn_into(place, src[:, h : h + 1].reshape((TILE, TILE)), eye)
 
     _each_head(psum, src.shape[1], TILE, product, _copy_to(dst))
@@ -105,7 +106,7 @@ class _Doubling:
     """32-leaf doubling: blocks of 32 by (I + N)(I + N^2) ... (I + N^16), N = -A, then two levels of the recursion."""
 
     def __init__(self) -> None:
-        self.kept: dict = {}
+        self.kept: dict[Any, Any] = {}
 
     def stages(self) -> list[Stage]:
         steps: list[Stage] = [self.start]
@@ -118,7 +119,7 @@ class _Doubling:
             ]
         return steps
 
-    def start(self, tile, const, psum) -> None:
+    def start(self, tile: Any, const: Any, psum: Any) -> None:
         heads, dt = tile.v.shape[1], tile.t.dtype
         full = _full(tile, self.kept)
         power, power_t, t = (sbuf(dt, (TILE, heads, TILE)) for _ in range(3))
@@ -131,17 +132,17 @@ class _Doubling:
         nisa.tensor_tensor(dst=tile.inverse, data1=power_t, data2=eye, op=nl.add)
         self.kept[tile.place] = (power, power_t, t)
 
-    def square(self, tile, const, psum) -> None:
+    def square(self, tile: Any, const: Any, psum: Any) -> None:
         power, power_t, t = self.kept[tile.place]
         new, new_t = sbuf(tile.t.dtype, power.shape), sbuf(tile.t.dtype, power.shape)
         _matmuls(psum, power_t, power, _copy_to(new))
         _matmuls(psum, power, power_t, _copy_to(new_t))
         self.kept[tile.place] = (new, new_t, t)
 
-    def multiply(self, tile, const, psum) -> None:
+    def multiply(self, tile: Any, const: Any, psum: Any) -> None:
         power, _, t = self.kept[tile.place]
 
-        def add_to(dst) -> Callable[..., None]:
+        def add_to(dst: nl.ndarray) -> Callable[..., None]:
             return lambda bank, first, last: nisa.tensor_tensor(
                 dst=dst[:, first:last], data1=dst[:, first:last], data2=bank, op=nl.add
             )
@@ -151,7 +152,7 @@ class _Doubling:
         _matmuls(psum, power, tile.inverse, add_to(tile.inverse))
         nisa.tensor_tensor(dst=t, data1=t, data2=left, op=nl.add)
 
-    def residual(self, tile, psum, width: int) -> None:
+    def residual(self, tile: Any, psum: Any, width: int) -> None:
         """P = M_w o (L T)."""
         row, column = np.arange(TILE)[:, None], np.arange(TILE)[None, :]
         lower = (row // (2 * width) == column // (2 * width)) & (row % (2 * width) >= width)
@@ -159,14 +160,14 @@ class _Doubling:
         _, _, t = self.kept[tile.place]
         p = sbuf(tile.t.dtype, t.shape)
 
-        def keep(bank, first, last) -> None:
+        def keep(bank: nl.ndarray, first: int, last: int) -> None:
             part = over_heads(mask, 0, TILE, last - first)
             nisa.tensor_tensor(dst=p[:, first:last], data1=bank, data2=part, op=nl.multiply)
 
         _matmuls(psum, self.kept["full", tile.place], t, keep)
         self.kept["p", tile.place] = p
 
-    def update(self, tile, psum, width: int) -> None:
+    def update(self, tile: Any, psum: Any, width: int) -> None:
         """T <- T - T P, and T^T."""
         _, _, t = self.kept[tile.place]
         p, step, step_t = self.kept["p", tile.place], sbuf(tile.t.dtype, t.shape), sbuf(tile.t.dtype, t.shape)
@@ -176,7 +177,7 @@ class _Doubling:
         nisa.tensor_tensor(dst=tile.inverse, data1=tile.inverse, data2=step_t, op=nl.subtract)
 
 
-def _rows(tile, const, psum, groups: list[tuple[int, int]]) -> None:
+def _rows(tile: Any, const: Any, psum: Any, groups: list[tuple[int, int]]) -> None:
     """Row i of T is e_i - A[i] T, put in its place by a product with e_i; the heads of a group take turns."""
     heads, dt = tile.v.shape[1], tile.t.dtype
     full, t = _full(tile, {}), sbuf(dt, (TILE, heads, TILE))
@@ -200,7 +201,16 @@ def _rows(tile, const, psum, groups: list[tuple[int, int]]) -> None:
     _turn_all(psum, tile.inverse, t, const.eye)
 
 
-def _fused(q, k, v, g, beta, state, solve: list[Stage], skew: int):
+def _fused(
+    q: nl.ndarray,
+    k: nl.ndarray,
+    v: nl.ndarray,
+    g: nl.ndarray,
+    beta: nl.ndarray,
+    state: nl.ndarray,
+    solve: list[Stage],
+    skew: int,
+) -> tuple[nl.ndarray, nl.ndarray]:
     """The prefill kernel without checkpoints."""
     tokens, key_heads, _ = k.shape
     heads = v.shape[1]
@@ -230,7 +240,7 @@ def _fused(q, k, v, g, beta, state, solve: list[Stage], skew: int):
     load_state(scan, state, 0)
     make_operand(scan)
 
-    def prepare(tile, const, psum) -> None:
+    def prepare(tile: Any, const: Any, psum: Any) -> None:
         for side in range(2):
             normalise(tile, side)
         mask_values(tile, gates)
@@ -238,17 +248,25 @@ def _fused(q, k, v, g, beta, state, solve: list[Stage], skew: int):
         triangle(tile.close, gates.g, tile.place, const)
         triangle(tile.beta, gates.beta, tile.place, const)
 
-    def write(tile, const, psum) -> None:
+    def write(tile: Any, const: Any, psum: Any) -> None:
         scan_solve(tile, scan, gates, psum, False)
         scan_write(tile, scan, gates, psum, False)
         start = tile.place * TILE
         scan_output(tile, scan, gates, psum, o[start : start + tile.rows])
 
+    def turn_both(tile: Any, const: Any, psum: Any) -> None:
+        turn(tile, 0, const, psum)
+        turn(tile, 1, const, psum)
+
+    def multiply(tile: Any, const: Any, psum: Any) -> None:
+        system(tile, gates, const, psum)
+        score(tile, psum)
+
     stages: list[Stage] = [
         prepare,
-        lambda tile, const, psum: (turn(tile, 0, const, psum), turn(tile, 1, const, psum)),
+        turn_both,
         lambda tile, const, psum: fade(tile, gates, const, psum),
-        lambda tile, const, psum: (system(tile, gates, const, psum), score(tile, psum)),
+        multiply,
         *solve,
         lambda tile, const, psum: scan_read(tile, scan, gates, psum),
         write,
@@ -262,20 +280,26 @@ def _fused(q, k, v, g, beta, state, solve: list[Stage], skew: int):
 
 
 @nki.jit
-def prefill_by_doubling(q, k, v, g, beta, state):
+def prefill_by_doubling(
+    q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, g: nl.ndarray, beta: nl.ndarray, state: nl.ndarray
+) -> tuple[nl.ndarray, nl.ndarray]:
     """Fused, with 32-leaf doubling."""
     return _fused(q, k, v, g, beta, state, _Doubling().stages(), 2)
 
 
 @nki.jit
-def prefill_by_rows(q, k, v, g, beta, state):
+def prefill_by_rows(
+    q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, g: nl.ndarray, beta: nl.ndarray, state: nl.ndarray
+) -> tuple[nl.ndarray, nl.ndarray]:
     """Fused, with row-by-row substitution, one head after another."""
     heads = [(h, h + 1) for h in range(v.shape[1])]
     return _fused(q, k, v, g, beta, state, [lambda tile, const, psum: _rows(tile, const, psum, heads)], 1)
 
 
 @nki.jit
-def prefill_by_rows_together(q, k, v, g, beta, state):
+def prefill_by_rows_together(
+    q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, g: nl.ndarray, beta: nl.ndarray, state: nl.ndarray
+) -> tuple[nl.ndarray, nl.ndarray]:
     """Fused, with row-by-row substitution, all heads of a tile row by row together."""
     heads = [(0, v.shape[1])]
     return _fused(q, k, v, g, beta, state, [lambda tile, const, psum: _rows(tile, const, psum, heads)], 1)
