@@ -24,6 +24,7 @@ from qwen36_lab.validation.memory import memory
 from qwen36_lab.validation.probe_report import run_probes, sdk_of
 from qwen36_lab.validation.probes import Plan
 from qwen36_lab.validation.server import QUICK, Check, Server, Sizes, coherence, decode_rate, prefix_reuse
+from qwen36_lab.validation.unit_tests import unit_tests
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 
@@ -41,6 +42,9 @@ def validate(
     model: Annotated[str | None, typer.Option(help="Name it is served under; the first one by default.")] = None,
     api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="If the server asks for one.")] = "none",
     logical_cores: Annotated[int, typer.Option(min=1, max=2, help="Physical cores of a logical one (LNC).")] = 2,
+    tests: Annotated[
+        bool, typer.Option("--tests", help="Run this checkout's unit tests first: all that this machine can run.")
+    ] = False,
     server_only: Annotated[bool, typer.Option("--server-only", help="Run no kernels.")] = False,
     prompt_tokens: Annotated[
         int, typer.Option(min=256, help="Of the prompt that is repeated.")
@@ -74,7 +78,7 @@ def validate(
         raise typer.BadParameter("--server-only needs --base-url")
     console = Console(width=max(120, Console().width))
     sizes = QUICK if quick else Sizes(prompt_tokens=prompt_tokens)
-    asked: list[Callable[[], Check]] = []
+    asked: list[Callable[[], Check]] = [unit_tests] if tests else []
     if not server_only:
         asked.append(lambda: kernels(device, logical_cores, console))
     if base_url is not None:
@@ -209,6 +213,8 @@ def show(checks: list[Check], device: Device, console: Console) -> None:
 def headline(check: Check) -> str:
     """The figures worth a look."""
     figures = check.figures
+    if check.name == "tests":
+        return str(figures["summary"])
     if check.name == "kernels":
         return f"{len(figures['cases'])} cases, worst at {worst(figures['cases']):.0%} of its bar"
     if check.name == "coherence":

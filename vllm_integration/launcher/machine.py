@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 
 from .errors import Refusal
 from .launch import Launch
@@ -18,6 +19,20 @@ DEVICES = "/dev/neuron*"
 _NEEDED = ("vllm", "vllm_integration")
 
 _PROBE = "import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))"
+
+_READ_FLAGS = """
+import sys
+from vllm import AsyncEngineArgs
+from vllm.entrypoints.cli.serve import ServeSubcommand
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+serve, parser = ServeSubcommand(), FlexibleArgumentParser(prog="vllm")
+serve.subparser_init(parser.add_subparsers(dest="subparser"))
+asked = parser.parse_args(sys.argv[1:])
+asked.model = asked.model_tag
+serve.validate(asked)
+AsyncEngineArgs.from_cli_args(asked).create_engine_config()
+"""
+"""What `vllm serve` does with its command line before it loads anything."""
 
 
 def check(launch: Launch) -> None:
@@ -80,3 +95,20 @@ def audit(launch: Launch) -> int | None:
     if done.returncode != 0 or not done.stdout.strip().isdigit():
         raise Refusal(f"--artifact {settings.artifact} was not compiled for this start")
     return int(done.stdout)
+
+
+def check_flags(launch: Launch, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    """Let vLLM read the flags after `--` and make its configuration of them, in a process of its own.
+
+    Args:
+        command: `vllm serve` as it would be run.
+    Raises:
+        Refusal: in the words of vLLM, or of the plugin.
+    """
+    words = command[command.index("serve") :]
+    probe = [launch.python, "-c", _READ_FLAGS, *words]
+    done = subprocess.run(probe, env=dict(environment), capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()
+        _, error, reason = said[-1].rpartition("error: ")
+        raise Refusal(f"vllm serve refuses {' '.join(launch.extra)}: {reason if error else said[-1]}")

@@ -23,10 +23,12 @@ def main(arguments: Sequence[str]) -> int:
             note(text)
         machine.check(launch)
         blocks = machine.audit(launch)
+        vllm, proxy = vllm_command(launch, blocks), proxy_command(launch)
+        if launch.engine.dry_run and launch.extra:  # a start leaves that to vLLM itself
+            machine.check_flags(launch, vllm, full_environment(launch, os.environ))
     except Refusal as refusal:
         note(str(refusal))
         return 2
-    vllm, proxy = vllm_command(launch, blocks), proxy_command(launch)
     if launch.engine.dry_run:
         show(launch, vllm, proxy)
         return 0
