@@ -1,4 +1,4 @@
-"""Checkpoints that the tests share, made once a session."""
+"""Checkpoints that the tests share, made once a session, and which tests this machine can run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,21 @@ from typing import Any
 
 import pytest
 
+from nki_kernels.interpreter.install import real_nki_present
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
+
+INTERPRETED = ("unit/nki_kernels", "unit/ops/test_kernels.py")
+"""Tests of kernels in the interpreter alone: beside AWS's own nki, which they would import, they are not collected."""
+
+collect_ignore = list(INTERPRETED) if real_nki_present() else []
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Beside AWS's own nki there is no interpreter."""
+    if real_nki_present():
+        for item in items:
+            if item.get_closest_marker("interpreter"):
+                item.add_marker(pytest.mark.skip(reason="runs the interpreter, and AWS's own nki is installed"))
 
 
 @pytest.fixture(scope="session")

@@ -150,7 +150,7 @@ _refused(
 _refused(
     "number formats are decided when the checkpoint is compiled",
     "quantization quantization_config allow_deprecated_quantization",
-    "Remove it; scripts/compile_fp8.py writes FP8 checkpoints",
+    "Remove it; qwen36 compile writes FP8 checkpoints",
 )
 _refused(
     "one worker drives all ranks of the device",

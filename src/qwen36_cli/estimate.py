@@ -15,6 +15,8 @@ from qwen36_neuron.planning import report
 from qwen36_neuron.planning.delta_rule import DeltaRuleCost, Prefill, RowByRow
 from qwen36_neuron.planning.estimate import Estimate, single_sequence
 
+from .interpreter import require_interpreter
+
 
 def estimate(
     model: Annotated[str, typer.Option(help="Checkpoint folder or its config.json, or a Hugging Face id.")],
@@ -26,6 +28,8 @@ def estimate(
 ) -> None:
     """Print how fast a profile would run on a trn2.3xlarge, and what binds each phase. Everything is modelled."""
     sizes = Profile.load(profile)
+    if not baseline:
+        require_interpreter("estimate")
     kernel: DeltaRuleCost = RowByRow() if baseline else Prefill()
     modelled = Estimate(
         single_sequence(sizes) if baseline else sizes,

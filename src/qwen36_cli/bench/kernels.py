@@ -20,7 +20,10 @@ from nki_kernels import examples
 from nki_kernels.interpreter import PriceList, Report, profile
 from nki_kernels.profiling import Example
 from qwen36_lab.pricing import alternatives
+from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
+
+from ..interpreter import require_interpreter
 
 TOKENS, TILE = 512, 128
 
@@ -153,6 +156,11 @@ def kernels(
     prices: Annotated[Path | None, typer.Option(help="Price list (JSON) in place of the published one.")] = None,
 ) -> None:
     """Modelled price of the kernels on one physical Trainium2 core, against the bars and against other solves."""
+    require_interpreter("bench kernels")
+    if prices is not None and not prices.is_file():
+        raise ConfigError(
+            "prices", str(prices), "no such file", "Give a price list, as qwen36 kernels calibrate writes it"
+        )
     listed = PriceList.load(prices) if prices else PriceList()
     out.mkdir(parents=True, exist_ok=True)
     print("Modelled, not measured.")

@@ -36,6 +36,7 @@ from qwen36_lab.serving.flops import FORMULA, matmul_peak, prefill_flops
 from qwen36_lab.serving.http import HttpServer
 from qwen36_lab.serving.plot import plot
 from qwen36_lab.serving.sides import RemoteSide, SideConfig, random_prompts
+from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.provenance import provenance
@@ -175,7 +176,10 @@ def show(summary: dict[str, Any], console: Console) -> None:
 
 
 def serving(
-    model: Annotated[Path | None, typer.Option(help="Checkpoint in Hugging Face layout. [default: demo]")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Checkpoint folder or Hugging Face id. [default: random weights]"),
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of either side.")] = len(os.sched_getaffinity(0)),
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds measured. [default: 5, or 2 with --quick]")] = None,
     max_num_batched_tokens: Annotated[int, typer.Option(min=64, help="Tokens of one step of our engine.")] = 2048,
@@ -185,6 +189,7 @@ def serving(
     out: Annotated[Path, typer.Option(help="Folder for the JSON and the plot.")] = Path("profile_artifacts/serving"),
 ) -> None:
     """Our engine beside transformers on this machine: print the ratios, write serving.json and .png, or busy.json."""
+    given = locate(model) if model else None
     plan = QUICK if quick else Plan()
     if rounds is not None:
         plan = replace(plan, rounds=rounds)
@@ -196,7 +201,7 @@ def serving(
     if load > 0.5:
         console.print(f"Other work is running on this machine (load {load:.1f}); expect worse and noisier figures.")
     with tempfile.TemporaryDirectory() as scratch:
-        folder = model or make_checkpoint(Path(scratch) / "demo", PRESETS["demo"])
+        folder = given or make_checkpoint(Path(scratch) / "demo", PRESETS["demo"])
         shape = ModelConfig.from_pretrained(folder)
         config = SideConfig(folder, threads, max(plan.lengths) + 512, max(BATCHES), max_num_batched_tokens)
         settings = {

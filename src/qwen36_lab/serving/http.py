@@ -95,7 +95,7 @@ class HttpServer:
                 pass
             time.sleep(0.25)
         self._server.kill()
-        raise RuntimeError("the server did not become ready; run scripts/start_vllm_server.sh by hand to see why")
+        raise RuntimeError("the server did not become ready; run qwen36 serve by hand to see why")
 
 
 def _free_port() -> int:

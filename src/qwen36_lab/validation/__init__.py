@@ -1,1 +1,1 @@
-"""What `scripts/validate_trn2.py` asks of an installation: its kernels, its memory, its server."""
+"""What `qwen36 validate` asks of an installation: its kernels, its memory, its server."""

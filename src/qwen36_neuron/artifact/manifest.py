@@ -68,7 +68,7 @@ def read_manifest(artifact: Path) -> dict[str, Any]:
     file = artifact / MANIFEST
     if not file.is_file():
         problem = f"has no {MANIFEST}, so what it was compiled for is not known"
-        raise ConfigError("artifact", str(artifact), problem, "Compile it with scripts/compile_fp8.py")
+        raise ConfigError("artifact", str(artifact), problem, "Compile it with qwen36 compile")
     try:
         content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:

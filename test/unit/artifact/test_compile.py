@@ -43,6 +43,7 @@ def test_a_dry_run_of_the_27b_prints_memory_graphs_and_arguments(
     assert list(tmp_path.iterdir()) == [tmp_path / "config.json"]
 
 
+@pytest.mark.interpreter
 def test_kernels_instead_of_the_profiles(
     run: Callable[..., Ended], published_27b: dict[str, Any], tmp_path: Path
 ) -> None:

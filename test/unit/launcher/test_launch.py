@@ -340,6 +340,43 @@ def test_a_dry_run_checks_the_ports_too(model: Path, capsys: pytest.CaptureFixtu
             assert printed.out == ""
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--no-such-flag", "3"], "vllm serve refuses --no-such-flag 3: unrecognized arguments: --no-such-flag 3"),
+        (["--enable-lora"], "vllm serve refuses --enable-lora: enable_lora=True: there are no adapters."),
+    ],
+)
+def test_a_dry_run_lets_vllm_read_what_follows(
+    model: Path, capfd: pytest.CaptureFixture[str], words: list[str], says: str
+) -> None:
+    ports = ["--port", str(free_port()), "--backend-port", str(free_port())]
+    assert main(["--model", str(model), "--dry-run", *ports, "--", *words]) == 2
+    printed = capfd.readouterr()
+    assert says in printed.err
+    assert printed.out == ""
+
+
+def test_what_vllm_says_of_its_flags_is_the_refusal(start: Start, tmp_path: Path) -> None:
+    """Its error alone where it marks one, else its last line; flags that it takes are no refusal."""
+    launch = start("--python", tmp_path / "python", "--", "--seed", "7")
+    for script, says in (
+        ("echo first >&2; echo 'vllm serve: error: too many' >&2; exit 2", "too many"),
+        ("echo first >&2; echo 'ValueError: of no use' >&2; exit 1", "ValueError: of no use"),
+        ("exit 1", "nothing"),
+        ('[ "$3" = serve ] && [ "$4" = x ]', None),
+    ):
+        (tmp_path / "python").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "python").chmod(0o755)
+        if says is None:
+            machine.check_flags(launch, ["python", "-m", "vllm", "serve", "x"], os.environ)
+            continue
+        with pytest.raises(Refusal) as caught:
+            machine.check_flags(launch, ["python", "-m", "vllm", "serve", "x"], os.environ)
+        assert str(caught.value) == f"vllm serve refuses --seed 7: {says}"
+
+
 def test_an_address_that_is_not_ours_is_named(start: Start) -> None:
     with pytest.raises(Refusal, match=r"--host 192\.0\.2\.1 cannot be listened on"):
         machine.check(start("--host", "192.0.2.1", "--port", free_port()))

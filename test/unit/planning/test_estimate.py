@@ -90,12 +90,14 @@ def _rows(a: nl.ndarray, mask: nl.ndarray, count: int) -> nl.ndarray:
     return out
 
 
+@pytest.mark.interpreter
 def test_the_price_of_a_row_is_the_interpreters_for_the_same_instructions() -> None:
     tile = torch.zeros(128, 128)
     few, many = (price(_rows, tile, tile, count)[1].time_us for count in (4, 20))
     assert RowByRow().row_seconds() * 1e6 == pytest.approx((many - few) / 16, rel=0.1)
 
 
+@pytest.mark.interpreter
 def test_the_kernels_price_grows_by_the_tile_and_is_far_below_the_baselines(big: ModelConfig) -> None:
     rank = big.rank(4)
     times = [Prefill().seconds(big, rank, tokens) for tokens in (128, 256, 512, 1024, 4096)]
@@ -112,6 +114,7 @@ def test_weights_are_read_at_the_rate_that_the_plan_counts(ours: Estimate) -> No
     assert weights.hbm_bytes == pytest.approx(planned, rel=0.002)  # but for vectors and scales
 
 
+@pytest.mark.interpreter
 def test_no_estimate_is_faster_than_its_peaks(ours: Estimate) -> None:
     peak = replace(ours, rates=ours.rates.ideal())
     assert peak.first_token(4096) < ours.first_token(4096)
@@ -120,6 +123,7 @@ def test_no_estimate_is_faster_than_its_peaks(ours: Estimate) -> None:
     assert peak.token(1, 1024) > 36e9 / 2.9e12 * 0.95
 
 
+@pytest.mark.interpreter
 def test_an_estimate_lies_between_its_cheapest_and_its_dearest(ours: Estimate, baseline: Estimate) -> None:
     for estimate in (ours, baseline):
         low, high = estimate.at("low"), estimate.at("high")
@@ -135,6 +139,7 @@ def test_fewer_bytes_are_faster(big: ModelConfig, sizes: Profile) -> None:
     assert token("fp8") < token("fp8-mlp") < token("bf16")
 
 
+@pytest.mark.interpreter
 def test_a_prompt_is_cut_into_the_buckets_that_the_application_takes(ours: Estimate) -> None:
     def scores(pairs: list[tuple[int, int]]) -> float:
         buckets = (ours.prefill_phases(PrefillBucket(*pair)) for pair in pairs)
@@ -167,6 +172,7 @@ def test_the_slowest_resource_is_the_bound_and_decides() -> None:
     assert replace(work, fixed=9.0).bound(rates) == "latency"
 
 
+@pytest.mark.interpreter
 def test_the_command_prints_json_marked_as_modelled(
     published_27b: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

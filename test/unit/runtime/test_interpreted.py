@@ -26,6 +26,8 @@ from qwen36_neuron.runtime import Commit, Output, Row, Runtime, RuntimeConfig, S
 from qwen36_neuron.runtime.generate import Generation, generate
 from qwen36_neuron.runtime.interpreted import InterpretedRuntime
 
+pytestmark = pytest.mark.interpreter
+
 TOLERANCE, FIRST_TOKEN_TOLERANCE = 2e-5, 5e-5
 BLOCKS = tuple(range(1, 9))
 OTHERS = tuple(range(20, 28))

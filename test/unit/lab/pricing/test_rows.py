@@ -11,6 +11,8 @@ import nki_kernels.interpreter  # noqa: F401  provides nki
 from qwen36_lab.pricing import deltanet, products
 from qwen36_lab.pricing.rows import Row, Times, deltanet_inputs, phases, public, rounded
 
+pytestmark = pytest.mark.interpreter
+
 RANDOM = np.random.default_rng(0)
 
 

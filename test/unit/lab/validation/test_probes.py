@@ -209,12 +209,14 @@ def test_what_has_to_be_looked_at_is_shown_with_what_it_means(tmp_path: Path) ->
 
 @pytest.mark.parametrize("where", ["alone", "inside"])
 @pytest.mark.parametrize("name", ["index_in_slice", "fp8_codes", "gpsimd", "same_stationary", "two_cores"])
+@pytest.mark.interpreter
 def test_a_probe_is_right_alone_and_inside_a_graph(name: str, where: Where) -> None:
     answer = probe_child.ask(PROBES[name], where, 2, None)
     assert (answer.status, answer.message) == ("right", "")
     assert answer.error == 0.0
 
 
+@pytest.mark.interpreter
 def test_a_kernel_that_is_wrong_inside_a_graph_alone_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     right = probe_child.launcher
 
@@ -231,6 +233,7 @@ def test_a_kernel_that_is_wrong_inside_a_graph_alone_is_found(monkeypatch: pytes
     assert answer.message.startswith("double: error ")
 
 
+@pytest.mark.interpreter
 def test_a_graph_that_changes_what_the_kernel_sees_is_no_answer_about_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -261,6 +264,7 @@ def test_what_a_kernel_raises_is_told(monkeypatch: pytest.MonkeyPatch, raises: E
     assert str(raises) in answer.message
 
 
+@pytest.mark.interpreter
 def test_a_process_of_its_own_answers_with_values_and_timings(tmp_path: Path) -> None:
     (hand_over,) = ask_all(plan(tmp_path, names=("hand_over",)))
     assert hand_over.status == "right", hand_over.message
@@ -270,6 +274,7 @@ def test_a_process_of_its_own_answers_with_values_and_timings(tmp_path: Path) ->
     assert "hand_over, alone" in line(hand_over)
 
 
+@pytest.mark.interpreter
 def test_the_rule_that_refuses_a_probe_here_is_said_beside_its_values() -> None:
     probe = PROBES["activation_bias"]
     answer = probe_child.modelled(probe_child.ask(probe, "alone", 2, None), probe, 2, PriceList())
@@ -315,6 +320,7 @@ def test_the_documentation_says_what_each_answer_means(name: str) -> None:
         (["--device", "neuron", "--probes"], "--device neuron cannot run"),
     ],
 )
+@pytest.mark.interpreter
 def test_nothing_of_another_option_is_taken(tmp_path: Path, words: list[str], says: str) -> None:
     done = qwen36("validate", *words, "--out", tmp_path)
     assert done.exit_code == 2

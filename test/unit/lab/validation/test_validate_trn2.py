@@ -93,6 +93,7 @@ def test_a_prefix_that_is_not_reused(server: Server, replies: Replies, cached: l
     assert any(problem in line for line in found.problems)
 
 
+@pytest.mark.interpreter
 def test_a_kernel_that_is_wrong_or_fails() -> None:
     case = next(case for case in kernels.cases(1) if case.twin.__name__ == "qk_l2norm_torch")
     assert kernels.run(case, 1, None).passed
