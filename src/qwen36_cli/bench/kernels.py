@@ -3,7 +3,10 @@
 Runs every form in the NKI interpreter and schedules its instructions by a price list, the published one unless told
 otherwise: nothing here is measured on hardware. Writes JSON with provenance and ranges, Perfetto timelines and plots.
 
-    qwen36 bench kernels --out profile_artifacts/kernels
+    qwen36 bench kernels --out profile_artifacts/kernels --nki-library PATH
+
+PATH is a checkout of aws-neuron/nki-library of SDK 2.33 or later: its chunked prefill of the gated delta rule is priced
+beside the fused one, and both are held against the fp64 recurrence. Without it all else is done.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -19,7 +22,8 @@ import typer
 from nki_kernels import examples
 from nki_kernels.interpreter import PriceList, Report, profile
 from nki_kernels.profiling import Example
-from qwen36_lab.pricing import alternatives
+from qwen36_lab.pricing import alternatives, gdn_cte
+from qwen36_lab.pricing.gdn_cte_errors import DTYPES, errors
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 
@@ -130,6 +134,45 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+LEAST = 2.0
+"""How many times the fused prefill's time AWS's kernel is to take."""
+
+
+def beside_library(checkout: Path, prices: PriceList) -> dict[str, object]:
+    """AWS's chunked prefill beside the fused one at the same size, priced by one list; prints what it finds."""
+    schur = gdn_cte.load(checkout / "src" / "nkilib_src")
+    sizes = (("bfloat16", TOKENS), ("bfloat16", 2 * TOKENS), ("float32", TOKENS))
+    priced: list[dict[str, Any]] = [
+        {"dtype": dtype, "tokens": tokens} | gdn_cte.compare(gdn_cte.traces(schur, tokens, DTYPES[dtype][1]), prices)
+        for dtype, tokens in sizes
+    ]
+    judged = []
+    for found in priced:
+        size = f"{found['dtype']}, {found['tokens']} tokens"
+        for launch, us in found["us"]["centre"].items():
+            print(f"{size}, {launch:<12}" + "   ".join(f"{order} {us[order]:8.2f} us" for order in gdn_cte.ORDERS))
+        for what, order, ratio in ((w, o, r) for w, orders in found["ratios"].items() for o, r in orders.items()):
+            text = f"AWS's schur kernel / fused prefill, {size}, {what}, {order}, x"
+            (low, high), met = ratio["likely"], ratio["centre"] >= LEAST
+            verdict = ""
+            if (found["dtype"], found["tokens"]) == sizes[0]:  # what is served, and what the bar is for
+                verdict = "met" if met else "NOT MET"
+                row = {"what": text, "modelled": ratio["centre"], "range": (low, high), "bar": f">= {LEAST:g}"}
+                judged.append(row | {"met": met})
+            ends = f"{low:.2f} to {high:.2f}; all prices low {ratio['low']:.2f}, high {ratio['high']:.2f}"
+            print(f"{verdict:<8}{text:<97}{ratio['centre']:>6.2f}   {ends}")
+    wrong = errors(schur, TOKENS)
+    for row in wrong:
+        print(f"{row['inputs']:<60}{row['dtype']:<10}" + "   ".join(
+            f"{k} {v['o']:.1e} {v['state']:.1e}" for k, v in row.items() if isinstance(v, dict)))  # fmt: skip
+    return {
+        "kernel": {"name": f"{gdn_cte.PACKAGE}.gdn_cte_schur", "sdk": gdn_cte.TARGET.sdk, "syntax_sha256": schur.code},
+        "includes": gdn_cte.INCLUDES, "bars": judged, "sizes": priced,
+        "errors": {"of": "o and the last state, largest, relative to the largest value, by the fp64 recurrence",
+                   "families": wrong},
+    }  # fmt: skip
+
+
 def plot(us: dict[str, float], path: Path) -> None:
     """The prefill forms side by side, on a logarithmic axis."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -154,13 +197,16 @@ def kernels(
         "profile_artifacts/kernels"
     ),
     prices: Annotated[Path | None, typer.Option(help="Price list (JSON) in place of the published one.")] = None,
+    nki_library: Annotated[
+        Path | None, typer.Option(help="Checkout of nki-library, whose gdn_cte is priced as well.")
+    ] = None,
 ) -> None:
     """Modelled price of the kernels on one physical Trainium2 core, against the bars and against other solves."""
     require_interpreter("bench kernels")
     if prices is not None and not prices.is_file():
-        raise ConfigError(
-            "prices", str(prices), "no such file", "Give a price list, as qwen36 kernels calibrate writes it"
-        )
+        raise ConfigError("prices", str(prices), "no such file", "Give what qwen36 kernels calibrate wrote")
+    if nki_library is not None and not nki_library.is_dir():
+        raise ConfigError("nki-library", str(nki_library), "no such folder", "Give a checkout of nki-library")
     listed = PriceList.load(prices) if prices else PriceList()
     out.mkdir(parents=True, exist_ok=True)
     print("Modelled, not measured.")
@@ -183,3 +229,7 @@ def kernels(
     (out / "kernels.json").write_text(json.dumps(result, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     plot(us, out / "prefill.png")
     print(f"wrote {out.name}/kernels.json, prefill.png, and timelines")
+    if nki_library is not None:
+        beside = {"provenance": origin, "prices": listed.name} | beside_library(nki_library, listed)
+        (out / "gdn_cte.json").write_text(json.dumps(beside, indent=1) + "\n", encoding="utf-8")
+        print(f"wrote {out.name}/gdn_cte.json")

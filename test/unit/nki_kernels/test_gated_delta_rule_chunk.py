@@ -6,7 +6,6 @@ import nki.language as nl
 import numpy as np
 import pytest
 import torch
-from delta_rule_cases import make_case, recurrence, worst
 
 from nki_kernels.delta_rule_masks import (
     EARLY,
@@ -22,6 +21,7 @@ from nki_kernels.delta_rule_masks import (
 from nki_kernels.delta_rule_tiles import HALF, LEVELS, TILE, identity, product, sbuf
 from nki_kernels.gated_delta_rule_chunk import gated_delta_rule_chunk
 from nki_kernels.gated_delta_rule_chunk_torch import gated_delta_rule_chunk_torch
+from qwen36_lab.pricing.delta_rule_cases import make_case, recurrence, worst
 
 HOSTILE = [
     (0.0, None, None), (0.5, 0.9, -1e-2), (0.9, 0.9, -1e-4), (0.99, 0.99, -1e-4), (1.0, 0.5, -1e-4), (1.0, 0.99, -1.0),

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from delta_rule_cases import make_case, prefilled, recurrence, worst
 
 from nki_kernels import examples
 from nki_kernels.gated_delta_rule_decode import gated_delta_rule_decode
 from nki_kernels.gated_delta_rule_decode_torch import gated_delta_rule_decode_torch
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
 from nki_kernels.interpreter import profile
+from qwen36_lab.pricing.delta_rule_cases import make_case, prefilled, recurrence, worst
 
 FORMS = [gated_delta_rule_decode, gated_delta_rule_decode[2], gated_delta_rule_decode_torch]
 NAMES = ["kernel", "two cores", "twin"]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from delta_rule_cases import make_case, prefilled, recurrence, worst
 
 from nki_kernels import examples
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
 from nki_kernels.gated_delta_rule_prefill_torch import gated_delta_rule_prefill_torch
 from nki_kernels.interpreter import profile
 from qwen36_lab.pricing.alternatives import prefill_by_doubling, prefill_by_rows
+from qwen36_lab.pricing.delta_rule_cases import make_case, prefilled, recurrence, worst
 
 BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 FAMILIES = [(c, b, g) for c in (0.0, 0.5, 0.9, 0.99, 1.0) for b in (0.5, 0.9, 0.99) for g in (-1e-4, -1e-2, -1.0, -8.0)]

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from delta_rule_cases import make_case, recurrence, worst
-from gdn_cte_errors import DTYPES, arrays, schur_errors
 
 from nki_kernels.interpreter import simulate
 from qwen36_lab.pricing import gdn_cte
+from qwen36_lab.pricing.delta_rule_cases import make_case, recurrence, worst
+from qwen36_lab.pricing.gdn_cte_errors import DTYPES, arrays, schur_errors
 
 SRC = os.environ.get("NKI_LIBRARY_SRC", "")
 HAS_IT = bool(SRC) and Path(SRC, *gdn_cte.PACKAGE.split("."), "gdn_cte_schur.py").is_file()

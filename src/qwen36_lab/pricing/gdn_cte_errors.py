@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from delta_rule_cases import Case, make_case, prefilled, recurrence, worst
 
 from nki_kernels.examples import BF16
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
-from qwen36_lab.pricing import gdn_cte
+
+from . import gdn_cte
+from .delta_rule_cases import Case, make_case, prefilled, recurrence, worst
 
 DTYPES = {"bfloat16": (torch.bfloat16, BF16), "float32": (torch.float32, np.float32)}
 GATES = ((None, None), (0.5, -1e-2), (0.99, -1e-4), (0.99, -8.0))

@@ -28,8 +28,8 @@ class Case:
 
     def cut(self, first: int, last: int, state: torch.Tensor) -> "Case":
         """Tokens [first, last) from another state."""
-        rows = (x[first:last].contiguous() for x in (self.q, self.k, self.v, self.g, self.beta))
-        return Case(*rows, state)
+        q, k, v, g, beta = (x[first:last].contiguous() for x in (self.q, self.k, self.v, self.g, self.beta))
+        return Case(q, k, v, g, beta, state)
 
     def cast(self, dtype: torch.dtype) -> "Case":
         """With q, k, v in another type."""
