@@ -27,7 +27,7 @@ NARROW = [
     Sampling(1.0, 0.1, top_p=1e-6),
     Sampling(1e-4, 0.9),
 ]
-"""Draws among few tokens, which the rounding of logits does not reorder."""
+"""Draws among few tokens, whose cut the rounding of logits does not change."""
 
 WIDE = [
     *(Sampling(temperature, 0.8) for temperature in (0.02, 0.05, 0.1, 0.3, 5.0)),
@@ -118,7 +118,7 @@ def test_what_a_graph_leaves_undecided_is_drawn_on_the_host(
     """The runtime answers with a token all the same, and fetches the logits of those rows alone."""
     container = load(sampling_candidates=CANDIDATES)
     runtime = neuron(container)
-    row = Row("a", 1, tokens[:50], 0, BLOCKS, sampling=Sampling(50.0, 0.99))
+    row = Row("a", 1, tokens[:50], 0, BLOCKS, sampling=Sampling(50.0, 0.99, top_p=0.999))
     (token,) = runtime.run(Step((row,))).rows[0].tokens
     assert fetched == [1]
     again = Row("b", 2, tokens[:50], 0, range(20, 28), output=Output.LOGITS)
@@ -170,7 +170,7 @@ def test_sampling_can_be_left_to_the_host(load: Callable[..., Any]) -> None:
 def test_the_graph_says_when_candidates_do_not_decide(load: Callable[..., Any], tokens: list[int]) -> None:
     container = load(sampling_candidates=CANDIDATES)
     model = container.app.token_generation_model
-    wide, narrow = Sampling(50.0, 0.99), Sampling(50.0, 0.99, top_k=5)
+    wide, narrow = Sampling(50.0, 0.99, top_p=0.999), Sampling(50.0, 0.99, top_k=5)
     found, _ = model([Row("a", 1, tokens[:1], 0, BLOCKS, sampling=wide), Row("b", 2, [5], 0, (9,), sampling=narrow)])
     assert found[0] == UNDECIDED
     assert found[1] != UNDECIDED
