@@ -14,6 +14,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .body_fields import Facts, check_fields, facts_of
 from .chat_proxy.body import parse_json
 from .chat_proxy.errors import ProxyError, is_anthropic
 
@@ -44,6 +45,17 @@ class BodyGuard:
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self._facts: Facts | None = None
+
+    def _facts_of(self, scope: Scope) -> Facts | None:
+        """What decides which fields have an effect; None where all are taken, or nothing is known yet."""
+        state = getattr(scope.get("app"), "state", None)
+        config = getattr(state, "vllm_config", None)
+        if config is None or (config.additional_config or {}).get("allow_unknown_fields", False):
+            return None
+        if self._facts is None:
+            self._facts = facts_of(state)
+        return self._facts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] != "POST":
@@ -56,7 +68,11 @@ class BodyGuard:
         screen = _Screen(route, raw, send)
         try:
             if raw:
-                check_body(parse_json(raw, MAX_DEPTH, "The request body"), raw, _backend(scope))
+                body = parse_json(raw, MAX_DEPTH, "The request body")
+                check_body(body, raw, _backend(scope))
+                facts = self._facts_of(scope)
+                if facts is not None and isinstance(body, dict):
+                    check_fields(route, body, facts)
             await self.app(scope, _replay(raw, receive), screen.send)
         except ProxyError as error:
             await screen.refuse(error)

@@ -32,6 +32,7 @@ class Settings:
         lazy_logits: on a Neuron device, leave logits there until a request wants them.
         stop_in_reasoning: let a stop string end a request in its thoughts too, as vLLM does; otherwise it is looked for
             in the answer alone.
+        allow_unknown_fields: take fields of a request that have no effect here, as vLLM does; else they are refused.
         threads: threads that compute; None for one a core that may be used, by affinity and quota, or OMP_NUM_THREADS.
         share_cores: on cpu, compute on fewer threads while other processes keep cores busy.
     """
@@ -46,6 +47,7 @@ class Settings:
     sampling_candidates: int | None = None
     lazy_logits: bool = True
     stop_in_reasoning: bool = False
+    allow_unknown_fields: bool = False
     threads: int | None = None
     share_cores: bool = True
 
@@ -76,7 +78,7 @@ class Settings:
         for field, minimum in (("num_slots", 0), ("threads", 1), ("sampling_candidates", 0)):
             if getattr(self, field) is not None:
                 self._check_integer(field, minimum)
-        for field in ("lazy_logits", "stop_in_reasoning", "share_cores"):
+        for field in ("lazy_logits", "stop_in_reasoning", "allow_unknown_fields", "share_cores"):
             if not isinstance(getattr(self, field), bool):
                 self._refuse(field, "must be true or false", "Correct it")
         if isinstance(self.cache_gib, bool) or not isinstance(self.cache_gib, int | float) or self.cache_gib <= 0:

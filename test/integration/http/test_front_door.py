@@ -156,3 +156,26 @@ def test_no_body_makes_a_500(server, route):
     assert tried.failures == []
     assert sum(tried.statuses.values()) >= 12
     server.wait_idle()
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "value"),
+    [
+        ("/v1/chat/completions", "guided_regex", "a+"),
+        ("/v1/chat/completions", "temprature", 0),
+        ("/v1/chat/completions", "chat_template_kwargs", {"thinking": False}),
+        ("/v1/completions", "best_of", 3),
+        ("/v1/responses", "store", True),
+        ("/v1/messages", "container", "c"),
+    ],
+)
+def test_a_field_without_effect_is_refused_by_name(server, path, field, value):
+    body = {"model": "tiny", "prompt": "Hi", "max_tokens": 1}
+    if path != "/v1/completions":
+        body = {"model": "tiny", "messages": [USER], "max_tokens": 1}
+    if path == "/v1/responses":
+        body = {"model": "tiny", "input": "Hi", "max_output_tokens": 1}
+    assert server.http.post(path, json=body).status_code == 200
+    answer = server.http.post(path, json={**body, field: value})
+    assert answer.status_code == 400
+    assert field in answer.json()["error"]["message"]

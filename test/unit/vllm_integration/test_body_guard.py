@@ -30,7 +30,11 @@ def app() -> FastAPI:
     made = FastAPI()
     init_exception_handler(made)
     made.state.args = SimpleNamespace(log_error_stack=False)
-    made.state.vllm_config = SimpleNamespace(structured_outputs_config=SimpleNamespace(backend="xgrammar"))
+    made.state.vllm_config = SimpleNamespace(
+        additional_config={},
+        structured_outputs_config=SimpleNamespace(backend="xgrammar"),
+        scheduler_config=SimpleNamespace(policy="fcfs"),
+    )
 
     @made.post("/v1/chat/completions")
     async def chat(request: ChatCompletionRequest) -> dict[str, str]:
@@ -228,3 +232,20 @@ def test_an_error_event_of_anthropics_protocol_has_its_status_in_its_type(kind, 
 @pytest.mark.parametrize("events", [b"", b"data: {", b'data: {"error": 3}\n\n', b'data: {"error": {}}\n\n', b": x\n\n"])
 def test_what_is_no_error_is_none(events):
     assert first_error(events) is None
+
+
+async def test_a_field_without_effect_is_refused_unless_the_server_takes_them(app: FastAPI) -> None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(BodyGuard(app)), base_url="http://guard") as client:
+        answer = await client.post("/v1/chat/completions", json={**CHAT, "guided_regex": "a"})
+        assert answer.status_code == 400
+        assert answer.json()["error"]["param"] == "guided_regex"
+        answer = await client.post("/v1/messages", json={**CHAT, "max_tokens": 1, "container": "x"})
+        assert answer.status_code == 400
+        assert answer.json()["type"] == "error"
+    app.state.vllm_config.additional_config = {"allow_unknown_fields": True}
+    try:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(BodyGuard(app)), base_url="http://guard") as client:
+            answer = await client.post("/v1/chat/completions", json={**CHAT, "guided_regex": "a"})
+            assert answer.status_code == 200
+    finally:
+        app.state.vllm_config.additional_config = {}
