@@ -95,10 +95,16 @@ def identity(dtype: nl.dtype) -> nl.ndarray:
     """[128, 128] in SBUF, made on chip."""
     out = sbuf(dtype, (TILE, TILE))
     nisa.memset(dst=out, value=1.0, engine=nisa.engine.gpsimd)
-    nisa.affine_select(
-        dst=out, pattern=[[-1, TILE]], channel_multiplier=1, on_true_tile=out, on_false_value=0.0, cmp_op=nl.equal
-    )
+    keep_diagonal(out)
     return out
+
+
+def keep_diagonal(tile: nl.ndarray) -> None:
+    """Zero all of [128, n] but the elements of equal row and column."""
+    nisa.affine_select(
+        dst=tile, pattern=[[-1, tile.shape[1]]], channel_multiplier=1, on_true_tile=tile, on_false_value=0.0,
+        cmp_op=nl.equal,
+    )  # fmt: skip
 
 
 def keep_where(tile: nl.ndarray, pattern: list, rows: int, offset: int, other: float) -> None:
@@ -117,15 +123,17 @@ def drop_where(tile: nl.ndarray, pattern: list, rows: int, offset: int, other: f
     )  # fmt: skip
 
 
-def index_tiles(src: nl.ndarray, count: int, engine: nisa.engine) -> list:
+def index_tiles(
+    src: nl.ndarray, count: int, engine: nisa.engine, dge_mode: nisa.dge_mode = nisa.dge_mode.unknown
+) -> list:
     """The int32 [1, count] of HBM as `count` tiles of [1, 1]: an address is read from a tile of its own only."""
     tiles = []
     if count == 1:
         tiles.append(sbuf(nl.int32, (1, 1)))
-        nisa.dma_copy(dst=tiles[0], src=src)
+        nisa.dma_copy(dst=tiles[0], src=src, dge_mode=dge_mode)
         return tiles
     together = sbuf(nl.int32, (1, count))
-    nisa.dma_copy(dst=together, src=src)
+    nisa.dma_copy(dst=together, src=src, dge_mode=dge_mode)
     for n in range(count):
         tiles.append(sbuf(nl.int32, (1, 1)))
         nisa.tensor_copy(dst=tiles[n], src=together[:, n : n + 1], engine=engine)

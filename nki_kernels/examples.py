@@ -45,15 +45,17 @@ def prefill(tokens: int = 512, boundaries: tuple[int, ...] = (), dtype: type = B
     )
 
 
-def decode(batch: int = 1, steps: int = 1) -> Example:
-    """One token, or drafts, for each sequence of a batch."""
-    lanes = _normal(batch * (steps if steps > 1 else 0) + batch + 1, HEADS, D, D)
+def decode(batch: int = 1, steps: int = 1, checkpoints: int | None = None) -> Example:
+    """One token, or drafts, for each sequence of a batch; with a checkpoint after it for the first few, if a number."""
+    lanes = _normal(batch * (steps if steps > 1 else 0) + batch + 1 + (checkpoints or 0), HEADS, D, D)
     read = np.arange(1, batch + 1, dtype=np.int32).reshape(1, -1)
     write = read if steps == 1 else np.arange(batch + 1, batch + 1 + batch * steps, dtype=np.int32).reshape(1, -1)
-    return Example(
-        gated_delta_rule_decode, (*_delta_rule(batch, steps), lanes, read, write),
-        note=f"{batch} sequences, {steps} tokens each, {HEADS} value heads, {KEY_HEADS} key heads",
-    )  # fmt: skip
+    note = f"{batch} sequences, {steps} tokens each, {HEADS} value heads, {KEY_HEADS} key heads"
+    if checkpoints is not None:
+        write = np.stack((write, np.full_like(write, len(lanes))), axis=2)
+        write[0, :checkpoints, 1] = np.arange(len(lanes) - checkpoints, len(lanes))
+        write, note = write.reshape(1, -1), f"{note}, {checkpoints} checkpoints"
+    return Example(gated_delta_rule_decode, (*_delta_rule(batch, steps), lanes, read, write), note=note)
 
 
 def attention(tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16) -> Example:

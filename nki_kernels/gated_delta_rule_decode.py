@@ -6,22 +6,28 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import (
-    L2_EPS,
-    TILE,
-    Bank,
-    identity,
-    index_tiles,
-    make_banks,
-    sbuf,
-    split,
-    square_sums,
-    to_power,
-    turn_into,
+from .delta_rule_step import (
+    SCALE,
+    Columns,
+    Inputs,
+    Tables,
+    Update,
+    add_erased,
+    erase,
+    fade_state,
+    key_columns,
+    make_columns,
+    make_inputs,
+    make_update,
+    query_columns,
+    read_state,
+    scale_rows,
+    turn,
 )
+from .delta_rule_tiles import BANK_COLUMNS, TILE, Bank, index_tiles, keep_diagonal, make_banks, sbuf, split
 
-STATES = 16
-"""Sequences whose states are in SBUF at once: all are read before any is written."""
+HELD = 96
+"""Heads' states in SBUF at once, old and new: 16 sequences of 6 heads."""
 
 
 @nki.jit
@@ -43,7 +49,7 @@ def gated_delta_rule_decode(
     Dimensions:
         B: sequences
         M: tokens of each
-        HK, H: key and value heads, H a multiple of HK, M * H at most 128; with two cores each takes half of both
+        HK, H: key and value heads, H a multiple of HK; with two cores each takes half of both
         D: key and value head size, 128
 
     Args:
@@ -63,15 +69,19 @@ def gated_delta_rule_decode(
         lanes (nl.ndarray): the argument
 
     Notes:
-        All arithmetic is float32. A state is read once a token, for the key and the query together. Vectors of heads
-        and sequences are columns: what is not a product with a state is one instruction for the whole batch.
+        All arithmetic is float32. Between the arrival of a state and its departure lie one product and one instruction
+        that adds it from PSUM: all else that a token needs is made of its q, k, v, g and beta while the state is on its
+        way. For that k k^T is multiplied with the state, in place of k and then k again, and the output is one vector
+        times the old state. The state itself only passes VectorE: it is not a product that keeps it.
+
+        Transfers take two microseconds however small, so they are spread over what issues them: GpSimd, and the one
+        resource that the others share.
 
     Pseudocode:
-        q, k = q / sqrt(|q|^2 + eps) / sqrt(D), k / sqrt(|k|^2 + eps)
+        q, k = q / sqrt(|q|^2 + eps), k / sqrt(|k|^2 + eps)
         for each token in turn:
-            delta = beta (v - e^g k^T S)
-            o = e^g q^T S + (q . k) delta
-            S = e^g S + k delta^T
+            o = (S^T (e^g (q - beta (q . k) k)) + beta (q . k) v) / sqrt(D)
+            S = e^g S + beta k v^T - beta e^g (k k^T) S
     """
     batch, steps, key_heads, size = k.shape
     heads = v.shape[2]
@@ -81,244 +91,175 @@ def gated_delta_rule_decode(
     assert key_heads % cores == 0, f"{key_heads} key heads do not divide among {cores} cores"
     core = nl.program_id(0) if cores > 1 else 0
     own, own_keys = heads // cores, key_heads // cores
-    assert steps * own <= TILE, f"{steps} tokens of {own} heads, at most {TILE} together"
+    group = min(max(1, HELD // own), BANK_COLUMNS // (steps * max(own, 5 * own_keys)))
+    assert group > 0, f"{steps} tokens of {own} value and {own_keys} key heads do not fit a bank of PSUM"
     o = nl.ndarray((batch, steps, heads, TILE), dtype=nl.float32, buffer=nl.shared_hbm)
 
-    places = write.shape[1] // (batch * steps)
-    where_from = index_tiles(read, batch, nisa.engine.vector)
-    where_to = index_tiles(write, batch * steps * places, nisa.engine.gpsimd)
-    eye = identity(nl.float32)
-    turns = eye if v.dtype == nl.float32 else identity(v.dtype)
-    ones = sbuf(nl.float32, (TILE, TILE))
-    nisa.memset(dst=ones, value=1.0, engine=nisa.engine.vector)
-
+    vector, pool = nisa.engine.vector, nisa.dge_mode.swdge
+    tables = Tables(eye=sbuf(k.dtype, (TILE, min(batch, group) * steps)), ones=sbuf(nl.float32, (TILE, TILE)))
+    warm = sbuf(nl.float32, (TILE, 1))
+    nisa.memset(dst=tables.eye, value=1.0, engine=vector)
+    nisa.memset(dst=tables.ones, value=1.0, engine=vector)
+    nisa.activation(dst=warm, op=nl.exp, data=tables.ones[:, 0:1])  # its table is loaded while the inputs come
+    where_from = index_tiles(read, batch, vector)
+    results = Results(o=o, lanes=lanes, where=[], places=write.shape[1] // (batch * steps))
     psum = make_banks()
-    group = min(STATES, TILE // (steps * own))
     for first in range(0, batch, group):
-        last = min(first + group, batch)
-        n = last - first
-        states = sbuf(nl.float32, (TILE, n, own, TILE))
-        for b in range(n):
-            src = lanes.ap(
-                pattern=[[TILE, TILE], [TILE * TILE, own], [1, TILE]], offset=core * own * TILE * TILE,
-                scalar_offset=where_from[first + b], indirect_dim=0,
-            )  # fmt: skip
-            nisa.dma_copy(dst=states[:, b : b + 1], src=src)
-        # All sequences' states are in SBUF before the first is written.
+        n = min(group, batch - first)
         rows = Rows(
-            first=first, last=last, steps=steps, places=places, keys=(core * own_keys, own_keys),
-            values=(core * own, own),
+            first=first, n=n, steps=steps, keys=(core * own_keys, own_keys), values=(core * own, own),
+            piece=min(4, (own + 2) // 3 if n == 1 else (own + 1) // 2),
         )  # fmt: skip
-        columns = _make_columns(rows, q, k, v, g, beta, Tables(eye=eye, turns=turns, ones=ones), psum)
-        _run(rows, columns, states, eye, lanes, where_to, psum)
-        _store(rows, columns.out, o, psum)
+        inputs = make_inputs(n * steps, own_keys, own, k.dtype)
+        nisa.dma_copy(dst=inputs.k, src=_rows_of(k, rows, rows.keys), dge_mode=pool)
+        if first == 0:
+            keep_diagonal(tables.eye)
+        nisa.dma_copy(dst=inputs.q, src=_rows_of(q, rows, rows.keys))
+        nisa.dma_copy(dst=inputs.v, src=_rows_of(v, rows, rows.values), dge_mode=pool)
+        nisa.dma_copy(dst=inputs.g, src=_on_every_row(g, rows))
+        nisa.dma_copy(dst=inputs.beta, src=_on_every_row(beta, rows), dge_mode=pool)
+        # All are asked for before the first is written: who does not know that lanes differ lets a read await a write.
+        states = []
+        for b in range(n):
+            states.append(_load_state(rows, lanes, where_from[first + b]))
+            if first + b == 0:
+                results.where = index_tiles(write, write.shape[1], nisa.engine.gpsimd, pool)
+        _run(rows, inputs, states, tables, results, psum)
     return o, lanes
 
 
 @dataclass
 class Rows(nl.NKIObject):
-    """Sequences [first, last), tokens of each, lanes a token, and (first, count) of this core's key and value heads."""
-
-    first: int
-    last: int
-    steps: int
-    places: int
-    keys: tuple
-    values: tuple
-
-
-@dataclass
-class Tables(nl.NKIObject):
-    """[128, 128]: the identity in fp32, in v's type, and ones in fp32."""
-
-    eye: nl.ndarray
-    turns: nl.ndarray
-    ones: nl.ndarray
-
-
-@dataclass
-class Columns(nl.NKIObject):
-    """Vectors as columns, fp32; T counts sequences, then tokens of each.
+    """n sequences from `first` on, tokens of each, and (first, count) of this core's key and value heads.
 
     Attributes:
-        kq: [d, 2, HK, T], normalised. v, out: [v, H, T].
-        decay, beta: [128, H, T], the same on every row: e^g and beta. match: [128, HK, T], q . k on every row.
+        piece: heads of a transfer of a state, at most: the first are at work while the last are on their way.
     """
 
-    kq: nl.ndarray
-    v: nl.ndarray
-    decay: nl.ndarray
-    beta: nl.ndarray
-    match: nl.ndarray
-    out: nl.ndarray
+    first: int
+    n: int
+    steps: int
+    keys: tuple
+    values: tuple
+    piece: int
 
 
-def _rows_of(src: nl.ndarray, rows: Rows, heads: tuple, size: int) -> nl.ndarray:
-    """[B, M, H, size] of HBM, or [B, M, H] with size 1, as [T, heads, size]; heads are (first, count)."""
-    every = src.shape[2] * size
+@dataclass
+class Results(nl.NKIObject):
+    """Output and lanes in HBM; the lanes' indices, [1, 1] each: `places` of every token."""
+
+    o: nl.ndarray
+    lanes: nl.ndarray
+    where: list
+    places: int
+
+
+def _rows_of(src: nl.ndarray, rows: Rows, heads: tuple) -> nl.ndarray:
+    """[B, M, H, D] of HBM as [T, heads, D]; heads are (first, count)."""
+    every = src.shape[2] * TILE
     return src.ap(
-        pattern=[[every, (rows.last - rows.first) * rows.steps], [size, heads[1]], [1, size]],
-        offset=rows.first * rows.steps * every + heads[0] * size,
+        pattern=[[every, rows.n * rows.steps], [TILE, heads[1]], [1, TILE]],
+        offset=rows.first * rows.steps * every + heads[0] * TILE,
     )  # fmt: skip
 
 
-def _make_columns(
-    rows: Rows,
-    q: nl.ndarray,
-    k: nl.ndarray,
-    v: nl.ndarray,
-    g: nl.ndarray,
-    beta: nl.ndarray,
-    tables: Tables,
-    psum: Bank,
-) -> Columns:
-    """Load rows, normalise keys and queries while they are rows, turn everything into columns."""
-    f32, tokens = nl.float32, (rows.last - rows.first) * rows.steps
-    heads, key_heads = rows.values[1], rows.keys[1]
-    pair, values = sbuf(k.dtype, (tokens, 2, key_heads, TILE)), sbuf(v.dtype, (tokens, heads, TILE))
-    gates = sbuf(f32, (tokens, 2, heads))
-    nisa.dma_copy(dst=pair[:, 0:1], src=_rows_of(k, rows, rows.keys, TILE))
-    nisa.dma_copy(dst=pair[:, 1:2], src=_rows_of(q, rows, rows.keys, TILE))
-    nisa.dma_copy(dst=gates[:, 0:1], src=_rows_of(g, rows, rows.values, 1))
-    nisa.dma_copy(dst=gates[:, 1:2], src=_rows_of(beta, rows, rows.values, 1))
-    nisa.dma_copy(dst=values, src=_rows_of(v, rows, rows.values, TILE))
-
-    # Each token's gates go to its own columns, and from there to every row: [t, p] x [t, (g and beta, h, t')] -> [p, .]
-    apart, wide = sbuf(f32, (tokens, 2, heads, tokens)), heads * tokens
-    nisa.tensor_tensor(
-        dst=apart, data1=gates.ap(pattern=[[2 * heads, tokens], [1, 2 * heads], [0, tokens]]),
-        data2=tables.eye.ap(pattern=[[TILE, tokens], [0, 2 * heads], [1, tokens]]), op=nl.multiply,
-        engine=nisa.engine.vector,
+def _on_every_row(src: nl.ndarray, rows: Rows) -> nl.ndarray:
+    """[B, M, H] of HBM as [128, T, heads], every row the same."""
+    every = src.shape[2]
+    return src.ap(
+        pattern=[[0, TILE], [every, rows.n * rows.steps], [1, rows.values[1]]],
+        offset=rows.first * rows.steps * every + rows.values[0],
     )  # fmt: skip
-    spread = psum.take()[:, 0 : 2 * wide]
-    nisa.nc_matmul(
-        dst=spread, stationary=tables.ones[0:tokens], moving=apart, is_stationary_onezero=True, accumulate=False
-    )
-    decay, strength = sbuf(f32, (TILE, heads, tokens)), sbuf(f32, (TILE, heads, tokens))
-    nisa.activation(dst=decay, op=nl.exp, data=spread[:, 0:wide])
-    nisa.tensor_copy(dst=strength, src=spread[:, wide : 2 * wide], engine=nisa.engine.vector)
 
-    unit, norm = sbuf(f32, (tokens, 2, key_heads, TILE)), sbuf(f32, (tokens, 2, key_heads))
-    square_sums(norm.reshape((tokens, 2 * key_heads)), pair.reshape((tokens, 2 * key_heads, TILE)))
-    nisa.tensor_scalar(
-        dst=norm[:, 1:2], data=norm[:, 1:2], op0=nl.multiply, operand0=float(TILE), engine=nisa.engine.vector
-    )
-    to_power(norm[:, 0:1], norm[:, 0:1], L2_EPS, -0.5)
-    to_power(norm[:, 1:2], norm[:, 1:2], TILE * L2_EPS, -0.5)
-    nisa.tensor_tensor(
-        dst=unit, data1=pair, data2=norm.ap(pattern=[[2 * key_heads, tokens], [1, 2 * key_heads], [0, TILE]]),
-        op=nl.multiply, engine=nisa.engine.vector,
+
+def _lane(lanes: nl.ndarray, rows: Rows, part: tuple, index: nl.ndarray) -> nl.ndarray:
+    """Heads [first, last) of this core's in the lane that `index` names, [d, heads, v]."""
+    return lanes.ap(
+        pattern=[[TILE, TILE], [TILE * TILE, part[1] - part[0]], [1, TILE]],
+        offset=(rows.values[0] + part[0]) * TILE * TILE, scalar_offset=index, indirect_dim=0,
     )  # fmt: skip
-    kq, columns_v = sbuf(f32, (TILE, 2, key_heads, tokens)), sbuf(f32, (TILE, heads, tokens))
-    _turn(kq.reshape((TILE, 2 * key_heads, tokens)), unit.reshape((tokens, 2 * key_heads, TILE)), tables.eye, psum)
-    _turn(columns_v, values, tables.turns, psum)
-
-    both, match = sbuf(f32, (TILE, key_heads, tokens)), sbuf(f32, (TILE, key_heads, tokens))
-    summed = psum.take()[:, 0 : key_heads * tokens]
-    nisa.tensor_tensor(dst=both, data1=kq[:, 0:1], data2=kq[:, 1:2], op=nl.multiply, engine=nisa.engine.vector)
-    # [d, m] x [d, n] -> [m, n]: the sum over d, on every row m
-    nisa.nc_matmul(dst=summed, stationary=tables.ones, moving=both, is_stationary_onezero=True, accumulate=False)
-    nisa.tensor_copy(dst=match, src=summed, engine=nisa.engine.vector)
-    return Columns(kq=kq, v=columns_v, decay=decay, beta=strength, match=match, out=sbuf(f32, (TILE, heads, tokens)))
 
 
-def _turn(dst: nl.ndarray, src: nl.ndarray, eye: nl.ndarray, psum: Bank) -> None:
-    """[T, n, 128] to [128, n, T]."""
-    tokens, count = src.shape[0], src.shape[1]
-    turned = psum.take()[:, 0 : count * tokens]
-    for n in range(count):
-        data = src[:, n : n + 1].reshape((tokens, TILE))
-        turn_into(turned[:, n * tokens : (n + 1) * tokens], data, eye)
-    nisa.tensor_copy(dst=dst, src=turned, engine=nisa.engine.vector)
+def _load_state(rows: Rows, lanes: nl.ndarray, index: nl.ndarray) -> nl.ndarray:
+    """fp32 [d, H, v]."""
+    state = sbuf(nl.float32, (TILE, rows.values[1], TILE))
+    for part in split(rows.values[1], rows.piece):
+        nisa.dma_copy(dst=state[:, part[0] : part[1]], src=_lane(lanes, rows, part, index))
+    return state
 
 
-def _run(
-    rows: Rows,
-    columns: Columns,
-    states: nl.ndarray,
-    eye: nl.ndarray,
-    lanes: nl.ndarray,
-    where_to: list,
-    psum: Bank,
+def _run(rows: Rows, inputs: Inputs, states: list, tables: Tables, results: Results, psum: Bank) -> None:
+    """The first token of every sequence, then the second; what the next needs is made before the one at hand is run."""
+    count, key_heads, heads = rows.n * rows.steps, rows.keys[1], rows.values[1]
+    columns, following, bank = make_columns(count, key_heads, heads), make_update(key_heads, heads), psum.take()
+    key_columns(columns, inputs, tables, bank)
+    nisa.activation(dst=columns.decay, op=nl.exp, data=inputs.g)
+    values = turn(psum.take()[:, 0 : count * heads], inputs.v, tables)
+    nisa.tensor_scalar(dst=columns.values, data=values, op0=nl.multiply, operand0=SCALE, engine=nisa.engine.scalar)
+    scale_rows(following.outer, inputs.k, columns.key, 0, tables, psum)
+    query_columns(columns, inputs, tables, bank)
+    scale_rows(following.new, inputs.v, columns.write, 0, tables, psum)
+    for at in range(count):
+        b, update = at % rows.n, following
+        if at + 1 < count:
+            following, token = make_update(key_heads, heads), _token(rows, at + 1)
+            scale_rows(following.outer, inputs.k, columns.key, token, tables, psum)
+            scale_rows(following.new, inputs.v, columns.write, token, tables, psum)
+        _step(rows, columns, _token(rows, at), states[b], update, results, psum)
+        states[b] = update.new
+
+
+def _token(rows: Rows, at: int) -> int:
+    """Which token has the turn `at`."""
+    return at % rows.n * rows.steps + at // rows.n
+
+
+def _step(
+    rows: Rows, columns: Columns, token: int, state: nl.ndarray, update: Update, results: Results, psum: Bank
 ) -> None:
-    """All tokens, one after the other, every sequence and head at once."""
-    n, heads, key_heads, steps = rows.last - rows.first, rows.values[1], rows.keys[1], rows.steps
-    share, f32, keys = heads // key_heads, nl.float32, columns.kq[:, 0:1].reshape((TILE, key_heads, n * steps))
-    for m in range(steps):
-        # [d, v] x [d, (k, q)] -> [v, (k, q)]
-        seen = psum.take()[:, 0 : 2 * n * heads]
-        for b in range(n):
-            for h in range(heads):
-                at, t, of = h * n + b, b * steps + m, h // share
-                nisa.nc_matmul(
-                    dst=seen[:, 2 * at : 2 * at + 2], stationary=states[:, b : b + 1, h : h + 1],
-                    moving=columns.kq[:, :, of : of + 1, t : t + 1], accumulate=False,
-                )  # fmt: skip
-        decay, beta = _token(columns.decay, n, steps, m), _token(columns.beta, n, steps, m)
-        halves = seen.reshape((TILE, heads, n, 2))
-        delta, out = sbuf(f32, (TILE, heads, n)), _token(columns.out, n, steps, m)
-        nisa.tensor_tensor(dst=delta, data1=halves[:, :, :, 0:1], data2=decay, op=nl.multiply)
-        nisa.tensor_tensor(dst=delta, data1=_token(columns.v, n, steps, m), data2=delta, op=nl.subtract)
-        nisa.tensor_tensor(dst=delta, data1=delta, data2=beta, op=nl.multiply)
+    """One token of one sequence: its output and the new state, both stored.
 
-        # o = e^g q^T S + (q . k) delta
-        part_q, tokens = sbuf(f32, (TILE, heads, n)), n * steps
-        match = columns.match.ap(
-            pattern=[[key_heads * tokens, TILE], [tokens, key_heads], [0, share], [steps, n]], offset=m
-        )
-        nisa.tensor_tensor(dst=part_q, data1=halves[:, :, :, 1:2], data2=decay, op=nl.multiply)
-        nisa.tensor_tensor(dst=out, data1=delta, data2=match, op=nl.multiply)
-        nisa.tensor_tensor(dst=out, data1=out, data2=part_q, op=nl.add)
-
-        kept, new = sbuf(f32, (TILE, n, heads, TILE)), sbuf(f32, (TILE, n, heads, TILE))
-        for b in range(n):
-            for h in range(heads):
-                col = b * steps + m
-                nisa.activation(
-                    dst=kept[:, b : b + 1, h : h + 1], op=nl.copy, data=states[:, b : b + 1, h : h + 1],
-                    scale=_column(columns.decay, h, col),
-                )  # fmt: skip
-        for b in range(n):
-            for part in split(heads, 4):
-                spread = psum.take()
-                for h in range(part[0], part[1]):
-                    # [v', m] x [v', v] -> [m, v]: delta as a row, on every row m
-                    column = delta.ap(pattern=[[n * heads, TILE], [0, TILE]], offset=h * n + b)
-                    dst = spread[:, (h - part[0]) * TILE : (h - part[0] + 1) * TILE]
-                    nisa.nc_matmul(dst=dst, stationary=column, moving=eye, is_moving_onezero=True, accumulate=False)
-                    nisa.scalar_tensor_tensor(
-                        dst=new[:, b : b + 1, h : h + 1], data=dst, op0=nl.multiply,
-                        operand0=_column(keys, h // share, b * steps + m), op1=nl.add,
-                        operand1=kept[:, b : b + 1, h : h + 1],
-                    )  # fmt: skip
-            for place in range(rows.places):
-                to = ((rows.first + b) * steps + m) * rows.places + place
-                dst = lanes.ap(
-                    pattern=[[TILE, TILE], [TILE * TILE, heads], [1, TILE]], offset=rows.values[0] * TILE * TILE,
-                    scalar_offset=where_to[to], indirect_dim=0,
-                )  # fmt: skip
-                nisa.dma_copy(dst=dst, src=new[:, b : b + 1].reshape((TILE, heads, TILE)), oob_mode=nisa.oob_mode.skip)
-        states = new
+    By parts of the state, as they come. A part is finished behind the start of the next one: a product takes its time.
+    """
+    heads, parts, vector = rows.values[1], split(rows.values[1], rows.piece), nisa.engine.vector
+    own, row, out = sbuf(nl.float32, (TILE, heads)), sbuf(nl.float32, (heads, TILE)), None
+    last, erased, done = len(parts) - 1, [], 0
+    for n in range(len(parts) + 1):
+        if n == max(last - 1, 0):
+            out = psum.take()[:, 0:heads]
+        if n <= last:
+            erased.append(psum.take())
+            if n >= last - 1:
+                until = heads if n == last else parts[n][0]
+                read_state(out, columns, token, state, (done, until))
+                done = until
+            erase(erased[n], update, state, parts[n])
+            fade_state(update, columns, token, state, parts[n])
+        if n == 0:
+            nisa.tensor_tensor(
+                dst=own, data1=columns.values[:, token : token + 1], data2=columns.match[:, token : token + 1],
+                op=nl.multiply, engine=vector,
+            )  # fmt: skip
+        if n == last:
+            nisa.scalar_tensor_tensor(dst=own, data=out, op0=nl.multiply, operand0=SCALE, op1=nl.add, operand1=own)
+            turned = psum.take()[0:heads, 0:TILE]
+            nisa.nc_transpose(dst=turned, data=own)
+            nisa.tensor_copy(dst=row, src=turned, engine=nisa.engine.scalar)
+        if n > last:
+            at = (rows.first * rows.steps + token) * results.o.shape[2] + rows.values[0]
+            dst = results.o.ap(pattern=[[TILE, heads], [1, TILE]], offset=at * TILE)
+            nisa.dma_copy(dst=dst, src=row, dge_mode=nisa.dge_mode.swdge)
+        if n > 0:
+            add_erased(update, columns, token, erased[n - 1], parts[n - 1])
+            _store_state(update, rows, token, 0, parts[n - 1], results)
+    for place in range(1, results.places):
+        _store_state(update, rows, token, place, (0, heads), results)
 
 
-def _column(columns: nl.ndarray, head: int, token: int) -> nl.ndarray:
-    """One of [128, heads, T] as [128, 1]."""
-    return columns[:, head : head + 1, token : token + 1].reshape((TILE, 1))
-
-
-def _token(columns: nl.ndarray, n: int, steps: int, m: int) -> nl.ndarray:
-    """The columns of token m of every sequence: [128, heads, n, 1]."""
-    return columns.reshape((TILE, columns.shape[1], n, steps))[:, :, :, m : m + 1]
-
-
-def _store(rows: Rows, columns: nl.ndarray, o: nl.ndarray, psum: Bank) -> None:
-    """Columns [v, H, T] back to rows [sequence, token, head, v]."""
-    heads, tokens = columns.shape[1], columns.shape[2]
-    out = sbuf(nl.float32, (tokens, heads, TILE))
-    for part in split(heads, 4):
-        turned = psum.take()[0:tokens, 0 : (part[1] - part[0]) * TILE]
-        for h in range(part[0], part[1]):
-            at = (h - part[0]) * TILE
-            nisa.nc_transpose(dst=turned[:, at : at + TILE], data=columns[:, h : h + 1].reshape((TILE, tokens)))
-        nisa.tensor_copy(dst=out[:, part[0] : part[1]], src=turned, engine=nisa.engine.vector)
-    nisa.dma_copy(dst=_rows_of(o, rows, rows.values, TILE), src=out)
+def _store_state(update: Update, rows: Rows, token: int, place: int, part: tuple, results: Results) -> None:
+    """Heads [first, last) to one of the token's lanes; checkpoints are left to GpSimd, which has time."""
+    index = results.where[(rows.first * rows.steps + token) * results.places + place]
+    nisa.dma_copy(
+        dst=_lane(results.lanes, rows, part, index), src=update.new[:, part[0] : part[1]],
+        oob_mode=nisa.oob_mode.skip, dge_mode=nisa.dge_mode.swdge if place > 0 else nisa.dge_mode.unknown,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ from nki_kernels.interpreter.target import SDKS
 
 FILES = [
     "causal_conv1d", "delta_rule_gates", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve",
-    "delta_rule_system", "delta_rule_tiles",
+    "delta_rule_step", "delta_rule_system", "delta_rule_tiles",
     "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_rms_norm",
     "paged_attention", "paged_attention_decode", "paged_gather", "state_copy",
 ]  # fmt: skip
