@@ -73,6 +73,11 @@ def forms() -> list[Form]:
         Form("decode_batch_1", examples.decode(1), timeline=True),
         Form("decode_batch_8", examples.decode(8), timeline=True),
         Form("decode_batch_1_three_drafts", examples.decode(1, 4)),
+        # As graphs call it, any token may be followed by a checkpoint; here by none, and by one in every sequence.
+        Form("decode_in_a_graph_batch_1", examples.decode(1, checkpoints=0)),
+        Form("decode_in_a_graph_batch_8", examples.decode(8, checkpoints=0)),
+        Form("decode_in_a_graph_batch_1_checkpoint", examples.decode(1, checkpoints=1)),
+        Form("decode_in_a_graph_batch_8_checkpoints", examples.decode(8, checkpoints=8)),
         Form("attention_512_tokens_over_3584", examples.attention(512, 3584)),
         Form("attention_decode_over_4096", examples.attention(1, 4096)),
         Form("attention_decode_over_4096_batch_8", examples.attention(1, 4096, batch=8)),
@@ -108,6 +113,7 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
     """The bars with the modelled figure beside each."""
     base, graph = us["prefill_fused"], us["prefill_in_a_graph"]
     busy = max(fused.busy_us["tensor"], fused.busy_us["vector"]) / fused.time_us
+    one, eight = us["decode_in_a_graph_batch_1"], us["decode_in_a_graph_batch_8"]
     rows = [
         ("fused prefill, us", base, "<=", 70.0),
         ("fused prefill, us (aim)", base, "<=", 55.0),
@@ -116,6 +122,18 @@ def bars(us: dict[str, float], fused: Report) -> list[dict[str, object]]:
         ("busier of TensorE and VectorE, share of the time", busy, ">=", 0.6),
         ("decode, batch 1, us", us["decode_batch_1"], "<=", 10.0),
         ("decode, batch 8 / batch 1, x", us["decode_batch_8"] / us["decode_batch_1"], "<=", 3.5),
+        (
+            "a checkpoint in 64 decoded tokens adds, batch 1",
+            (us["decode_in_a_graph_batch_1_checkpoint"] / one - 1) / 64,
+            "<=",
+            0.03,
+        ),
+        (
+            "a checkpoint in 64 decoded tokens adds, batch 8",
+            (us["decode_in_a_graph_batch_8_checkpoints"] / eight - 1) / 64,
+            "<=",
+            0.03,
+        ),
         ("a checkpoint at the end adds", us["prefill_in_a_graph_checkpoint_at_the_end"] / graph - 1, "<=", 0.03),
         (
             "a checkpoint inside the last tile adds",
