@@ -45,15 +45,13 @@ from .vector_engine import (
 from .vector_reduce import (
     bn_aggr,
     bn_stats,
-    max8,
-    nc_find_index8,
-    nc_match_replace8,
     range_select,
     select_reduce,
     tensor_reduce,
     tensor_scalar_cumulative,
     tensor_scalar_reduce,
 )
+from .vector_search import max8, nc_find_index8, nc_match_replace8
 
 
 def _trn3(name: str) -> Any:

@@ -15,7 +15,7 @@ FILES = [
     "causal_conv1d", "delta_rule_gates", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve",
     "delta_rule_step", "delta_rule_system", "delta_rule_tiles",
     "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_rms_norm",
-    "paged_attention", "paged_attention_decode", "paged_gather", "state_copy",
+    "paged_attention", "paged_attention_chunk", "paged_attention_decode", "paged_gather", "state_copy",
 ]  # fmt: skip
 EXAMPLES = {
     "a tile that is not full, checkpoints": lambda: examples.prefill(300, (1, 3)),
