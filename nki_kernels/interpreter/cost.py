@@ -278,12 +278,16 @@ def _sides(i: Instr) -> tuple[Access, Access]:
 
 def descriptors(i: Instr) -> int:
     """Contiguous runs that a DMA instruction moves."""
+    if not i.attrs["bytes"]:
+        return 0
     runs = (run_bytes(a, a[0].buffer is _SBUF) for a in _sides(i))
     return max(1, i.attrs["bytes"] // max(1, min(runs)))
 
 
 def transfer(i: Instr, c: Costs) -> Transfer:
-    """Bytes and engine time of a DMA instruction."""
+    """Bytes and engine time of a DMA instruction; none of one whose address was out of bounds, which is only issued."""
+    if not i.attrs["bytes"]:
+        return Transfer(0.0, (0, 0), 0, 0, 0, 0.0, 0.0)
     src, dst = _sides(i)
     moved = i.attrs["bytes"]
     engines = (0, int(c.dma_engines))

@@ -56,6 +56,7 @@ def dma_copy(
         fail(ins, "dge_mode", "none needs addresses known before the launch")
     reads: list[Access] = []
     writes: list[Access] = []
+    outside = False
     offsets = [t.scalar_offset.access() for t in (src, dst) if isinstance(t.scalar_offset, Tensor)]
     for role, t, into in (("src", src, reads), ("dst", dst, writes)):
         if t.vector_offset is not None:
@@ -66,7 +67,8 @@ def dma_copy(
             reach = t.offset + sum(s * (c - 1) for s, c in zip(t.strides, t.shape, strict=True))
             if t.offset < 0 or reach >= t.storage.raw.size // t.dtype.itemsize:
                 if skip:
-                    return
+                    outside = True
+                    continue
                 fail(ins, role, f"scalar_offset reaches element {reach} of '{t.name}' {t.storage.shape}")
             src, dst = (t, dst) if role == "src" else (src, t)
             into.append(t.access())
@@ -77,7 +79,10 @@ def dma_copy(
         reads += offsets
     core = context.current(ins)
     shared = core.num_programs == 2
-    if indirect:
+    moved = 0 if outside else dst.size
+    if outside:
+        writes.clear()  # It is issued all the same, and moves nothing.
+    elif indirect:
         _indirect_copy(ins, dst, src, skip)
     else:
         if shared and src.storage.info.core < 0:
@@ -95,8 +100,8 @@ def dma_copy(
     if queue is Engine.unknown:
         queue = Engine.gpsimd if indirect or mode is DgeMode.swdge else Engine.sync
     core.record(
-        ins, queue, dst.size, tuple(reads), tuple(writes),
-        {"dge": mode.name, "indirect": indirect, "bytes": dst.size * dst.dtype.itemsize}, name,
+        ins, queue, moved, tuple(reads), tuple(writes),
+        {"dge": mode.name, "indirect": indirect, "bytes": moved * dst.dtype.itemsize}, name,
     )  # fmt: skip
 
 

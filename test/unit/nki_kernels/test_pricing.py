@@ -107,6 +107,25 @@ def test_a_store_that_waits_does_not_hold_up_later_loads_unless_hardware_trigger
     assert loaded >= stored + C.dma_issue_ns / 1e3 - 1e-9
 
 
+@pytest.mark.parametrize("mode", [nisa.dge_mode.hwdge, nisa.dge_mode.swdge])
+def test_a_copy_out_of_bounds_is_issued_and_moves_nothing(mode):
+    def body(x, rows):
+        index, tile = sb(1, 1, dtype=nl.int32), sb(1, 512)
+        nisa.dma_copy(index, rows)
+        for _ in range(3):
+            out = x.ap(pattern=[[512, 1], [1, 512]], scalar_offset=index, indirect_dim=0)
+            nisa.dma_copy(out, tile, oob_mode=nisa.oob_mode.skip, dge_mode=mode)
+
+    x, outside = np.ones((2, 512), np.float32), np.full((1, 1), 2, np.int32)
+    report = priced(body, x, outside)
+    assert (x == 1).all()
+    assert report.hbm_write == 0
+    if mode is nisa.dge_mode.hwdge:
+        assert report.busy_us["issue"] == pytest.approx(4 * C.dma_issue_ns / 1e3)
+    else:
+        assert report.busy_us["gpsimd"] == pytest.approx(3 * C.dma_swdge_ns / 1e3)
+
+
 def test_hbm_bounds_what_the_engines_could_move():
     x = np.zeros((128, 16384), np.float32)
     report = priced(lambda x: nisa.dma_copy(nl.ndarray(x.shape, dtype=F32), x), x)
