@@ -16,7 +16,7 @@ from .logit_edits import LogitEdits
 
 @dataclass(slots=True)
 class RequestState:
-    """One request as the worker knows it.
+    """One request as the worker knows it, and what the current step runs of it: tokens start .. end - 1.
 
     Attributes:
         prompt: its prompt's token ids.
@@ -29,6 +29,9 @@ class RequestState:
         owes_prompt_logprobs: whether prompt log-probabilities were asked for and not delivered yet.
         prompt_logprobs: the table being filled with them.
         edits: what the request changes in its logits, with its count of tokens; None until it is asked for.
+        start: tokens computed before this step.
+        end: tokens computed once this step has run.
+        restores: whether the lane holds nothing yet, and the first `start` tokens come from a checkpoint.
     """
 
     request_id: str
@@ -42,6 +45,9 @@ class RequestState:
     owes_prompt_logprobs: bool = False
     prompt_logprobs: LogprobsTensors | None = None
     edits: LogitEdits | None = None
+    start: int = 0
+    end: int = 0
+    restores: bool = False
 
     def refill(self, output: Sequence[int]) -> None:
         """Replace the output, as a request that resumes after preemption may; what was counted of it is forgotten."""
@@ -59,30 +65,22 @@ class RequestState:
         """Tokens known: the prompt and what was sampled."""
         return len(self.prompt) + len(self.output)
 
-    def tokens(self, start: int, end: int) -> list[int]:
+    @property
+    def samples(self) -> bool:
+        """Whether this step gives a token: every known token has been run then."""
+        return self.end == self.num_tokens
+
+    def schedule(self, start: int, num_tokens: int, *, restores: bool) -> RequestState:
+        """Set what the step runs: `num_tokens` tokens from position `start` on; gives the same object."""
+        self.start, self.end, self.restores = start, start + num_tokens, restores
+        return self
+
+    def scheduled_tokens(self) -> list[int]:
         """Token ids at positions start .. end - 1."""
-        split = len(self.prompt)
+        start, end, split = self.start, self.end, len(self.prompt)
         if start >= split:
             return self.output[start - split : end - split]
         return self.prompt[start:end] + (self.output[: end - split] if end > split else [])
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """The part of one request that a step runs: tokens start .. end - 1.
-
-    `restores` says that the lane holds nothing yet and that the first `start` tokens come from a checkpoint.
-    """
-
-    state: RequestState
-    start: int
-    end: int
-    restores: bool
-
-    @property
-    def samples(self) -> bool:
-        """Whether a token comes out: every known token has been run then."""
-        return self.end == self.state.num_tokens
 
 
 class RequestTable:
@@ -94,8 +92,8 @@ class RequestTable:
         self._attention_group = attention_group
         self._slot_group = slot_group
 
-    def update(self, output: SchedulerOutput) -> list[Scheduled]:
-        """Apply what happened since the last step; the rows of this one, in the scheduler's order."""
+    def update(self, output: SchedulerOutput) -> list[RequestState]:
+        """Apply what happened since the last step; the requests of this one, in the scheduler's order."""
         for request_id in output.finished_req_ids:
             self.lanes.release(request_id)
             self.states.pop(request_id, None)
@@ -103,7 +101,7 @@ class RequestTable:
             self.lanes.release(request_id)
             if request_id in self.states:
                 self.states[request_id].lane = 0
-        rows: dict[str, Scheduled] = {}
+        rows: dict[str, RequestState] = {}
         for new in output.scheduled_new_reqs:
             rows[new.req_id] = self._admit(new, output.num_scheduled_tokens[new.req_id])
         cached = output.scheduled_cached_reqs
@@ -111,7 +109,7 @@ class RequestTable:
             rows[request_id] = self._advance(cached, index, output.num_scheduled_tokens[request_id])
         return [rows[request_id] for request_id in output.num_scheduled_tokens]
 
-    def _admit(self, new: NewRequestData, num_tokens: int) -> Scheduled:
+    def _admit(self, new: NewRequestData, num_tokens: int) -> RequestState:
         """A request's first step, or, where the scheduler announces them the same way, its first after preemption."""
         state = self.states.get(new.req_id)
         if state is None:
@@ -121,7 +119,7 @@ class RequestTable:
             state.refill(new.prefill_token_ids[len(state.prompt) :])
         self._place(state, new.block_ids)
         start = new.num_computed_tokens
-        return Scheduled(state, start, start + num_tokens, restores=start > 0)
+        return state.schedule(start, num_tokens, restores=start > 0)
 
     def _create(self, new: NewRequestData) -> RequestState:
         params = new.sampling_params
@@ -133,7 +131,7 @@ class RequestTable:
         state.owes_prompt_logprobs = params.prompt_logprobs is not None
         return state
 
-    def _advance(self, cached: CachedRequestData, index: int, num_tokens: int) -> Scheduled:
+    def _advance(self, cached: CachedRequestData, index: int, num_tokens: int) -> RequestState:
         request_id = cached.req_ids[index]
         state = self.states[request_id]
         start = cached.num_computed_tokens[index]
@@ -147,7 +145,7 @@ class RequestTable:
         elif blocks is not None:
             state.blocks.extend(blocks[self._attention_group])
             state.slots.extend(blocks[self._slot_group])
-        return Scheduled(state, start, start + num_tokens, restores=resumed and start > 0)
+        return state.schedule(start, num_tokens, restores=resumed and start > 0)
 
     def _place(self, state: RequestState, block_ids: Sequence[Sequence[int]]) -> None:
         state.blocks = list(block_ids[self._attention_group])

@@ -13,7 +13,7 @@ from qwen36_neuron.runtime import Commit, Output, Row, RowResult, Runtime, Sampl
 
 from .outputs import RunnerOutput
 from .prompt_logprobs import PromptLogprobs
-from .requests import RequestTable, Scheduled
+from .requests import RequestState, RequestTable
 from .sampling import HostSampler, device_choice
 
 logger = init_logger("vllm.vllm_integration.runner")
@@ -23,7 +23,7 @@ logger = init_logger("vllm.vllm_integration.runner")
 class _Pending:
     """A step that has run and whose tokens are not chosen yet."""
 
-    rows: list[Scheduled]
+    states: list[RequestState]
     results: tuple[RowResult, ...]
 
 
@@ -44,77 +44,76 @@ class ModelRunner:
 
     def execute(self, scheduled: SchedulerOutput) -> RunnerOutput | None:
         """Run a step. None means that `sample` must follow, with the grammars' bitmasks."""
-        rows = self.table.update(scheduled)
-        if not rows:
+        states = self.table.update(scheduled)
+        if not states:
             return self._output([])
         try:
-            results = self.runtime.run(self._step(rows)).rows
+            results = self.runtime.run(self._step(states)).rows
         except StepError as error:
-            logger.error("The runtime refused a step; its %d requests fail: %s", len(rows), error)
-            output = self._output([row.state.request_id for row in rows])
-            output.sampled_token_ids = [[] for _ in rows]
+            logger.error("The runtime refused a step; its %d requests fail: %s", len(states), error)
+            output = self._output([state.request_id for state in states])
+            output.sampled_token_ids = [[] for _ in states]
             output.failure = str(error)
             return output
         self.table.lanes.announced()
-        self._pending = _Pending(rows, results)
+        self._pending = _Pending(states, results)
         return None if scheduled.has_structured_output_requests else self.sample(None)
 
     def sample(self, grammar: GrammarOutput | None) -> RunnerOutput:
         """Choose the tokens of the step that `execute` ran."""
         if self._pending is None:
             raise RuntimeError("no step waits for its tokens")
-        rows, results = self._pending.rows, self._pending.results
+        states, results = self._pending.states, self._pending.results
         self._pending = None
-        # Log-probabilities are looked up by a request's index, so the rows that may have them go first.
-        order = sorted(range(len(rows)), key=lambda i: results[i].logits is None or not rows[i].samples)
-        rows, results = [rows[i] for i in order], tuple(results[i] for i in order)
-        output = self._output([row.state.request_id for row in rows])
-        for row, result in zip(rows, results, strict=True):
-            if row.state.owes_prompt_logprobs and result.logits is not None:
-                table = self.prompt_logprobs.collect(row, result.logits)
+        # Log-probabilities are looked up by a request's index, so the requests that may have them go first.
+        order = sorted(range(len(states)), key=lambda i: results[i].logits is None or not states[i].samples)
+        states, results = [states[i] for i in order], tuple(results[i] for i in order)
+        output = self._output([state.request_id for state in states])
+        for state, result in zip(states, results, strict=True):
+            if state.owes_prompt_logprobs and result.logits is not None:
+                table = self.prompt_logprobs.collect(state, result.logits)
                 if table is not None:
-                    output.prompt_logprobs_dict[row.state.request_id] = table
+                    output.prompt_logprobs_dict[state.request_id] = table
         hosted = [
-            (row.state, result.logits[-1:])
-            for row, result in zip(rows, results, strict=True)
-            if row.samples and result.logits is not None
+            (state, result.logits[-1:])
+            for state, result in zip(states, results, strict=True)
+            if state.samples and result.logits is not None
         ]
         tokens: list[int] = []
         if hosted:
-            states = [state for state, _ in hosted]
-            tokens, output.logprobs = self.sampler.sample(states, torch.cat([last for _, last in hosted]), grammar)
-        for i, (row, result) in enumerate(zip(rows, results, strict=True)):
-            chosen = [tokens[i]] if i < len(tokens) else list(result.tokens) if row.samples else []
-            row.state.output.extend(chosen)
+            sampled = [state for state, _ in hosted]
+            tokens, output.logprobs = self.sampler.sample(sampled, torch.cat([last for _, last in hosted]), grammar)
+        for i, (state, result) in enumerate(zip(states, results, strict=True)):
+            chosen = [tokens[i]] if i < len(tokens) else list(result.tokens) if state.samples else []
+            state.output.extend(chosen)
             output.sampled_token_ids.append(chosen)
         return output
 
-    def _step(self, rows: list[Scheduled]) -> Step:
-        return Step(tuple(self._row(row) for row in rows), self.table.lanes.released)
+    def _step(self, states: list[RequestState]) -> Step:
+        return Step(tuple(self._row(state) for state in states), self.table.lanes.released)
 
-    def _row(self, row: Scheduled) -> Row:
-        state, start, end = row.state, row.start, row.end
+    def _row(self, state: RequestState) -> Row:
         slots = state.slots
-        first = start // BLOCK_SIZE
-        last = min(end // BLOCK_SIZE, len(slots))
-        output, sampling = self._wanted(row)
+        first = state.start // BLOCK_SIZE
+        last = min(state.end // BLOCK_SIZE, len(slots))
+        output, sampling = self._wanted(state)
         return Row(
             request_id=state.request_id,
             lane=state.lane,
-            tokens=state.tokens(start, end),
-            start=start,
+            tokens=state.scheduled_tokens(),
+            start=state.start,
             blocks=state.blocks,
-            restore=slots[first - 1] if row.restores else None,
+            restore=slots[first - 1] if state.restores else None,
             commits=tuple(Commit((i + 1) * BLOCK_SIZE, slots[i]) for i in range(first, last) if slots[i]),
             output=output,
             sampling=sampling,
         )
 
-    def _wanted(self, row: Scheduled) -> tuple[Output, Sampling | None]:
-        state, runtime = row.state, self.runtime
+    def _wanted(self, state: RequestState) -> tuple[Output, Sampling | None]:
+        runtime = self.runtime
         if state.owes_prompt_logprobs:
             return Output.ALL_LOGITS, None
-        if not row.samples:
+        if not state.samples:
             return Output.NOTHING, None
         if self.sampler.ends_thoughts(state):
             return Output.LOGITS, None

@@ -60,13 +60,13 @@ class SlotScheduler(Scheduler):
         return super()._free_request(request, delay_free_blocks)
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
-        """Preempt, and first take back the hashes of what the request will not write after all.
+        """Preempt, and first unpublish what the request will not write after all.
 
         With policy=priority the victim may already be part of the step being scheduled. vLLM drops it from the step but
         leaves the hashes of its new blocks published, and the next request to hit them would read memory that was never
         written.
         """
-        self._take_back(request, request.num_computed_tokens)
+        self._unpublish(request, request.num_computed_tokens)
         super()._preempt_request(request, timestamp, drop_stale_output)
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
@@ -112,7 +112,7 @@ class SlotScheduler(Scheduler):
         for request_id, num_tokens in scheduled.items():
             request = self.requests.get(request_id)
             if request is not None:
-                self._take_back(request, request.num_computed_tokens - num_tokens)
+                self._unpublish(request, request.num_computed_tokens - num_tokens)
         for request in self.finish_requests(scheduled, RequestStatus.FINISHED_ERROR):
             outputs.setdefault(request.client_index, EngineCoreOutputs()).outputs.append(
                 EngineCoreOutput(
@@ -124,8 +124,8 @@ class SlotScheduler(Scheduler):
                 )
             )
 
-    def _take_back(self, request: Request, num_computed_tokens: int) -> None:
+    def _unpublish(self, request: Request, num_computed_tokens: int) -> None:
         """Unpublish, in both groups, what `request` holds beyond its first `num_computed_tokens` tokens."""
-        self.slot_manager.take_back(request.request_id)
+        self.slot_manager.unpublish(request.request_id)
         blocks = self.kv_cache_manager.get_block_ids(request.request_id)[self.attention_group]
         self.kv_cache_manager.evict_blocks(set(blocks[num_computed_tokens // BLOCK_SIZE :]))

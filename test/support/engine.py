@@ -86,7 +86,7 @@ class Engine:
         assert {c.slot for c in slots.by_key.values()} == {c.slot for c in slots.by_slot.values() if c.published}
         assert all(slots.by_key[c.key] is c and c.boundary % BLOCK_SIZE == 0 for c in slots.by_key.values())
         assert set(scheduler.slot_manager.req_to_blocks) <= set(scheduler.requests)
-        assert set(scheduler.slot_manager._keeping) <= set(scheduler.requests)
+        assert set(scheduler.slot_manager._by_request) <= set(scheduler.requests)
         if isinstance(self.runtime, FakeRuntime):
             self.check_contents(self.runtime)
 

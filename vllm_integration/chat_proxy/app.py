@@ -22,13 +22,13 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from . import metrics
+from .admission import AdmissionControl
 from .answers import ChatAnswer
 from .backend import Backend, State
 from .body import parse_object, read_body
 from .errors import ProxyError
 from .exchange import Again, Exchange, end_to_end
 from .fills import Fills
-from .gate import Gate
 from .limits import FIELDS, is_too_long, refit
 from .settings import ProxySettings
 
@@ -54,9 +54,9 @@ class Proxy:
     def __init__(self, settings: ProxySettings) -> None:
         self.settings = settings
         self.backend = Backend(settings)
-        self.gate = Gate(settings.max_concurrent)
+        self.admission = AdmissionControl(settings.max_concurrent)
         self.metrics = metrics.ProxyMetrics(
-            in_flight=lambda: len(self.gate), ready=lambda: self.backend.state is State.READY
+            in_flight=lambda: len(self.admission), ready=lambda: self.backend.state is State.READY
         )
         self._key = _digest(settings.api_key) if settings.api_key else None
 
@@ -83,7 +83,7 @@ class Proxy:
     async def health(self, _: Request) -> Response:
         """200 when a request would be served, otherwise 503 and why."""
         state = await self.backend.confirm()
-        status = "draining" if self.gate.closed else state.value
+        status = "draining" if self.admission.draining else state.value
         return JSONResponse({"status": status}, status_code=200 if status == State.READY.value else 503)
 
     async def show_metrics(self, _: Request) -> Response:
@@ -121,7 +121,7 @@ class Forward:
         proxy = self.proxy
         headers = Headers(scope=scope)
         proxy.authorize(headers)
-        with proxy.gate.admit(exchange):
+        with proxy.admission.admit(exchange):
             proxy.backend.require_warm()
             sent = end_to_end(scope["headers"])
             if "authorization" not in headers and "x-api-key" in headers:

@@ -68,8 +68,8 @@ class Backend:
         self.client = httpx.AsyncClient(
             base_url=settings.backend,
             timeout=timeout,
-            # The gate bounds the requests in flight; a second bound here would only make them wait unseen. A connection
-            # is not reused, since one that the backend has just closed for idleness fails a request that is innocent.
+            # Admission control bounds the requests in flight; a second bound here would only make them wait unseen.
+            # A connection is not reused: one that the backend has just closed for idleness fails an innocent request.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0),
             headers={"accept-encoding": "identity"},
             trust_env=False,

@@ -62,8 +62,8 @@ class DrainingServer(uvicorn.Server):
             self.should_exit = self.force_exit = True
 
     async def _drain(self) -> None:
-        log.info("draining: %d requests in flight, %g s at most", len(self._proxy.gate), self._drain_timeout)
-        cut = await self._proxy.gate.drain(self._drain_timeout)
+        log.info("draining: %d requests in flight, %g s at most", len(self._proxy.admission), self._drain_timeout)
+        cut = await self._proxy.admission.drain(self._drain_timeout)
         log.info("drained, %d requests cut", cut)
         self.should_exit = True
 

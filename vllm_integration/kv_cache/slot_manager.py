@@ -38,8 +38,8 @@ _MANAGERS: WeakKeyDictionary[BlockPool, SlotManager] = WeakKeyDictionary()
 
 
 @dataclass(slots=True)
-class Keeping:
-    """What is kept of one request that runs.
+class RequestCheckpoints:
+    """The checkpoints of one request that runs: which it is to have, and those that it has.
 
     Attributes:
         plan: which boundaries.
@@ -100,7 +100,7 @@ class SlotManager(SingleTypeKVCacheManager):
         self._kv = CoveredBlocks(block_pool, 1 - self.kv_cache_group_id, self.slots)
         self._events = SlotEvents(block_pool, self.kv_cache_group_id, self.block_size)
         self._blocks = [KVCacheBlock(slot) for slot in range(self.slots.num_slots + 1)]
-        self._keeping: dict[str, Keeping] = {}
+        self._by_request: dict[str, RequestCheckpoints] = {}
         self._fresh: set[BlockHash] = set()
         self._ended: list[BlockHash] = []
         """Keys of the blocks of requests that ended or were preempted, until they are given away."""
@@ -114,8 +114,8 @@ class SlotManager(SingleTypeKVCacheManager):
         """The last step is settled: what it wrote can be read. Slots and KV that are of no use any more are freed."""
         self.slots.new_step()
         self._fresh.clear()
-        for keeping in self._keeping.values():
-            keeping.written.clear()
+        for own in self._by_request.values():
+            own.written.clear()
         if self._taken:
             for checkpoint in list(self.slots.by_key.values()):
                 if self._kv.find(checkpoint.key) is None:
@@ -200,14 +200,14 @@ class SlotManager(SingleTypeKVCacheManager):
         request = self.requests[request_id]
         row = self.req_to_blocks[request_id]
         before = len(row)
-        keeping = self._keeping.get(request_id)
-        if keeping is None:
-            keeping = self._keeping[request_id] = self._admit(request, row)
+        own = self._by_request.get(request_id)
+        if own is None:
+            own = self._by_request[request_id] = self._admit(request, row)
         for count in range(before + 1, num_tokens_main_model // self.block_size + 1):
             boundary = count * self.block_size
-            checkpoint = self.slots.reserve(boundary, keeping.plan, request.block_hashes, keeping.turn_end)
+            checkpoint = self.slots.reserve(boundary, own.plan, request.block_hashes, own.turn_end)
             if checkpoint is not None:
-                keeping.reserved.append(checkpoint)
+                own.reserved.append(checkpoint)
             row.append(self._null_block if checkpoint is None else self._blocks[checkpoint.slot])
         return row[before:]
 
@@ -218,9 +218,9 @@ class SlotManager(SingleTypeKVCacheManager):
             return
         self._fresh.update(request.block_hashes[before:full])
         self.num_cached_block[request.request_id] = full
-        keeping = self._keeping.get(request.request_id)
-        while keeping is not None and keeping.reserved and keeping.reserved[0].boundary <= num_tokens:
-            self._publish(request, keeping, keeping.reserved.pop(0))
+        own = self._by_request.get(request.request_id)
+        while own is not None and own.reserved and own.reserved[0].boundary <= num_tokens:
+            self._publish(request, own, own.reserved.pop(0))
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """The request ended or was preempted. Its checkpoints stay; none of them belongs to vLLM's pool."""
@@ -233,8 +233,8 @@ class SlotManager(SingleTypeKVCacheManager):
             # One that was preempted comes again, and would be taken for another one that leaves itself.
             if request.is_finished():
                 self.seen.add(path, request.all_token_ids)
-        keeping = self._keeping.pop(request_id, None)
-        for checkpoint in keeping.reserved if keeping is not None else ():
+        own = self._by_request.pop(request_id, None)
+        for checkpoint in own.reserved if own is not None else ():
             self.slots.drop(checkpoint, DropReason.UNWRITTEN)
         return []
 
@@ -244,10 +244,10 @@ class SlotManager(SingleTypeKVCacheManager):
 
     # ---- what our scheduler calls ------------------------------------------------------------------------------------
 
-    def take_back(self, request_id: str) -> None:
+    def unpublish(self, request_id: str) -> None:
         """Unpublish what the step being scheduled was to write for a request, since it will not."""
-        keeping = self._keeping.get(request_id)
-        for checkpoint in keeping.written if keeping is not None else ():
+        own = self._by_request.get(request_id)
+        for checkpoint in own.written if own is not None else ():
             if self.slots.holds(checkpoint):
                 self.slots.drop(checkpoint, DropReason.UNWRITTEN)
 
@@ -263,7 +263,7 @@ class SlotManager(SingleTypeKVCacheManager):
         self._kv.discard(self._ended + self.slots.take_uncovered())
         self._ended.clear()
 
-    def _admit(self, request: Request, row: Sequence[KVCacheBlock]) -> Keeping:
+    def _admit(self, request: Request, row: Sequence[KVCacheBlock]) -> RequestCheckpoints:
         restored = self.slots.by_slot[row[-1].block_id] if row else None
         self.slots.admit(request.block_hashes, request.num_tokens - 1, restored)
         limit = (request.num_tokens - 1) // self.block_size
@@ -280,14 +280,14 @@ class SlotManager(SingleTypeKVCacheManager):
             restored.kind if restored is not None else None,
             self.seen.openings(request.block_hashes, prompt, start, request.cache_salt),
         )
-        return Keeping(plan)
+        return RequestCheckpoints(plan)
 
-    def _publish(self, request: Request, keeping: Keeping, checkpoint: Checkpoint) -> None:
+    def _publish(self, request: Request, own: RequestCheckpoints, checkpoint: Checkpoint) -> None:
         if not self.slots.publish(checkpoint, request.block_hashes):
             return
-        keeping.written.append(checkpoint)
+        own.written.append(checkpoint)
         if checkpoint.kind is Kind.TURN_END:
-            keeping.turn_end = checkpoint
+            own.turn_end = checkpoint
         self.tally.writes += 1
         key = make_block_hash_with_group_id(request.block_hashes[checkpoint.blocks - 1], self.kv_cache_group_id)
         self._blocks[checkpoint.slot].set_block_hash(key, num_tokens=checkpoint.boundary)

@@ -104,7 +104,7 @@ async def test_a_silent_backend_is_504(engine, make, began):
     engine.answer = answer
     stack = await make(response_timeout=1.0)
     check(await stack.chat(), 504)
-    await stack.until(lambda: len(stack.proxy.gate) == 0)
+    await stack.until(lambda: len(stack.proxy.admission) == 0)
 
 
 def dies_after(engine, data: bytes):

@@ -141,7 +141,7 @@ async def test_a_client_that_leaves_ends_the_request_at_the_backend(engine, make
     task.cancel()
     async with asyncio.timeout(60):
         await gone.wait()
-    await stack.until(lambda: len(stack.proxy.gate) == 0)
+    await stack.until(lambda: len(stack.proxy.admission) == 0)
     assert stack.counted("qwen36_proxy_requests_total", route="/v1/chat/completions", status="499") == 1
 
 
@@ -165,4 +165,4 @@ async def test_nothing_is_kept_between_requests(engine, make):
     stack = await make()
     for i in range(20):
         assert json.loads((await stack.chat(x=i)).content)["x"] == i
-    assert len(stack.proxy.gate) == 0
+    assert len(stack.proxy.admission) == 0
