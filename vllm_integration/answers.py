@@ -10,14 +10,14 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from .parsers.reasoning import QwenReasoningParser
+from .parsers.reasoning_splitter import THINK_END, THINK_START, is_open
 from .parsers.stops import ANSWER_STOP, StopCutter
-from .parsers.thoughts import THINK_END, THINK_START, is_open
 
 _COMPLETION = re.compile(r"(\d+_)?cmpl-")
 """How the ids begin that vLLM's server gives to requests of /v1/completions, and to each of several choices."""
 
 
-class StopWatch:
+class StopStringDetector:
     """Looks for stop strings in one request's answer, token by token.
 
     Args:
@@ -57,7 +57,7 @@ class Answers:
     def __init__(self, structured_outputs: StructuredOutputManager) -> None:
         self._ours = structured_outputs.reasoner_cls is QwenReasoningParser
         self._tokenizer = getattr(structured_outputs, "tokenizer", None)  # None with --skip-tokenizer-init
-        self._watches: dict[str, StopWatch] = {}
+        self._detectors: dict[str, StopStringDetector] = {}
 
     def admit(self, request: Request) -> None:
         """Look at a new request.
@@ -71,21 +71,21 @@ class Answers:
         stops = _stops(request)
         if stops and self._tokenizer is not None:
             end_id = self._tokenizer.convert_tokens_to_ids(THINK_END) if self._thinks(request) else None
-            self._watches[request.request_id] = StopWatch(stops, self._tokenizer._tokenizer, end_id)
+            self._detectors[request.request_id] = StopStringDetector(stops, self._tokenizer._tokenizer, end_id)
 
     def stop_of(self, request: Request, token_ids: list[int]) -> tuple[int, str] | None:
         """How many of a request's new tokens it takes to complete a stop string, and which; None if none is."""
-        watch = self._watches.get(request.request_id)
-        if watch is not None:
+        detector = self._detectors.get(request.request_id)
+        if detector is not None:
             for count, token_id in enumerate(token_ids, 1):
-                stop = watch.sees(token_id)
+                stop = detector.sees(token_id)
                 if stop is not None:
                     return count, stop
         return None
 
     def forget(self, request: Request) -> None:
         """The request has ended."""
-        self._watches.pop(request.request_id, None)
+        self._detectors.pop(request.request_id, None)
 
     def _thinks(self, request: Request) -> bool:
         assert self._tokenizer is not None

@@ -49,7 +49,7 @@ def arguments_in_use() -> EngineArgs | None:
     return None
 
 
-def settle(arguments: EngineArgs, host: int) -> None:
+def fill_defaults(arguments: EngineArgs, host: int) -> None:
     """Fill in, in place, the defaults that the start script has too, and refuse what cannot work.
 
     Args:

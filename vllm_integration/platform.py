@@ -120,7 +120,7 @@ class QwenPlatform(Platform):
         Raises:
             ConfigError: something asked for is not supported.
         """
-        from .arguments import DEFAULT_MAX_NUM_SEQS, arguments_in_use, settle
+        from .arguments import DEFAULT_MAX_NUM_SEQS, arguments_in_use, fill_defaults
         from .refusals import tell_briefly
 
         if parser is not None:
@@ -137,7 +137,7 @@ class QwenPlatform(Platform):
         arguments = arguments_in_use()
         if arguments is not None:
             check_vllm()
-            settle(arguments, cls.get_device_total_memory())
+            fill_defaults(arguments, cls.get_device_total_memory())
 
     @classmethod
     def check_and_update_config(cls, vllm_config: VllmConfig) -> None:

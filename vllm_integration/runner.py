@@ -115,7 +115,7 @@ class ModelRunner:
             return Output.ALL_LOGITS, None
         if not state.samples:
             return Output.NOTHING, None
-        if self.sampler.ends_thoughts(state):
+        if self.sampler.ends_reasoning(state):
             return Output.LOGITS, None
         candidates = runtime.capacity.sampling_candidates
         return device_choice(state, self.sampler.has_custom_processors, candidates, runtime.vocab_size)

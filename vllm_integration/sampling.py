@@ -86,7 +86,7 @@ class HostSampler:
         self.has_custom_processors = self.vllm.has_custom_processors
         self._budget = ThinkingBudget(vllm_config, torch.device("cpu"), False)
 
-    def ends_thoughts(self, state: RequestState) -> bool:
+    def ends_reasoning(self, state: RequestState) -> bool:
         """Whether the request's thinking budget decides its next token."""
         return self._budget.due(state.params, state.prompt, state.output) is not None
 

@@ -103,7 +103,7 @@ class SlotScheduler(Scheduler):
             lanes_in_use=self.lanes_in_use,
             kv_blocks_in_use=pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
             slots_in_use=len(self.slot_manager.slots.by_slot),
-            totals=self.slot_manager.tally.totals(),
+            totals=self.slot_manager.statistics.totals(),
         )
 
     def _fail(self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]) -> None:

@@ -28,8 +28,8 @@ from .backend import Backend, State
 from .body import parse_object, read_body
 from .errors import ProxyError
 from .exchange import Again, Exchange, end_to_end
-from .fills import Fills
 from .limits import FIELDS, is_too_long, refit
+from .request_defaults import RequestDefaults
 from .settings import ProxySettings
 
 Fill = Callable[[dict[str, Any]], None]
@@ -164,7 +164,7 @@ def create_app(settings: ProxySettings) -> Starlette:
     Only what clients need is forwarded: the engine's administrative routes stay behind the proxy.
     """
     proxy = Proxy(settings)
-    fills, origins = Fills(settings), settings.cors_origins
+    fills, origins = RequestDefaults(settings), settings.cors_origins
     forwards = (
         Forward(proxy, "POST", "/v1/chat/completions", fills.chat, ChatAnswer),
         Forward(proxy, "POST", "/v1/completions"),

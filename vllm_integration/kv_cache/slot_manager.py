@@ -55,7 +55,7 @@ class RequestCheckpoints:
 
 
 @dataclass(slots=True)
-class Tally:
+class CheckpointStatistics:
     """What happened to checkpoints since the start.
 
     Attributes:
@@ -95,7 +95,7 @@ class SlotManager(SingleTypeKVCacheManager):
         self.planner = BoundaryPlanner(policy)
         self.requests: Mapping[str, Request] = {}
         """vLLM's requests by id; the scheduler puts its own mapping here."""
-        self.tally = Tally(kv_cache_spec.state_bytes)
+        self.statistics = CheckpointStatistics(kv_cache_spec.state_bytes)
         self.seen = SeenPrefixes(block_pool.num_gpu_blocks)
         self._kv = CoveredBlocks(block_pool, 1 - self.kv_cache_group_id, self.slots)
         self._events = SlotEvents(block_pool, self.kv_cache_group_id, self.block_size)
@@ -184,8 +184,8 @@ class SlotManager(SingleTypeKVCacheManager):
         self.num_cached_block[request_id] = len(new_computed_blocks)
         if new_computed_blocks:
             checkpoint = self.slots.by_slot[new_computed_blocks[-1].block_id]
-            self.tally.hits[checkpoint.kind] += 1
-            self.tally.tokens_reused[checkpoint.kind] += checkpoint.boundary
+            self.statistics.hits[checkpoint.kind] += 1
+            self.statistics.tokens_reused[checkpoint.kind] += checkpoint.boundary
 
     def allocate_external_computed_blocks(
         self, request_id: str, num_local_computed_tokens: int, num_external_computed_tokens: int
@@ -288,12 +288,12 @@ class SlotManager(SingleTypeKVCacheManager):
         own.written.append(checkpoint)
         if checkpoint.kind is Kind.TURN_END:
             own.turn_end = checkpoint
-        self.tally.writes += 1
+        self.statistics.writes += 1
         key = make_block_hash_with_group_id(request.block_hashes[checkpoint.blocks - 1], self.kv_cache_group_id)
         self._blocks[checkpoint.slot].set_block_hash(key, num_tokens=checkpoint.boundary)
         self._events.stored(request, checkpoint.blocks)
 
     def _dropped(self, checkpoint: Checkpoint, reason: DropReason) -> None:
-        self.tally.drops[reason] += 1
+        self.statistics.drops[reason] += 1
         self._blocks[checkpoint.slot].reset_hash()
         self._events.removed(checkpoint)

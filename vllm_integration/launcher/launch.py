@@ -18,7 +18,7 @@ from . import extra
 from . import model as models
 from .errors import Refusal
 from .options import Engine, options
-from .parse import Asked
+from .parse import ParsedArguments
 
 _SLOTS_OF_ARTIFACTS = 64
 """Checkpoint slots of the profiles, which a start on a device asks for unless told otherwise."""
@@ -65,7 +65,7 @@ class Launch:
         return self.engine.backend_port or self.front.port + 1
 
 
-def prepare(asked: Asked, environment: Mapping[str, str]) -> tuple[Launch, list[str]]:
+def prepare(asked: ParsedArguments, environment: Mapping[str, str]) -> tuple[Launch, list[str]]:
     """Check what was asked for against itself and against the checkpoint.
 
     Args:

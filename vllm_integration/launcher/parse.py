@@ -23,7 +23,7 @@ _UNBROKEN = 48
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedArguments:
     """What a command line says.
 
     Attributes:
@@ -39,7 +39,7 @@ class Asked:
     notes: tuple[str, ...]
 
 
-def parse(arguments: Sequence[str]) -> Asked:
+def parse(arguments: Sequence[str]) -> ParsedArguments:
     """Read a command line. `--help` prints the help and ends the process with status 0.
 
     Raises:
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str]) -> Asked:
         asked.values["model"], asked.names["model"] = left.pop(0), "MODEL"
     if left:
         raise Refusal(unknown(left[0]))
-    return Asked(asked.values, asked.names, rest, tuple(asked.notes))
+    return ParsedArguments(asked.values, asked.names, rest, tuple(asked.notes))
 
 
 def unknown(word: str) -> str:

@@ -14,8 +14,8 @@ from vllm.tokenizers import TokenizerLike
 
 from .calls import CallScanner
 from .deltas import message
-from .stops import STOP_IN_REASONING, cutter_of, set_apart
-from .thoughts import THINK_END, THINK_START, ThoughtSplitter, is_open, opens_at_end
+from .reasoning_splitter import THINK_END, THINK_START, ReasoningSplitter, is_open, opens_at_end
+from .stops import STOP_IN_REASONING, cutter_of, move_stops_to_scheduler
 from .tools import callable_tools
 
 Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
@@ -41,7 +41,7 @@ class QwenReasoningParser(ReasoningParser):
             raise RuntimeError(f"the tokenizer has no {THINK_START} or no {THINK_END}; use another --reasoning-parser")
         self.start_id, self.end_id = start_id, end_id
         self._open: bool | None = None
-        self._splitter = ThoughtSplitter()
+        self._splitter = ReasoningSplitter()
         self._tools: dict[str, Any] = {}
 
     @property
@@ -78,14 +78,14 @@ class QwenReasoningParser(ReasoningParser):
     def adjust_request(self, request: Request) -> Request:
         """Set the stop strings apart where thoughts will come first."""
         if self._is_open(request) and not getattr(current_platform, STOP_IN_REASONING, False):
-            set_apart(request)
+            move_stops_to_scheduler(request)
         return request
 
     def extract_reasoning(self, model_output: str, request: Request) -> tuple[str | None, str | None]:
         """Thoughts and answer of a whole output; None for either that is empty."""
         thoughts, answer = "", model_output
         if self._is_open(request):
-            splitter = ThoughtSplitter()
+            splitter = ReasoningSplitter()
             parts = (splitter.feed(model_output), splitter.finish(callable_tools(request)))
             thoughts, answer = ("".join(part[i] for part in parts) for i in (0, 1))
         cutter = cutter_of(request)

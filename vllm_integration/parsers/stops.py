@@ -58,7 +58,7 @@ def _begun(text: str, stop: str) -> int:
     return 0
 
 
-def set_apart(request: Any) -> None:
+def move_stops_to_scheduler(request: Any) -> None:
     """Write a request's stop strings where the scheduler reads them, if they can be looked for in the answer alone.
 
     With `min_tokens`, `stop_token_ids` or special tokens shown, the text that the parsers see does not tell where a
@@ -79,7 +79,7 @@ def set_apart(request: Any) -> None:
     request.vllm_xargs = {**extra, ANSWER_STOP: stops, INCLUDED: int(request.include_stop_str_in_output)}
 
 
-def take_over(request: Any) -> None:
+def clear_server_stops(request: Any) -> None:
     """Take the stop strings that were set apart away from vLLM.
 
     Its server drops the last token of what ended for a stop unless it is told to include it, and here that token may

@@ -19,7 +19,7 @@ from vllm.tool_parsers.utils import iter_response_function_tool_info
 
 from .calls import Arguments, Begin, CallScanner, Piece, Text
 from .deltas import message
-from .stops import cutter_of, take_over
+from .stops import clear_server_stops, cutter_of
 
 Request: TypeAlias = ChatCompletionRequest | ResponsesRequest
 
@@ -72,7 +72,7 @@ class QwenToolParser(ToolParser):
     def adjust_request(self, request: Request) -> Request:
         """Besides what vLLM adjusts: take over the stop strings that the reasoning parser set apart."""
         request = super().adjust_request(request)
-        take_over(request)
+        clear_server_stops(request)
         return request
 
     def get_structural_tag(self, request: Request, *, reasoning: bool = False) -> Any:

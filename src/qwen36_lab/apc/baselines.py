@@ -14,7 +14,7 @@ from qwen36_neuron.apc.keys import Key, Path
 from qwen36_neuron.apc.pool import SlotPool
 from qwen36_neuron.config import BLOCK_SIZE
 
-from .simulator import Sighting
+from .simulator import KeyedRequest
 
 
 class LruPool(SlotPool):
@@ -110,10 +110,10 @@ class Marconi:
     def checkpoints(self) -> int:
         return sum(node.has_state for node in self._nodes(self.root))
 
-    def serve(self, sighting: Sighting) -> int:
+    def serve(self, keyed: KeyedRequest) -> int:
         self.clock += 1
-        limit = (sighting.prompt_tokens - 1) // BLOCK_SIZE
-        on_path, last, matched = self._walk(sighting.path)
+        limit = (keyed.prompt_tokens - 1) // BLOCK_SIZE
+        on_path, last, matched = self._walk(keyed.path)
         hit = max((node for node in on_path if node.has_state and node.depth <= limit), key=_depth, default=None)
         reused = hit.depth if hit else 0
         if hit:
@@ -121,12 +121,12 @@ class Marconi:
         pinned = set(on_path)
         branch = last if matched == last.depth else self._split(last, matched)
         pinned |= {last, branch}
-        if branch.depth > reused and (branch.children or branch.depth == len(sighting.path)):
+        if branch.depth > reused and (branch.children or branch.depth == len(keyed.path)):
             self._keep_state(branch, pinned)
-        if branch.depth < len(sighting.path):
-            tail = list(sighting.path[branch.depth :])
+        if branch.depth < len(keyed.path):
+            tail = list(keyed.path[branch.depth :])
             self._make_room(len(tail), pinned)
-            end = Node(tail, branch, len(sighting.path), self.clock)
+            end = Node(tail, branch, len(keyed.path), self.clock)
             branch.children[tail[0]] = end
             pinned.add(end)
             self._keep_state(end, pinned)

@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from qwen36_lab.apc.simulator import CoveredCache, Sighting, replay, sight
+from qwen36_lab.apc.simulator import CoveredCache, KeyedRequest, key_requests, replay
 from qwen36_lab.apc.traces import MESSAGE_END, MESSAGE_START, TRACES
 from qwen36_neuron.apc import BoundaryPlanner, PolicyConfig, PrefillCost, SlotPool
 from qwen36_neuron.apc.keys import Key
@@ -38,34 +38,34 @@ class Segment:
     """Whether it is the request's first."""
 
 
-def segments(sightings: Sequence[Sighting]) -> list[Segment]:
+def segments(keyed_requests: Sequence[KeyedRequest]) -> list[Segment]:
     """All segments, request by request, each request's from the beginning of its prompt."""
     last: dict[Key, int] = {}
     found = []
-    for request, sighting in enumerate(sightings):
-        start, limit = 0, (sighting.prompt_tokens - 1) // BLOCK_SIZE
-        while start < limit and (since := last.get(sighting.path[start])) is not None:
+    for request, keyed in enumerate(keyed_requests):
+        start, limit = 0, (keyed.prompt_tokens - 1) // BLOCK_SIZE
+        while start < limit and (since := last.get(keyed.path[start])) is not None:
             end = start
-            while end < limit and last.get(sighting.path[end]) == since:
+            while end < limit and last.get(keyed.path[end]) == since:
                 end += 1
             found.append(Segment(request, since, end - start, start == 0))
             start = end
-        last.update(dict.fromkeys(sighting.path, request))
+        last.update(dict.fromkeys(keyed.path, request))
     return found
 
 
-def upper_bound(sightings: Sequence[Sighting], budget: Budget, free_split: bool) -> float:
+def upper_bound(keyed_requests: Sequence[KeyedRequest], budget: Budget, free_split: bool) -> float:
     """Tokens that no policy can exceed with the memory of `budget`.
 
     Args:
-        sightings: the trace.
+        keyed_requests: the trace.
         budget: KV blocks and slots.
         free_split: let the bytes of both be divided anew between them, once for the whole trace.
     """
     from scipy.optimize import linprog
     from scipy.sparse import coo_matrix
 
-    parts = segments(sightings)
+    parts = segments(keyed_requests)
     count = len(parts)
     state_blocks = budget.state_bytes / budget.block_bytes
     entries: list[tuple[int, int, float]] = []
@@ -81,10 +81,10 @@ def upper_bound(sightings: Sequence[Sighting], budget: Budget, free_split: bool)
         at_most(0, [(index, 1), *((count + i, -1) for i in range(index, end))])
         if part.first:
             at_most(1, [(count + i, 1) for i in range(index, end)])
-    for now, sighting in enumerate(sightings):
+    for now, keyed in enumerate(keyed_requests):
         after = [i for i, part in enumerate(parts) if part.since <= now < part.request]
         across = [i for i in after if parts[i].since < now]
-        own = -(-sighting.run_tokens // BLOCK_SIZE)
+        own = -(-keyed.run_tokens // BLOCK_SIZE)
         slots = [(2 * count, -1.0)] if free_split else []
         memory = budget.kv_blocks + (budget.num_slots * state_blocks if free_split else 0)
         share = [(2 * count, state_blocks)] if free_split else []
@@ -120,13 +120,13 @@ def run(
         table.add_column(heading, justify="left" if heading == "trace" else "right")
     cells = []
     for name in traces:
-        sightings = sight(TRACES[name](seed))
+        keyed_requests = key_requests(TRACES[name](seed))
         for num_slots in slots:
             budget = Budget.of(config, num_slots, kv_ratio)
             policy = PolicyConfig(num_slots, frozenset({MESSAGE_START}), frozenset({MESSAGE_END}))
             cache = CoveredCache(OURS, BoundaryPlanner(policy), SlotPool(num_slots, cost), budget.kv_blocks)
-            ours = replay(sightings, cache, cost)
-            bound, best = (upper_bound(sightings, budget, free) for free in (False, True))
+            ours = replay(keyed_requests, cache, cost)
+            bound, best = (upper_bound(keyed_requests, budget, free) for free in (False, True))
             align = known.get((name, num_slots, budget.kv_blocks))
             cells.append(
                 {

@@ -34,7 +34,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from qwen36_lab.apc.simulator import Sighting
+from qwen36_lab.apc.simulator import KeyedRequest
 from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.config import BLOCK_SIZE, LayerType, ModelConfig
 from vllm_integration.kv_cache.spec import kv_cache_specs
@@ -90,17 +90,17 @@ class VllmCache:
         hashes = (block.block_hash for block in self.scheduler.kv_cache_manager.block_pool.blocks)
         return sum(1 for key in hashes if key is not None and get_group_id(key) == group)
 
-    def serve(self, sighting: Sighting) -> int:
+    def serve(self, keyed: KeyedRequest) -> int:
         """Run a request step by step until its last token and return the tokens that its first step skipped.
 
         Raises:
             ValueError: the request does not fit into the memory.
         """
         self._served += 1
-        name, output = str(self._served), sighting.request.output
+        name, output = str(self._served), keyed.request.output
         params = SamplingParams(max_tokens=len(output), ignore_eos=True)
         params.update_from_generation_config({}, None)
-        request = Request(name, list(sighting.request.prompt), params, None, block_hasher=self._hasher)
+        request = Request(name, list(keyed.request.prompt), params, None, block_hasher=self._hasher)
         self.scheduler.add_request(request)
         reused = 0
         while not request.is_finished():

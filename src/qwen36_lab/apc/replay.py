@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from qwen36_lab.apc.baselines import EveryBlockPlanner, EveryBlockPool, LruPool, Marconi
-from qwen36_lab.apc.simulator import CoveredCache, PrefixCache, Replay, Sighting, SlotCache, replay, sight
+from qwen36_lab.apc.simulator import CoveredCache, KeyedRequest, PrefixCache, Replay, SlotCache, key_requests, replay
 from qwen36_lab.apc.traces import MESSAGE_END, MESSAGE_START, TRACES
 from qwen36_neuron.apc import BoundaryPlanner, PolicyConfig, PrefillCost, SlotPool
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
@@ -61,8 +61,8 @@ class Budget:
         return self.kv_blocks * self.block_bytes + (self.num_slots + 1) * self.state_bytes
 
 
-class Contest:
-    """All contestants for one model.
+class PolicyComparison:
+    """All policies, for one model.
 
     Args:
         published: the content of the model's config.json.
@@ -73,12 +73,12 @@ class Contest:
         self.model = ModelConfig.from_dict(published)
         self.cost = PrefillCost.of(self.model)
 
-    def run(self, sightings: Sequence[Sighting], budget: Budget) -> dict[str, Replay]:
+    def run(self, keyed_requests: Sequence[KeyedRequest], budget: Budget) -> dict[str, Replay]:
         """Replay one trace through everything."""
-        results = {name: replay(sightings, make(), self.cost) for name, make in self._contestants(budget)}
+        results = {name: replay(keyed_requests, make(), self.cost) for name, make in self._contestants(budget)}
         state_blocks = budget.state_bytes / budget.block_bytes
         capacity = budget.kv_blocks + budget.num_slots * state_blocks
-        tried = [replay(sightings, Marconi(a, capacity, state_blocks, self.cost), self.cost) for a in ALPHAS]
+        tried = [replay(keyed_requests, Marconi(a, capacity, state_blocks, self.cost), self.cost) for a in ALPHAS]
         # The paper tunes alpha on the running workload; here the best one is taken in hindsight.
         return results | {MARCONI: max(tried, key=lambda result: result.reused)}
 
@@ -111,13 +111,13 @@ def run(
     Args:
         known: cells of an earlier run to go before the new ones, which take the place of those of the same traces.
     """
-    contest = Contest(json.loads(model.read_text()))
+    contest = PolicyComparison(json.loads(model.read_text()))
     cells = [cell for cell in known if cell["trace"] not in traces]
     for name in traces:
-        sightings = sight(TRACES[name](seed))
+        keyed_requests = key_requests(TRACES[name](seed))
         for num_slots in slot_counts:
             budget = Budget.of(contest.model, num_slots, kv_ratio)
-            results = contest.run(sightings, budget)
+            results = contest.run(keyed_requests, budget)
             console.print(f"{name}, {num_slots} slots: done", style="dim")
             cells.append(
                 {

@@ -221,7 +221,7 @@ def run(checkpoint: Path, threads: int, rounds: int, console: Console) -> dict[s
                     runs[batch] += seconds
                 for name, count in _counts(keeping).items():
                     copies[name] = copies.get(name, 0) + count - before[name]
-        state = keeping.scheduler.slot_manager.tally.state_bytes
+        state = keeping.scheduler.slot_manager.statistics.state_bytes
     memory = {"slots": SLOTS, "bytes_per_slot": state, "bytes": SLOTS * state}
     summary = {
         "first_token": {name: _first_token(found) for name, found in pairs.items()},

@@ -25,7 +25,7 @@ from .traces import Request, Tokens
 
 
 @dataclass(frozen=True, slots=True)
-class Sighting:
+class KeyedRequest:
     """A request as a cache sees it.
 
     Attributes:
@@ -63,7 +63,7 @@ class PrefixCache(Protocol):
         """State checkpoints held now."""
         ...
 
-    def serve(self, sighting: Sighting) -> int:
+    def serve(self, keyed: KeyedRequest) -> int:
         """Run a request and return the tokens of its prompt that were reused."""
         ...
 
@@ -102,11 +102,11 @@ class Replay:
         return self.reused / self.reusable if self.reusable else 1.0
 
 
-def sight(trace: Sequence[Request]) -> list[Sighting]:
+def key_requests(trace: Sequence[Request]) -> list[KeyedRequest]:
     """Give blocks their keys, equal only for equal prefixes, and find what each request could reuse."""
     known: dict[tuple[Key, Tokens], int] = {}
     seen: list[tuple[Tokens, list[Key]]] = []
-    sightings = []
+    keyed_requests = []
     for request in trace:
         tokens = request.prompt + request.output[:-1]
         path: list[Key] = []
@@ -114,9 +114,9 @@ def sight(trace: Sequence[Request]) -> list[Sighting]:
             block = path[-1] if path else None, tokens[start : start + BLOCK_SIZE]
             path.append(known.setdefault(block, len(known)))
         reusable = max((_shared(tokens, path, *other) for other in seen), default=0)
-        sightings.append(Sighting(request, path, min(reusable, len(request.prompt) - 1)))
+        keyed_requests.append(KeyedRequest(request, path, min(reusable, len(request.prompt) - 1)))
         seen.append((tokens, path))
-    return sightings
+    return keyed_requests
 
 
 def _shared(tokens: Tokens, path: list[Key], other_tokens: Tokens, other_path: list[Key]) -> int:
@@ -135,7 +135,7 @@ def _shared(tokens: Tokens, path: list[Key], other_tokens: Tokens, other_path: l
     return length
 
 
-def replay(sightings: Sequence[Sighting], cache: PrefixCache, cost: PrefillCost) -> Replay:
+def replay(keyed_requests: Sequence[KeyedRequest], cache: PrefixCache, cost: PrefillCost) -> Replay:
     """Serve all requests in order.
 
     Raises:
@@ -144,23 +144,23 @@ def replay(sightings: Sequence[Sighting], cache: PrefixCache, cost: PrefillCost)
     reused = hits = peak = 0
     saved = total = 0.0
     times = []
-    for sighting in sightings:
+    for keyed in keyed_requests:
         started = time.perf_counter()
-        tokens = cache.serve(sighting)
+        tokens = cache.serve(keyed)
         times.append(time.perf_counter() - started)
-        if not 0 <= tokens <= sighting.reusable:
-            raise ValueError(f"{cache.name} reused {tokens} tokens where {sighting.reusable} were seen before")
+        if not 0 <= tokens <= keyed.reusable:
+            raise ValueError(f"{cache.name} reused {tokens} tokens where {keyed.reusable} were seen before")
         reused += tokens
         hits += tokens > 0
         peak = max(peak, cache.checkpoints)
         saved += cost.prefix(tokens)
-        total += cost.prefix(sighting.prompt_tokens)
+        total += cost.prefix(keyed.prompt_tokens)
     return Replay(
         cache=cache.name,
-        requests=len(sightings),
+        requests=len(keyed_requests),
         hits=hits,
-        prompt=sum(sighting.prompt_tokens for sighting in sightings),
-        reusable=sum(sighting.reusable for sighting in sightings),
+        prompt=sum(keyed.prompt_tokens for keyed in keyed_requests),
+        reusable=sum(keyed.reusable for keyed in keyed_requests),
         reused=reused,
         flops_saved=saved / total,
         peak_checkpoints=peak,
@@ -250,13 +250,13 @@ class SlotCache:
     def checkpoints(self) -> int:
         return len(self.pool.by_slot)
 
-    def serve(self, sighting: Sighting) -> int:
-        path, prompt = sighting.prompt_path, sighting.request.prompt
+    def serve(self, keyed: KeyedRequest) -> int:
+        path, prompt = keyed.prompt_path, keyed.request.prompt
         matched = self._matched(path, (len(prompt) - 1) // BLOCK_SIZE)
         found = self.pool.lookup(path, matched * BLOCK_SIZE)
         restored = found.boundary if found else 0
         self.pool.new_step()
-        self._take_kv(sighting, found)
+        self._take_kv(keyed, found)
         self.pool.admit(path, len(prompt) - 1, found)
         plan = self.planner.plan(
             prompt,
@@ -273,7 +273,7 @@ class SlotCache:
             checkpoint = self.pool.reserve(boundary, plan, path)
             if checkpoint:
                 self.pool.publish(checkpoint, path)
-        self._decode(sighting, plan, (len(prompt) // BLOCK_SIZE + 1) * BLOCK_SIZE)
+        self._decode(keyed, plan, (len(prompt) // BLOCK_SIZE + 1) * BLOCK_SIZE)
         return restored
 
     def _matched(self, path: Path, limit: int) -> int:
@@ -284,16 +284,16 @@ class SlotCache:
         """Where text begins, after `restored` tokens, that was seen elsewhere before."""
         return iter(())
 
-    def _take_kv(self, sighting: Sighting, restored: Checkpoint | None) -> None:
+    def _take_kv(self, keyed: KeyedRequest, restored: Checkpoint | None) -> None:
         """Make the KV of a sequence fit."""
         reused = restored.blocks if restored else 0
-        self.kv.run(sighting.path, reused, -(-sighting.run_tokens // BLOCK_SIZE))
+        self.kv.run(keyed.path, reused, -(-keyed.run_tokens // BLOCK_SIZE))
 
-    def _decode(self, sighting: Sighting, plan: Plan, first: int) -> None:
+    def _decode(self, keyed: KeyedRequest, plan: Plan, first: int) -> None:
         latest = None
-        for boundary in range(first, sighting.run_tokens + 1, BLOCK_SIZE):
+        for boundary in range(first, keyed.run_tokens + 1, BLOCK_SIZE):
             self.pool.new_step()
-            path = sighting.path[: boundary // BLOCK_SIZE]
+            path = keyed.path[: boundary // BLOCK_SIZE]
             checkpoint = self.pool.reserve(boundary, plan, path, replaces=latest)
             if checkpoint and self.pool.publish(checkpoint, path):
                 latest = checkpoint
@@ -313,9 +313,9 @@ class CoveredCache(SlotCache):
         super().__init__(name, planner, pool, num_blocks, step_tokens)
         self.seen = SeenPrefixes(num_blocks)
 
-    def serve(self, sighting: Sighting) -> int:
-        restored = super().serve(sighting)
-        self.seen.add(sighting.path, sighting.request.prompt + sighting.request.output)
+    def serve(self, keyed: KeyedRequest) -> int:
+        restored = super().serve(keyed)
+        self.seen.add(keyed.path, keyed.request.prompt + keyed.request.output)
         return restored
 
     def _matched(self, path: Path, limit: int) -> int:
@@ -325,13 +325,13 @@ class CoveredCache(SlotCache):
     def _openings(self, path: Path, prompt: Tokens, restored: int) -> Iterator[int]:
         return self.seen.openings(path, prompt, restored)
 
-    def _take_kv(self, sighting: Sighting, restored: Checkpoint | None) -> None:
+    def _take_kv(self, keyed: KeyedRequest, restored: Checkpoint | None) -> None:
         """Give checkpoints up until the new blocks fit beside those that the others need.
 
         Raises:
             ValueError: the sequence is longer than the memory.
         """
-        new = -(-sighting.run_tokens // BLOCK_SIZE) - (restored.blocks if restored else 0)
+        new = -(-keyed.run_tokens // BLOCK_SIZE) - (restored.blocks if restored else 0)
         while len(self.pool.cover) + new > self.num_blocks:
             if not self.pool.give_up_kv(lambda checkpoint: checkpoint is not restored):
                 raise ValueError("a sequence does not fit into the KV blocks")

@@ -68,8 +68,8 @@ _PARSED = tuple(_parse(template) for template in TEMPLATES)
 
 def sentence(random: Random) -> str:
     """One sentence."""
-    template, slots = _PARSED[int(random.random() * len(_PARSED))]
-    return template.format_map({name: draw(random) for name, draw in slots})
+    template, blanks = _PARSED[int(random.random() * len(_PARSED))]
+    return template.format_map({name: draw(random) for name, draw in blanks})
 
 
 def sentences(random: Random, characters: int) -> list[str]:

@@ -9,7 +9,7 @@ from ..config import BLOCK_SIZE
 from .boundaries import Kind
 from .groups import Group
 from .keys import Key, Path
-from .record import Record
+from .record import GroupStatistics
 
 MANY = 3
 """Different continuations after which one more says nothing new."""
@@ -56,7 +56,7 @@ class Checkpoint:
     boundary: int
     kind: Kind
     group: Group
-    record: Record
+    record: GroupStatistics
     path: Path
     used_at: int
     parent: Checkpoint | None = None

@@ -16,7 +16,7 @@ from .cost import PrefillCost
 from .cover import Cover
 from .groups import Group, used_group
 from .keys import Key, Path
-from .record import WAIT, Uses
+from .record import WAIT, PrefixUses
 from .reuse import ReuseEstimator
 
 
@@ -218,10 +218,10 @@ class SlotPool:
         """
         saved = self.cost.between(checkpoint.base, checkpoint.boundary)
         age, own = self.requests - checkpoint.used_at, self._shared(checkpoint)
-        outlook = self.reuse.outlook(checkpoint.record)
-        return (outlook.rate(age) if own is None else outlook.shared_rate(age, own)) * saved
+        forecast = self.reuse.forecast(checkpoint.record)
+        return (forecast.rate(age) if own is None else forecast.shared_rate(age, own)) * saved
 
-    def _shared(self, checkpoint: Checkpoint) -> Uses | None:
+    def _shared(self, checkpoint: Checkpoint) -> PrefixUses | None:
         """The uses of a shared beginning; None for any other prefix.
 
         A prefix that was used once and followed in two ways may well be the middle of one conversation: the way that
@@ -240,7 +240,7 @@ class SlotPool:
         are shared have one of their own; of the others the latest used are the likeliest.
         """
         age, own = self.requests - checkpoint.used_at, self._shared(checkpoint)
-        return 1 / (WAIT + age) if own is None else self.reuse.outlook(checkpoint.record).frequency(age, own)
+        return 1 / (WAIT + age) if own is None else self.reuse.forecast(checkpoint.record).frequency(age, own)
 
     def _make_room(self, priority: float) -> bool:
         """Give up the checkpoint of least priority, if it has less than `priority`; among equals the lowest slot."""

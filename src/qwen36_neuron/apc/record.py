@@ -18,10 +18,10 @@ CERTAIN = 0.98
 
 
 @dataclass(slots=True, eq=False)
-class Waits:
-    """Waits that ended in a use: how many, and the sum of their lengths in requests."""
+class ReuseIntervals:
+    """Intervals that ended in a use: how many, and the sum of their lengths in requests."""
 
-    above: Waits | None = None
+    above: ReuseIntervals | None = None
     count: float = 0.0
     total: float = 0.0
 
@@ -41,7 +41,7 @@ class Waits:
 
 
 @dataclass(slots=True, eq=False)
-class Uses:
+class PrefixUses:
     """Uses of one prefix: how many, and the sum of the waits before them in requests."""
 
     count: int = 0
@@ -49,7 +49,7 @@ class Uses:
 
 
 @dataclass(frozen=True, slots=True)
-class Outlook:
+class ReuseForecast:
     """What a record says at one time.
 
     Attributes:
@@ -76,20 +76,20 @@ class Outlook:
         typical = still / (still + 1 - bounded) / self.mean
         return (1 - TIMELESS) * typical + TIMELESS * self.chance / (WAIT + age)
 
-    def shared_rate(self, age: int, own: Uses) -> float:
+    def shared_rate(self, age: int, own: PrefixUses) -> float:
         """The same for a shared beginning, whose own uses say more than its group's: they take the place of `typical`.
 
         rate = 3/4 * frequency + 1/4 * p / (WAIT + age)
         """
         return (1 - TIMELESS) * self.frequency(age, own) + TIMELESS * self.chance / (WAIT + age)
 
-    def frequency(self, age: int, own: Uses) -> float:
+    def frequency(self, age: int, own: PrefixUses) -> float:
         """Uses a request of a prefix not used for `age` requests, leaning on the group as on one more use and wait."""
         return (own.count + self.chance) / (own.total + age + self.mean)
 
 
 @dataclass(slots=True, eq=False)
-class Record:
+class GroupStatistics:
     """Checkpoints that waited to be used and those that were, of a trait or, with that `above`, of a group of it.
 
     Attributes:
@@ -97,9 +97,9 @@ class Record:
         expected: a trait's chance before anything was learned; it counts as one observation.
     """
 
-    lengths: Waits
+    lengths: ReuseIntervals
     expected: float = 0.0
-    above: Record | None = None
+    above: GroupStatistics | None = None
     waits: float = 0.0
     uses: float = 0.0
 
@@ -129,6 +129,6 @@ class Record:
         prior = self.expected if self.above is None else self.above.chance
         return (self.uses + prior) / (self.waits + 1)
 
-    def outlook(self) -> Outlook:
+    def forecast(self) -> ReuseForecast:
         """What it says now."""
-        return Outlook(self.chance, max(self.lengths.mean, 1.0))
+        return ReuseForecast(self.chance, max(self.lengths.mean, 1.0))

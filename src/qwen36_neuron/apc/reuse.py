@@ -7,7 +7,7 @@ from collections import OrderedDict
 from .boundaries import Kind
 from .groups import Continued, Group, Trait, used_group
 from .keys import Key, Path
-from .record import Outlook, Record, Uses, Waits
+from .record import GroupStatistics, PrefixUses, ReuseForecast, ReuseIntervals
 
 EXPECTED: dict[Trait, float] = {
     Kind.NAMED: 0.9,
@@ -40,31 +40,31 @@ class ReuseEstimator:
         self.now = 0
         """Requests so far; the pool counts them."""
         self._waiting: OrderedDict[Key, tuple[Group, int]] = OrderedDict()
-        self._uses: OrderedDict[Key, Uses] = OrderedDict()
-        self._records: dict[Group, Record] = {}
-        self._outlooks: dict[Record, Outlook] = {}
+        self._uses: OrderedDict[Key, PrefixUses] = OrderedDict()
+        self._records: dict[Group, GroupStatistics] = {}
+        self._forecasts: dict[GroupStatistics, ReuseForecast] = {}
         """What records say, until something is learned."""
-        lengths = Waits()
-        self._traits = {trait: Record(Waits(lengths), chance) for trait, chance in EXPECTED.items()}
+        lengths = ReuseIntervals()
+        self._traits = {trait: GroupStatistics(ReuseIntervals(lengths), chance) for trait, chance in EXPECTED.items()}
 
-    def record(self, group: Group) -> Record:
+    def record(self, group: Group) -> GroupStatistics:
         """What is known of `group`; it goes on learning."""
         record = self._records.get(group)
         if record is None:
             trait = self._traits[group.trait]
-            record = self._records[group] = Record(trait.lengths, above=trait)
+            record = self._records[group] = GroupStatistics(trait.lengths, above=trait)
         return record
 
-    def outlook(self, record: Record) -> Outlook:
+    def forecast(self, record: GroupStatistics) -> ReuseForecast:
         """What one of `record`'s group may expect now."""
-        found = self._outlooks.get(record)
+        found = self._forecasts.get(record)
         if found is None:
-            found = self._outlooks[record] = record.outlook()
+            found = self._forecasts[record] = record.forecast()
         return found
 
     def waits(self, key: Key, group: Group) -> None:
         """The prefix `key` begins to wait, as one of `group`."""
-        self._outlooks.clear()
+        self._forecasts.clear()
         self.record(group).begin()
         self._waiting[key] = group, self.now
         self._waiting.move_to_end(key)
@@ -80,17 +80,17 @@ class ReuseEstimator:
         """The prefix was what a request asked for; its wait, if remembered, is over."""
         if (waiting := self._waiting.pop(key, None)) is not None:
             group, since = waiting
-            self._outlooks.clear()
+            self._forecasts.clear()
             record = self.record(group)
             record.use()
             record.lengths.add(self.now - since)
-            uses = self._uses.setdefault(key, Uses())
+            uses = self._uses.setdefault(key, PrefixUses())
             uses.count, uses.total = uses.count + 1, uses.total + self.now - since
             self._uses.move_to_end(key)
             if len(self._uses) > self.memory:
                 self._uses.popitem(last=False)
 
-    def uses(self, key: Key) -> Uses | None:
+    def uses(self, key: Key) -> PrefixUses | None:
         """Uses of the prefix so far, with a slot and without, if any are remembered."""
         return self._uses.get(key)
 
@@ -108,5 +108,5 @@ class ReuseEstimator:
         group = self.group(key)
         if group is not None and group.trait is kind:
             del self._waiting[key]
-            self._outlooks.clear()
+            self._forecasts.clear()
             self.record(group).withdraw()

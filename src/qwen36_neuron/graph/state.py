@@ -111,7 +111,7 @@ class GraphDecode(Mixing):
         table, starts = self.step.table, self.step.starts
         keys, values = self.memory.kv[layer]
         block = table.gather(1, block_of(starts).long().view(-1, 1))[:, 0]
-        slots = block * BLOCK_SIZE + offset_of(starts)
-        cache = write_tokens(keys, k[:, 0], slots), write_tokens(values, v[:, 0], slots)
+        index = block * BLOCK_SIZE + offset_of(starts)
+        cache = write_tokens(keys, k[:, 0], index), write_tokens(values, v[:, 0], index)
         self.memory.kv[layer] = cache
         return self.kernels.attend(q, k, v, cache, table, starts)

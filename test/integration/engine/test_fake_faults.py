@@ -38,7 +38,7 @@ def test_victim_already_in_the_step_does_not_publish_what_it_will_not_write(fake
     engine.add("urgent", prompts["urgent"], greedy(40), priority=0)
     engine.add("other", prompts["other"], greedy(8), priority=1)
     engine.drain()
-    assert engine.scheduler.slot_manager.tally.drops[DropReason.UNWRITTEN] > 0
+    assert engine.scheduler.slot_manager.statistics.drops[DropReason.UNWRITTEN] > 0
     for name, prompt in prompts.items():
         tokens = list(engine.finished[name].outputs[0].token_ids)
         assert tokens == expected_tokens(prompt, len(tokens)), name

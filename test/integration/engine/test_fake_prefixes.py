@@ -129,10 +129,10 @@ def test_where_a_request_left_another_is_known_after_the_kv_is_gone(fake_engine)
     shared = text(1000, 90)
     run(engine, shared + text(100, 91))
     run(engine, text(1300, 92))  # takes the only slot, and with it all use of the first request's KV
-    assert not engine.scheduler.slot_manager.tally.hits
+    assert not engine.scheduler.slot_manager.statistics.hits
     assert run(engine, shared + text(100, 93)) == 0
     assert run(engine, shared + text(100, 94)) == 960
-    assert engine.scheduler.slot_manager.tally.hits == {Kind.BRANCH: 1}
+    assert engine.scheduler.slot_manager.statistics.hits == {Kind.BRANCH: 1}
 
 
 def test_what_a_preempted_request_held_goes_before_any_prefix(fake_engine):
@@ -152,7 +152,7 @@ def test_what_a_preempted_request_held_goes_before_any_prefix(fake_engine):
     while not any(request.num_preemptions for request in engine.scheduler.requests.values()):
         assert engine.engine.has_unfinished_requests(), "nothing was preempted"
         engine.step()
-    assert not engine.scheduler.slot_manager.tally.drops[DropReason.KV]
+    assert not engine.scheduler.slot_manager.statistics.drops[DropReason.KV]
     engine.drain()
     assert [list(engine.finished[name].outputs[0].token_ids) for name in prompts] == [
         expected_tokens(prompt, 4) for prompt in prompts.values()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qwen36_neuron.apc import Kind
 from qwen36_neuron.apc.groups import Continued, Group, used_group
-from qwen36_neuron.apc.record import FADE, Uses
+from qwen36_neuron.apc.record import FADE, PrefixUses
 from qwen36_neuron.apc.reuse import EXPECTED, ReuseEstimator
 
 PREAMBLE, END = Group(Kind.PREAMBLE, None, 4), Group(Kind.PROMPT_END, Kind.PREAMBLE, 4)
@@ -87,17 +87,17 @@ def test_the_rate_falls_with_age_and_slower_where_waits_are_long() -> None:
         return estimator
 
     short, long = learned(2), learned(20)
-    brief, lasting = short.record(PREAMBLE).outlook(), long.record(PREAMBLE).outlook()
+    brief, lasting = short.record(PREAMBLE).forecast(), long.record(PREAMBLE).forecast()
     rates = [brief.rate(age) for age in range(0, 60, 5)]
     assert rates == sorted(rates, reverse=True)
     assert brief.rate(0) > lasting.rate(0)
     assert brief.rate(40) < lasting.rate(40)
-    fall = [outlook.rate(20) / outlook.rate(0) for outlook in (brief, lasting)]
+    fall = [forecast.rate(20) / forecast.rate(0) for forecast in (brief, lasting)]
     assert fall[0] < fall[1] / 4
     # However long it was not used, one in use before is worth more than what is never used.
     for index in range(100):
         short.waits(("end", index), END)
-    used, never = (short.record(group).outlook() for group in (PREAMBLE, END))
+    used, never = (short.record(group).forecast() for group in (PREAMBLE, END))
     assert used.rate(1000) > never.rate(0) * 64 / 1408
 
 
@@ -113,11 +113,11 @@ def test_own_uses_of_a_prefix_are_counted_and_bounded() -> None:
     assert own is not None
     assert (own.count, own.total) == (2, 10)
     record = estimator.record(END)
-    outlook = record.outlook()
-    assert outlook.frequency(0, own) == (2 + record.chance) / (10 + record.lengths.mean)
-    assert outlook.frequency(3, own) < outlook.frequency(0, own)
-    often = Uses(20, 40)
-    assert outlook.shared_rate(10, often) > outlook.shared_rate(10, own) > outlook.shared_rate(100, own) > 0
+    forecast = record.forecast()
+    assert forecast.frequency(0, own) == (2 + record.chance) / (10 + record.lengths.mean)
+    assert forecast.frequency(3, own) < forecast.frequency(0, own)
+    often = PrefixUses(20, 40)
+    assert forecast.shared_rate(10, often) > forecast.shared_rate(10, own) > forecast.shared_rate(100, own) > 0
 
 
 def test_an_outlook_is_of_now_whatever_was_learned_since() -> None:
@@ -132,6 +132,6 @@ def test_an_outlook_is_of_now_whatever_was_learned_since() -> None:
         lambda: estimator.used("a"),
     ):
         learn()
-        assert [estimator.outlook(each) for each in (record, above)] == [record.outlook(), above.outlook()]
-        seen.add(estimator.outlook(record))
+        assert [estimator.forecast(each) for each in (record, above)] == [record.forecast(), above.forecast()]
+        seen.add(estimator.forecast(record))
     assert len(seen) == 4  # what was forgotten is as if it had never waited

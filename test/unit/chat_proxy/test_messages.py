@@ -7,8 +7,8 @@ import copy
 import pytest
 
 from vllm_integration.chat_proxy import ProxySettings
-from vllm_integration.chat_proxy.fills import Fills
 from vllm_integration.chat_proxy.messages import normalise, normalise_input
+from vllm_integration.chat_proxy.request_defaults import RequestDefaults
 
 SYSTEM, DEVELOPER = "system", "developer"
 IMAGE = [{"type": "input_image"}]
@@ -109,7 +109,7 @@ def test_the_input_of_responses_keeps_one_system_message(body, expected):
 )
 def test_tokenize_gives_the_template_what_chat_gives_it(chosen, default):
     """vLLM adds a chat request's effort, mode and documents to the template's variables; to /tokenize it adds none."""
-    fills = Fills(ProxySettings("http://127.0.0.1:1", enable_thinking=default))
+    fills = RequestDefaults(ProxySettings("http://127.0.0.1:1", enable_thinking=default))
     messages = [said(DEVELOPER, "a"), said(SYSTEM, "b"), USER, {"role": "assistant", "content": None}]
     chat, tokenize = {"messages": messages, **chosen}, {"messages": messages, **chosen}
     fills.chat(chat)
@@ -134,7 +134,7 @@ def test_tokenize_gives_the_template_what_chat_gives_it(chosen, default):
     ],
 )
 def test_anthropics_clients_choose_the_mode_by_their_own_field(chosen, thinks):
-    fills = Fills(ProxySettings("http://127.0.0.1:1"))
+    fills = RequestDefaults(ProxySettings("http://127.0.0.1:1"))
     body, counted = dict(chosen), dict(chosen)
     fills.messages(body)
     fills.count_tokens(counted)
@@ -160,5 +160,5 @@ def test_anthropics_clients_choose_the_mode_by_their_own_field(chosen, thinks):
 )
 def test_what_messages_have_no_field_for_is_carried_beside_them(body, carried):
     filled = dict(body)
-    Fills(ProxySettings("http://127.0.0.1:1")).messages(filled)
+    RequestDefaults(ProxySettings("http://127.0.0.1:1")).messages(filled)
     assert filled.get("vllm_xargs") == carried

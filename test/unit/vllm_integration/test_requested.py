@@ -6,7 +6,7 @@ import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import SamplingParams
 
-from vllm_integration.chat_proxy.fills import _CARRIED
+from vllm_integration.chat_proxy.request_defaults import _CARRIED
 from vllm_integration.platform import QwenPlatform
 from vllm_integration.requested import PREFIX
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qwen36_lab.apc.baselines import EveryBlockPlanner, EveryBlockPool, LruPool, Marconi
-from qwen36_lab.apc.simulator import CoveredCache, KVBlocks, SlotCache, replay, sight
+from qwen36_lab.apc.simulator import CoveredCache, KVBlocks, SlotCache, key_requests, replay
 from qwen36_lab.apc.traces import TRACES, Request, Tokens
 from qwen36_neuron.apc import BoundaryPlanner, PolicyConfig, PrefillCost, SlotPool
 
@@ -23,7 +23,7 @@ def ours(cost: PrefillCost, slots: int = 64, blocks: int = 10_000) -> CoveredCac
 
 
 def reused(trace: list[Request], cache: SlotCache | Marconi) -> list[int]:
-    return [cache.serve(sighting) for sighting in sight(trace)]
+    return [cache.serve(keyed) for keyed in key_requests(trace)]
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 100])
@@ -83,12 +83,12 @@ def test_reusable_is_what_was_run_before() -> None:
         Request((7,), (3,)),
     ]
     # The last token of an output is never run; the last of a prompt always is.
-    assert [sighting.reusable for sighting in sight(trace)] == [0, 109, 109, 69, 0]
+    assert [keyed.reusable for keyed in key_requests(trace)] == [0, 109, 109, 69, 0]
 
 
 def test_counts(cost: PrefillCost) -> None:
     request = Request(text(100, 640), (3,))
-    result = replay(sight([request] * 4), ours(cost), cost)
+    result = replay(key_requests([request] * 4), ours(cost), cost)
     assert (result.requests, result.hits, result.prompt, result.reused) == (4, 3, 2560, 3 * 576)
     assert result.reusable == 3 * 639
     assert result.hit_rate == 3 * 576 / 2560
@@ -164,7 +164,7 @@ def test_traces_are_a_function_of_their_seed(name: str) -> None:
 
 def test_the_first_two_traces_lose_next_to_nothing(cost: PrefillCost) -> None:
     for name in ("system", "dialogue"):
-        result = replay(sight(TRACES[name](7)), ours(cost, 64, 5200), cost)
+        result = replay(key_requests(TRACES[name](7)), ours(cost, 64, 5200), cost)
         assert result.of_reusable >= 0.99
-        again = replay(sight(TRACES[name](7)), ours(cost, 64, 5200), cost)
+        again = replay(key_requests(TRACES[name](7)), ours(cost, 64, 5200), cost)
         assert result == again

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from vllm_integration.parsers import stops
-from vllm_integration.parsers.stops import StopCutter, cutter_of, set_apart, take_over
+from vllm_integration.parsers.stops import StopCutter, clear_server_stops, cutter_of, move_stops_to_scheduler
 
 
 def cut(pieces, strings, included=False):
@@ -53,9 +53,9 @@ def request(**fields):
 
 def test_stops_are_taken_from_vllm_and_given_to_the_scheduler():
     asked = request(stop="END", vllm_xargs={"checkpoints": [64]})
-    set_apart(asked)
+    move_stops_to_scheduler(asked)
     assert cutter_of(asked) is None  # vLLM still looks for it: no tool parser of ours took it over.
-    take_over(asked)
+    clear_server_stops(asked)
     assert asked.stop == []
     assert asked.include_stop_str_in_output
     assert asked.vllm_xargs["checkpoints"] == [64]
@@ -78,8 +78,8 @@ def test_stops_are_taken_from_vllm_and_given_to_the_scheduler():
 )
 def test_what_stays_with_vllm(fields):
     asked = request(**fields)
-    set_apart(asked)
-    take_over(asked)
+    move_stops_to_scheduler(asked)
+    clear_server_stops(asked)
     assert asked.stop == fields["stop"]
     assert not asked.include_stop_str_in_output
     assert cutter_of(asked) is None

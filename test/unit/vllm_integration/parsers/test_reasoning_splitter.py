@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from vllm_integration.parsers.thoughts import ThoughtSplitter, is_open, opens_at_end
+from vllm_integration.parsers.reasoning_splitter import ReasoningSplitter, is_open, opens_at_end
 
 START, END = 7, 8
 CALL = "<tool_call>\n<function=f>\n</function>\n</tool_call>"
@@ -29,7 +29,7 @@ def test_the_last_tag_decides(tokens, open_):
 
 
 def split(pieces, tools=()):
-    splitter = ThoughtSplitter()
+    splitter = ReasoningSplitter()
     parts = [splitter.feed(piece) for piece in pieces] + [splitter.finish(tools)]
     return "".join(part[0] for part in parts), "".join(part[1] for part in parts)
 
@@ -64,7 +64,7 @@ def test_without_tools_a_call_in_the_thoughts_is_a_thought():
 
 
 def test_thoughts_are_passed_on_at_once():
-    splitter = ThoughtSplitter()
+    splitter = ReasoningSplitter()
     assert splitter.feed("It is ") == ("It is ", "")
     assert splitter.feed("so <") == ("so ", "")
     assert splitter.feed("b> and") == ("<b> and", "")

@@ -20,7 +20,7 @@ _CARRIED = "sampling."
 """What the names of parameters begin with that are carried in `vllm_xargs`: vllm_integration.requested.PREFIX."""
 
 
-class Fills:
+class RequestDefaults:
     """One function for each route. All change top-level fields only.
 
     Args:

@@ -28,7 +28,7 @@ def opens_at_end(text: str) -> bool:
     return text.rfind(THINK_START) > text.rfind(THINK_END)
 
 
-class ThoughtSplitter:
+class ReasoningSplitter:
     """Divides what is generated where reasoning is open into thoughts and answer, whatever the pieces are.
 
     The line ends that the model writes between `</think>` and its answer belong to neither.
