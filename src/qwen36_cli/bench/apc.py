@@ -29,6 +29,7 @@ from rich.console import Console
 
 import qwen36_lab.apc
 from qwen36_lab.apc.traces import TRACES
+from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.provenance import provenance
 
@@ -44,7 +45,9 @@ def apc(
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
     model: Annotated[Path, typer.Option(help="The config.json whose sizes count.")] = SIZES,
     serve: Annotated[bool, typer.Option("--serve", help="Measure the real engine.")] = False,
-    checkpoint: Annotated[Path | None, typer.Option(help="What --serve runs. [default: the demo preset]")] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(help="Folder or Hugging Face id of what --serve runs. [default: random weights]")
+    ] = None,
     threads: Annotated[int, typer.Option(min=1, help="torch threads of --serve.")] = len(os.sched_getaffinity(0)),
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of --serve.")] = 5,
     keep: Annotated[bool, typer.Option("--keep", help="Add to the traces.json of the same commit and sizes.")] = False,
@@ -60,7 +63,7 @@ def apc(
     if bound:
         limit(bound, slots, kv_ratio, seed, model, out, console)
     if serve:
-        measure(checkpoint, threads, rounds, out, console)
+        measure(locate(checkpoint) if checkpoint else None, threads, rounds, out, console)
 
 
 def replay(
