@@ -12,7 +12,8 @@ import torch
 from ..config import BLOCK_SIZE
 from ..model.state import Mixing, select_tokens
 from ..ops.attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
-from ..ops.kernels import Batch, Kernels, Span
+from ..ops.banks import Batch, Span
+from ..ops.kernels import Kernels
 from .inputs import DecodeInputs, PrefillInputs
 from .memory import StepMemory
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..graph.options import GraphOptions
-from ..ops.nki_kernels import MLP_TOKENS, NkiKernels
+from ..ops.mlp.nki import MLP_TOKENS
+from ..ops.nki_kernels import NkiKernels
 
 PARTS = ("gate", "up", "down")
 

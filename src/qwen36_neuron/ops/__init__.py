@@ -1,5 +1,5 @@
 """The arithmetic behind the blocks: a folder an operation, a module a form, each with a clear torch form.
 
-`kernels` chooses between that and the NKI kernels for what reads or writes a sequence's memory on a device. `numba`
-holds what the compiled CPU forms share.
+`kernels` chooses between torch (`torch_kernels`) and NKI (`nki_kernels`) for what a graph runs. `numba` holds what the
+compiled CPU forms share.
 """

@@ -1,8 +1,7 @@
 """The operations that read or write a sequence's memory on a device, and the choice of what runs them.
 
-A graph holds the states of all sequences in banks, [entries, ...], and says by index which entry a row reads and which
-it leaves its state in. Entry 0 is nobody's: padding reads and writes there. Every operation takes a bank and gives one
-back, which is the same memory on a device; the bank that was given must not be used any more.
+Every operation on states takes a bank (see `banks`) and gives one back, which is the same memory on a device; the bank
+that was given must not be used any more.
 
 There are two forms: plain torch (`torch_kernels`), and the NKI kernels (`nki_kernels`), which run on a Neuron device
 and, in the interpreter of the package of that name, on a CPU.
@@ -10,7 +9,6 @@ and, in the interpreter of the package of that name, on a CPU.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,6 +16,7 @@ import torch
 from ..config import BLOCK_SIZE, ModelConfig
 from ..devices import CHOICES, GraphKernels
 from ..errors import ConfigError
+from .banks import Batch, OutputAndBank, Span
 
 HEAD_DIM, STATE_DIM, TAPS = 256, 128, 4
 """Sizes that the NKI kernels are written for: attention heads, DeltaNet heads, the convolution."""
@@ -29,57 +28,14 @@ ROWS = 128
 """Tokens, or channels, of a kernel's tile."""
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
-    """One row of many tokens in a padded layout that starts at a block boundary. All tensors are int32.
-
-    Attributes:
-        first: [1], places before the row's own tokens.
-        end: [1], place after its last token.
-        fresh: bool [1], the row starts its sequence: its state is zero, whatever its entry holds.
-        source, lane: [1], entries to read the state from and to leave it in.
-        commit_at: [n], number of whole blocks of the layout after which to leave the state in entry `commit_to` too.
-        commit_to: [n]; 0 for none.
-    """
-
-    first: torch.Tensor
-    end: torch.Tensor
-    fresh: torch.Tensor
-    source: torch.Tensor
-    lane: torch.Tensor
-    commit_at: torch.Tensor
-    commit_to: torch.Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Rows of one token. All tensors are int32.
-
-    Attributes:
-        fresh, source, lane: [batch], as in `Span`.
-        commit_at: [n], the row whose state after the token is left in entry `commit_to` too.
-        commit_to: [n]; 0 for none.
-    """
-
-    fresh: torch.Tensor
-    source: torch.Tensor
-    lane: torch.Tensor
-    commit_at: torch.Tensor
-    commit_to: torch.Tensor
-
-
-Kept = tuple[torch.Tensor, torch.Tensor]
-"""A result, and the bank with the rows' states and checkpoints in it."""
-
-
 class Kernels(Protocol):
     """The operations of one rank. Banks are [entries, 3, channels] for windows, [entries, heads, dk, dv] for states."""
 
-    def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> Kept:
+    def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> OutputAndBank:
         """Convolution with SiLU: x [1, tokens, channels], weight [channels, 4] -> [1, tokens, channels]."""
         ...
 
-    def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> Kept:
+    def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> OutputAndBank:
         """The same for x [batch, 1, channels]."""
         ...
 
@@ -92,7 +48,7 @@ class Kernels(Protocol):
         beta: torch.Tensor,
         bank: torch.Tensor,
         span: Span,
-    ) -> Kept:
+    ) -> OutputAndBank:
         """Gated delta rule, with q, k, v, g, beta of `StepState.delta_rule`, batch 1 and whole blocks of tokens.
 
         Returns:
@@ -109,7 +65,7 @@ class Kernels(Protocol):
         beta: torch.Tensor,
         bank: torch.Tensor,
         batch: Batch,
-    ) -> Kept:
+    ) -> OutputAndBank:
         """The same for one token a row: [batch, 1, value_heads, dv] fp32."""
         ...
 

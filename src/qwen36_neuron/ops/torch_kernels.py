@@ -6,36 +6,36 @@ import torch
 
 from ..config import BLOCK_SIZE
 from .attention import block_attention, gather_blocks
+from .banks import Batch, OutputAndBank, Span
 from .causal_conv1d import causal_conv1d, place_window, windows_at
 from .gated_delta_rule import gated_delta_rule_boundaries, gated_delta_rule_step
-from .kernels import Batch, Kept, Span
 from .norm import gated_rms_norm
 
 
-def read(bank: torch.Tensor, entries: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
+def read_states(bank: torch.Tensor, entries: torch.Tensor, fresh: torch.Tensor) -> torch.Tensor:
     """The rows' states: zero for a row that starts, whatever the entry holds, so that nothing stale is ever read."""
     return bank.index_select(0, entries).masked_fill(fresh.view(-1, *[1] * (bank.dim() - 1)), 0.0)
 
 
-def leave(bank: torch.Tensor, at: Span | Batch, states: torch.Tensor) -> torch.Tensor:
-    """The bank with states in it: those of the lanes, then those of the checkpoints."""
+def write_states(bank: torch.Tensor, at: Span | Batch, states: torch.Tensor) -> torch.Tensor:
+    """The bank with the given states written: those of the lanes, then those of the checkpoints."""
     return bank.index_copy(0, torch.cat((at.lane, at.commit_to)).long(), states)
 
 
 class TorchKernels:
     """What a graph is without NKI."""
 
-    def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> Kept:
+    def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> OutputAndBank:
         size = bank.shape[1]
-        joined = place_window(x, read(bank, span.source, span.fresh), span.first)
+        joined = place_window(x, read_states(bank, span.source, span.fresh), span.first)
         ends = torch.cat((span.end, span.commit_at * BLOCK_SIZE))
-        bank = leave(bank, span, windows_at(joined, ends, size))
+        bank = write_states(bank, span, windows_at(joined, ends, size))
         return causal_conv1d(joined[:, size:], joined[:, :size], weight), bank
 
-    def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> Kept:
-        window = read(bank, batch.source, batch.fresh)
+    def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> OutputAndBank:
+        window = read_states(bank, batch.source, batch.fresh)
         after = torch.cat((window[:, 1:], x), dim=1)
-        bank = leave(bank, batch, torch.cat((after, after.index_select(0, batch.commit_at))))
+        bank = write_states(bank, batch, torch.cat((after, after.index_select(0, batch.commit_at))))
         return causal_conv1d(x, window, weight), bank
 
     def delta_rule_prefill(
@@ -47,14 +47,14 @@ class TorchKernels:
         beta: torch.Tensor,
         bank: torch.Tensor,
         span: Span,
-    ) -> Kept:
+    ) -> OutputAndBank:
         place = torch.arange(g.shape[1], device=g.device).view(1, -1, 1)
         padding = (place < span.first) | (place >= span.end)
         g, beta = g.masked_fill(padding, 0.0), beta.masked_fill(padding, 0.0)
-        out, states = gated_delta_rule_boundaries(q, k, v, g, beta, read(bank, span.source, span.fresh))
+        out, states = gated_delta_rule_boundaries(q, k, v, g, beta, read_states(bank, span.source, span.fresh))
         # Padding changes nothing, so the state after the last chunk is the state after the last token.
-        kept = torch.cat((states[-1:], states.index_select(0, span.commit_at - 1)))
-        return out, leave(bank, span, kept)
+        written = torch.cat((states[-1:], states.index_select(0, span.commit_at - 1)))
+        return out, write_states(bank, span, written)
 
     def delta_rule_decode(
         self,
@@ -65,10 +65,10 @@ class TorchKernels:
         beta: torch.Tensor,
         bank: torch.Tensor,
         batch: Batch,
-    ) -> Kept:
-        states = read(bank, batch.source, batch.fresh)  # a gathered copy, which the step may change
+    ) -> OutputAndBank:
+        states = read_states(bank, batch.source, batch.fresh)  # a gathered copy, which the step may change
         out = gated_delta_rule_step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], states)
-        bank = leave(bank, batch, torch.cat((states, states.index_select(0, batch.commit_at))))
+        bank = write_states(bank, batch, torch.cat((states, states.index_select(0, batch.commit_at))))
         return out.unsqueeze(1), bank
 
     def attend(

@@ -1,9 +1,10 @@
 """Grouped-query attention over paged keys and values, a module a form, and its rotary embedding.
 
-`paged` reads rows where they are, on a CPU; `static` gathers blocks, in a graph; `numba` and `numba_step` are compiled
-for a CPU and hold all of an attention block between its projections.
+`naive` is the definition; `paged` reads rows where they are, on a CPU; `static` gathers blocks, in a graph; `numba` and
+`numba_step` are compiled for a CPU and hold all of an attention block between its projections; `nki` is the device's.
 """
 
+from .naive import naive_attention
 from .paged import PagedRow, attend, write_kv
 from .rope import apply_rotary, rotary_tables
 from .static import block_attention, block_of, gather_blocks, offset_of, whole_blocks, write_blocks, write_tokens
@@ -15,6 +16,7 @@ __all__ = [
     "block_attention",
     "block_of",
     "gather_blocks",
+    "naive_attention",
     "offset_of",
     "rotary_tables",
     "whole_blocks",

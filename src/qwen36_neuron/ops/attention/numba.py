@@ -46,19 +46,19 @@ def store_keys(
         kv: [batch, tokens, 2 * kv_heads * n] fp32, keys first; weight: [n]; cos, sin: [batch, tokens, dim / 2].
         tables: int32 [batch, n], the blocks of each sequence.
         starts, ends: int64 [batch], tokens of each sequence before and after.
-        keys, values: [slots, kv_heads, n]; a block is BLOCK_SIZE slots in a row.
+        keys, values: [positions, kv_heads, n], BLOCK_SIZE positions a block.
     """
     tokens, heads, size = kv.shape[1], keys.shape[1], keys.shape[2]
     for task in prange(kv.shape[0] * tokens):
         row, token = task // tokens, task % tokens
         position = starts[row] + token
         if position < ends[row]:
-            slot = np.int64(tables[row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+            place = np.int64(tables[row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             for h in range(heads):
                 key_at, value_at = h * size, (heads + h) * size
-                norm_row(kv[row, token, key_at : key_at + size], weight, eps, one, keys[slot, h])
-                rotate_row(keys[slot, h], cos[row, token], sin[row, token])
-                copy(kv[row, token, value_at : value_at + size], values[slot, h])
+                norm_row(kv[row, token, key_at : key_at + size], weight, eps, one, keys[place, h])
+                rotate_row(keys[place, h], cos[row, token], sin[row, token])
+                copy(kv[row, token, value_at : value_at + size], values[place, h])
 
 
 @compiled(inline=False)
@@ -140,7 +140,7 @@ def attention_prefill(
         weight: [n], of the queries' norm; cos, sin: [batch, tokens, dim / 2].
         tables: int32 [batch, n], the blocks of each sequence; ends: int64 [batch], its tokens.
         counts: int64 [batch], how many of the tokens of qg are real: the row's last, padding on the right.
-        keys, values: [slots, kv_heads, n], the new tokens' already stored.
+        keys, values: [positions, kv_heads, n], the new tokens' already stored.
         out: [batch, tokens, query_heads * n], the result; zero on padding.
     """
     kv_heads, size = keys.shape[1], keys.shape[2]
@@ -194,13 +194,13 @@ def _attend(
     for start in range(0, limit, SPAN * BLOCK_SIZE):
         count = min(SPAN * BLOCK_SIZE, limit - start)
         for b in range(0, count, BLOCK_SIZE):
-            slot = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
-            block = Part(memory, (slot * kv_heads + kv) * size, kv_heads * size, 1)
+            place = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
+            block = Part(memory, (place * kv_heads + kv) * size, kv_heads * size, 1)
             product(block, whole(queries), size, ones, zero, below(whole(scores), b, 0), BLOCK, width, FULL)
         _soften(scores, count, seen - start, group, peak, total, read)
         for b in range(0, count, BLOCK_SIZE):
-            slot = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
+            place = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
             many = min(BLOCK, count - b)
             for t in range(many):
-                copy(values[slot + t, kv], held[t, :size])
+                copy(values[place + t, kv], held[t, :size])
             product(below(by_query, 0, b), whole(held), many, ones, one, whole(read), width, size, FULL)

@@ -38,7 +38,7 @@ def attention_step(
         qgkv: [batch, (2 query_heads + 2 kv_heads) * head_dim] fp32: queries, gates, keys, values.
         query_weight, key_weight: [head_dim], of the norms.
         cos, sin: [batch, dim / 2].
-        keys, values: [slots, kv_heads, head_dim]; a block is BLOCK_SIZE slots in a row. The new token's are written.
+        keys, values: [positions, kv_heads, head_dim], BLOCK_SIZE positions a block. The new token's are written.
         tables: int32 [batch, n], the blocks of each sequence.
         ends: int64 [batch], tokens of each sequence, the new one included.
         out: [batch, query_heads * head_dim], the result.
@@ -53,11 +53,11 @@ def attention_step(
         peak, total = np.full(group, LOWEST, np.float32), np.zeros(group, np.float32)
         scores = np.empty((group, BLOCK_SIZE), np.float32)
 
-        slot = np.int64(tables[row, (end - 1) // BLOCK_SIZE]) * BLOCK_SIZE + (end - 1) % BLOCK_SIZE
+        place = np.int64(tables[row, (end - 1) // BLOCK_SIZE]) * BLOCK_SIZE + (end - 1) % BLOCK_SIZE
         key_at, value_at = (2 * heads + kv) * size, (2 * heads + kv_heads + kv) * size
-        norm_row(x[key_at : key_at + size], key_weight, eps, one, keys[slot, kv])
-        rotate_row(keys[slot, kv], cos[row], sin[row])
-        copy(x[value_at : value_at + size], values[slot, kv])
+        norm_row(x[key_at : key_at + size], key_weight, eps, one, keys[place, kv])
+        rotate_row(keys[place, kv], cos[row], sin[row])
+        copy(x[value_at : value_at + size], values[place, kv])
         for g in range(group):
             at = (kv * group + g) * size
             norm_row(x[at : at + size], query_weight, eps, one / f32(math.sqrt(size)), queries[g])

@@ -1,7 +1,7 @@
 """Grouped-query attention over paged keys and values.
 
-The cache of a layer is one flat buffer of token slots, [slots, kv_heads, head_dim]; a block is BLOCK_SIZE slots in a
-row. A sequence whose blocks are neighbours is read in place, without a copy.
+The cache of a layer is one flat buffer, [positions, kv_heads, head_dim]; a block is BLOCK_SIZE positions in a row. A
+sequence whose blocks are neighbours is read in place, without a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class PagedRow:
     """Where one sequence's tokens are.
 
     Attributes:
-        index: slots of tokens 0 .. end - 1: a slice where the blocks are neighbours, else int64 [end].
+        index: positions of tokens 0 .. end - 1: a slice where the blocks are neighbours, else int64 [end].
         start: tokens held before this call.
         end: tokens held after it.
     """
@@ -37,12 +37,12 @@ class PagedRow:
         if all(block == first + i for i, block in enumerate(blocks[:used])):
             return cls(slice(first * BLOCK_SIZE, first * BLOCK_SIZE + end), start, end)
         table = torch.tensor(blocks[:used], dtype=torch.int64)
-        slots = (table[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:end]
-        return cls(slots, start, end)
+        positions = (table[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:end]
+        return cls(positions, start, end)
 
     @property
     def new(self) -> slice | torch.Tensor:
-        """Slots of tokens start .. end - 1."""
+        """Positions of tokens start .. end - 1."""
         if isinstance(self.index, slice):
             return slice(self.index.start + self.start, self.index.stop)
         return self.index[self.start :]
@@ -65,7 +65,7 @@ def attend(q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], row: Paged
 
     Args:
         q: [tokens, query_heads, head_dim]; query head h reads kv head h // (query_heads / kv_heads).
-        cache: (keys, values), each [slots, kv_heads, head_dim], the new tokens already written.
+        cache: (keys, values), each [positions, kv_heads, head_dim], the new tokens already written.
     Returns:
         [tokens, query_heads, head_dim].
     """

@@ -56,10 +56,13 @@ def write_blocks(cache: torch.Tensor, run: torch.Tensor, blocks: torch.Tensor) -
     return cache.index_copy(0, blocks.long(), run.view(-1, *cache.shape[1:]))
 
 
-def write_tokens(cache: torch.Tensor, new: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """The cache with one token a row replaced: new [batch, kv_heads, head_dim], slots int [batch]."""
+def write_tokens(cache: torch.Tensor, new: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The cache with one token a row replaced: new [batch, kv_heads, head_dim], positions int [batch].
+
+    A position counts through the blocks: block * BLOCK_SIZE + offset.
+    """
     flat = cache.view(-1, *cache.shape[2:])
-    return flat.index_copy(0, slots.long(), new.to(cache.dtype)).view(cache.shape)
+    return flat.index_copy(0, positions.long(), new.to(cache.dtype)).view(cache.shape)
 
 
 def block_attention(

@@ -1,7 +1,7 @@
 """The gated delta rule, a module a form.
 
-`naive` is the definition, `chunk` a graph's prefill, `step` one token a sequence; `numba` and `numba_step` are compiled
-for a CPU and hold all of a DeltaNet block between its projections.
+`naive` is the definition, `chunk` a graph's prefill, `chunk_cpu` a CPU's, `step` one token a sequence; `numba` and
+`numba_step` are compiled for a CPU and hold all of a DeltaNet block between its projections; `nki` is the device's.
 """
 
 from .chunk import gated_delta_rule_boundaries

@@ -1,4 +1,4 @@
-"""The feed-forward block's activation; compiled forms are in `ops.numba`."""
+"""The feed-forward block: its activation, and all of it on a device (`nki`); compiled CPU forms are in `ops.numba`."""
 
 from .naive import swiglu
 

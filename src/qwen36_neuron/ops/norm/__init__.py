@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, plain and gated; compiled forms are in `ops.numba`."""
+"""Root-mean-square normalisation, plain and gated; `nki` is the device's, compiled CPU forms are in `ops.numba`."""
 
 from .naive import gated_rms_norm, inverse_root, rms_norm
 

@@ -1,0 +1,79 @@
+"""Which entries of a bank a call's rows read their states from, and which they write.
+
+A graph holds the states of all sequences in banks, [entries, ...], and says by index which entry a row reads and which
+it writes. Entry 0 is scratch: padding reads and writes there. The index tensors are inputs of the graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """One row of many tokens in a padded layout that starts at a block boundary. All tensors are int32.
+
+    Attributes:
+        first: [1], places before the row's own tokens.
+        end: [1], place after its last token.
+        fresh: bool [1], the row starts its sequence: its state is zero, whatever its entry holds.
+        source, lane: [1], entries to read the state from and to write it to.
+        commit_at: [n], number of whole blocks of the layout after which the state is written to entry `commit_to` too.
+        commit_to: [n]; 0 for none.
+    """
+
+    first: torch.Tensor
+    end: torch.Tensor
+    fresh: torch.Tensor
+    source: torch.Tensor
+    lane: torch.Tensor
+    commit_at: torch.Tensor
+    commit_to: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one token. All tensors are int32.
+
+    Attributes:
+        fresh, source, lane: [batch], as in `Span`.
+        commit_at: [n], the row whose state after the token is written to entry `commit_to` too.
+        commit_to: [n]; 0 for none.
+    """
+
+    fresh: torch.Tensor
+    source: torch.Tensor
+    lane: torch.Tensor
+    commit_at: torch.Tensor
+    commit_to: torch.Tensor
+
+
+OutputAndBank = tuple[torch.Tensor, torch.Tensor]
+"""What an operation computes, and the bank with the rows' states and checkpoints in it."""
+
+
+def source_entries(at: Span | Batch) -> torch.Tensor:
+    """int32 [rows]: the entries that hold the rows' states; for a row that starts its sequence the scratch entry."""
+    return at.source.masked_fill(at.fresh, 0)
+
+
+def target_entries(bank: torch.Tensor, entries: torch.Tensor) -> torch.Tensor:
+    """int32, the given entries with the scratch entry replaced by one past the last, where a kernel writes nothing."""
+    return entries.masked_fill(entries == 0, bank.shape[0])
+
+
+def checkpoint_entries(bank: torch.Tensor, at: Span | Batch, places: torch.Tensor) -> torch.Tensor:
+    """int32 [n]: the entry for the checkpoint at each of the int32 `places`, one past the last where none is asked for.
+
+    Which places those are is an input of the graph; a place is a number of blocks of a `Span`, a row of a `Batch`.
+    """
+    wanted = at.commit_at.view(1, -1) == places.view(-1, 1)
+    return target_entries(bank, (wanted * at.commit_to).amax(1).to(torch.int32))
+
+
+def row_entries(bank: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """int32 [1, 2 * rows]: the entry of each row's lane, then that of its checkpoint."""
+    rows = torch.arange(len(batch.lane), dtype=torch.int32, device=batch.lane.device)
+    return torch.stack((target_entries(bank, batch.lane), checkpoint_entries(bank, batch, rows)), 1).view(1, -1)
