@@ -11,7 +11,7 @@ import pytest
 from nki_kernels.interpreter.install import real_nki_present
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 
-INTERPRETED = ("unit/nki_kernels", "unit/ops/test_kernels.py")
+INTERPRETED = ("unit/nki_kernels",)
 """Tests of kernels in the interpreter alone: beside AWS's own nki, which they would import, they are not collected."""
 
 collect_ignore = list(INTERPRETED) if real_nki_present() else []

@@ -7,11 +7,17 @@ inverse is tame (|T| about 1), so a few 1e-6 is what a sound method leaves; an u
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from bank_cases import HEADS, TORCH, assert_banks_agree, delta_rule_inputs, int32, make_bank, make_span
+from bank_cases import assert_close as assert_within
+from compiled_forms import needs_numba
+from delta_net_cases import Bank, Shape, definition, inputs_of, memory, prefill, steps, weights_of
 
 from qwen36_neuron.config import BLOCK_SIZE
+from qwen36_neuron.ops.banks import Batch, Span
 from qwen36_neuron.ops.gated_delta_rule import (
     StateCopy,
     gated_delta_rule_boundaries,
@@ -20,6 +26,9 @@ from qwen36_neuron.ops.gated_delta_rule import (
     gated_delta_rule_step,
     l2norm,
 )
+
+if TYPE_CHECKING:  # imported by the fixture: on a device it is AWS's own
+    from qwen36_neuron.ops.nki_kernels import NkiKernels
 
 TOLERANCE = 1e-5
 CORRELATIONS, BETAS, GATES = (0.0, 0.5, 0.9, 0.99, 1.0), (0.5, 0.9, 0.99), (-1e-4, -1e-2, -1.0, -8.0)
@@ -176,3 +185,201 @@ def test_recurrence_equals_the_textbook_update() -> None:
         s = s + strength * torch.outer(key, v[0, t, 0].double())
         torch.testing.assert_close(out[0, t, 0], s.T @ query / 128**0.5, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(final[0, 0], s, rtol=1e-6, atol=1e-9)
+
+
+def test_kernel_of_a_prompt(nki: NkiKernels, span: Span) -> None:
+    """2e-5: tiles of 128 tokens, where the graph's form has chunks of 64."""
+    inputs, states = delta_rule_inputs(1, 256), make_bank(HEADS, 128, 128)
+    want, expected = TORCH.delta_rule_prefill(*inputs, states.clone(), span)
+    got, actual = nki.delta_rule_prefill(*inputs, states.clone(), span)
+    own = slice(int(span.first), int(span.end))
+    assert_within(got[:, own], want[:, own], 2e-5)
+    assert_banks_agree(actual, expected, states, 2e-5)
+    before = states[span.source].double().masked_fill(span.fresh, 0.0)
+    exact, after = gated_delta_rule_recurrent(*(x[:, own] for x in inputs), before)
+    assert_within(got[:, own], exact, 2e-5)
+    assert_within(actual[span.lane], after, 2e-5)
+
+
+def test_kernel_of_an_odd_number_of_blocks(nki: NkiKernels) -> None:
+    """The lane's state is that after the last tile, which is then half full."""
+    inputs, states, span = delta_rule_inputs(1, 192), make_bank(HEADS, 128, 128), make_span(0, 192, 3, {1: 4, 3: 5})
+    want, expected = TORCH.delta_rule_prefill(*inputs, states.clone(), span)
+    got, actual = nki.delta_rule_prefill(*inputs, states.clone(), span)
+    assert_within(got, want, 2e-5)
+    assert_banks_agree(actual, expected, states, 2e-5)
+
+
+def test_kernel_of_single_tokens(nki: NkiKernels, batch: Batch) -> None:
+    inputs, states = delta_rule_inputs(len(batch.lane), 1), make_bank(HEADS, 128, 128)
+    want, expected = TORCH.delta_rule_decode(*inputs, states.clone(), batch)
+    got, actual = nki.delta_rule_decode(*inputs, states.clone(), batch)
+    assert_within(got, want, 2e-5)
+    assert_banks_agree(actual, expected, states, 2e-5)
+    before = states[batch.source].double().masked_fill(batch.fresh.view(-1, 1, 1, 1), 0.0)
+    assert_within(got, gated_delta_rule_recurrent(*inputs, before)[0], 2e-5)
+
+
+def test_kernel_of_a_row_that_starts_reads_nothing_stale(nki: NkiKernels) -> None:
+    """Whatever its lane holds, even what is not finite."""
+    states = make_bank(HEADS, 128, 128)
+    states[2] = torch.nan
+    rows = Batch(int32(0) == 0, int32(2), int32(2), int32(0), int32(0))
+    assert nki.delta_rule_decode(*delta_rule_inputs(1, 1), states, rows)[0].isfinite().all()
+    assert states[2].isfinite().all()
+
+
+@needs_numba
+@pytest.mark.parametrize(("correlation", "beta", "gate"), itertools.product(CORRELATIONS, BETAS, GATES))
+def test_compiled_forms_on_hostile_inputs(correlation: float, beta: float, gate: float) -> None:
+    shape = Shape()
+    weights = weights_of(shape)
+    x = inputs_of(shape, weights, 200, correlation=correlation, beta=beta, gate=gate)
+    window, state = memory(shape)
+    expected = definition(x, weights, window, state, shape)
+    for actual in (prefill(x, weights, window, state), steps(x, weights, window, state)):
+        assert_close(actual[0], expected[0])
+        assert_close(actual[1], expected[1])
+
+
+@needs_numba
+@pytest.mark.parametrize("tokens", [1, 2, 3, 4, 5, 63, 64, 65, 127, 128, 129])
+@pytest.mark.parametrize("lead", [0, 1, 3, 62, 63])
+def test_compiled_lengths_and_leads(tokens: int, lead: int) -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape)
+    x = inputs_of(shape, weights, tokens, correlation=0.9)
+    out, final, left = prefill(x, weights, window, state, lead=lead)
+    expected = definition(x, weights, window, state, shape)
+    assert_close(out, expected[0])
+    assert_close(final, expected[1])
+    assert torch.equal(left, expected[2].float())
+
+
+@needs_numba
+@pytest.mark.parametrize(
+    "shape",
+    [Shape(1, 1), Shape(2, 1), Shape(2, 2), Shape(4, 3), Shape(2, 2, 64, 32), Shape(1, 2, 18, 20), Shape(2, 1, taps=2)],
+)
+def test_compiled_forms_of_other_shapes(shape: Shape) -> None:
+    """Head sizes that are no multiple of what the loops unroll, a shorter convolution, one value head a key head."""
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x = inputs_of(shape, weights, 70, batch=2, correlation=0.5)
+    prefilled, stepped = prefill(x, weights, window, state), steps(x, weights, window, state)
+    for row in range(2):
+        expected = definition(x[row : row + 1], weights, window[row : row + 1], state[row : row + 1], shape)
+        for actual in (prefilled, stepped):
+            assert_close(actual[0][row : row + 1], expected[0])
+            assert_close(actual[1][row : row + 1], expected[1])
+            assert torch.equal(actual[2][row : row + 1], expected[2].float())
+
+
+@needs_numba
+def test_compiled_padding_changes_nothing() -> None:
+    """Rows of unequal lengths, what is after them being anything at all; a padded row gives what it gives alone."""
+    shape, lengths, lead = Shape(), (130, 1, 64, 100), 5
+    weights, (window, state) = weights_of(shape), memory(shape, batch=4)
+    x = inputs_of(shape, weights, 130, batch=4, correlation=0.99)
+    for row, length in enumerate(lengths):
+        x[row, length:] = torch.nan
+    out, final, left = prefill(x, weights, window, state, lengths, lead)
+    for row, length in enumerate(lengths):
+        alone = slice(row, row + 1)
+        own = prefill(x[alone, :length].contiguous(), weights, window[alone], state[alone], lead=lead)
+        assert torch.equal(out[row, :length], own[0][0])
+        assert torch.equal(final[row], own[1][0])
+        assert torch.equal(left[row], own[2][0])
+        assert (out[row, length:] == 0.0).all()
+
+
+@needs_numba
+def test_a_compiled_cut_at_a_boundary_changes_no_bit_and_checkpoints_are_what_lanes_are_there() -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x = inputs_of(shape, weights, 192, batch=2, correlation=0.9)
+    bank = Bank.of(window, state, slots=4)
+    marks = [(0, BLOCK_SIZE, 3), (1, BLOCK_SIZE, 1), (1, 2 * BLOCK_SIZE, 2)]
+    whole = prefill(x, weights, window, state, bank=bank, marks=marks)
+    at, parts = 0, []
+    for end in (BLOCK_SIZE, 2 * BLOCK_SIZE, 192):
+        out, state, window = prefill(x[:, at:end].contiguous(), weights, window, state)
+        at = end
+        parts.append(out)
+        for row, tokens, slot in marks:
+            if tokens == end:
+                assert torch.equal(bank.states[bank.slot(slot)], state[row])
+                assert torch.equal(bank.windows[bank.slot(slot)], window[row])
+    assert torch.equal(torch.cat(parts, dim=1), whole[0])
+    assert torch.equal(state, whole[1])
+    assert torch.equal(window, whole[2])
+    assert bank.states[bank.slot(0)].isnan().all()  # a slot that no checkpoint was given
+
+
+@needs_numba
+def test_a_checkpoint_of_a_short_call_takes_what_came_before_it() -> None:
+    """Its boundary is one token after the call's first: the window is mostly that of the lane."""
+    shape = Shape()
+    weights, (window, state) = weights_of(shape), memory(shape)
+    x = inputs_of(shape, weights, 5)
+    bank = Bank.of(window, state, slots=1)
+    prefill(x, weights, window, state, lead=BLOCK_SIZE - 1, bank=bank, marks=[(0, 1, 0)])
+    expected = definition(x[:, :1], weights, window, state, shape)
+    assert_close(bank.states[bank.slot(0)], expected[1][0])
+    assert torch.equal(bank.windows[bank.slot(0)], expected[2][0].float())
+
+
+@needs_numba
+@pytest.mark.parametrize("length", [2, 20, 64, 150])
+def test_a_fresh_start_is_one_from_zero_whatever_the_lane_holds(length: int) -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x, lengths = inputs_of(shape, weights, 150, batch=2), [150, length]
+    x[1, length:] = torch.nan
+    nothing, anything = (tuple(torch.full_like(m, value) for m in (window, state)) for value in (0.0, torch.nan))
+    zeroed = prefill(x, weights, *nothing, lengths)
+    fresh = prefill(x, weights, *anything, lengths, fresh=True)
+    assert all(torch.equal(a, b) for a, b in zip(zeroed, fresh, strict=True))
+
+
+@needs_numba
+def test_a_fresh_start_of_one_token_is_one_from_zero_whatever_the_lane_holds() -> None:
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x = inputs_of(shape, weights, 3, batch=2)
+    nothing, anything = (tuple(torch.full_like(m, value) for m in (window, state)) for value in (0.0, torch.nan))
+    zeroed, fresh = steps(x, weights, *nothing), steps(x, weights, *anything, fresh=True)
+    assert all(torch.equal(a, b) for a, b in zip(zeroed, fresh, strict=True))
+
+
+@needs_numba
+@pytest.mark.parametrize("tokens", [1, 2, 64, 130])
+def test_restoring_is_reading_another_entry(tokens: int) -> None:
+    """The lanes hold nothing before, and the entries that were read hold the same after."""
+    shape = Shape(key_heads=2)
+    weights, (window, state) = weights_of(shape), memory(shape, batch=2)
+    x = inputs_of(shape, weights, tokens, batch=2)
+    bank = Bank.of(window, state, slots=1, restored=True)
+    marks = [(1, 64, 0)] if tokens > 64 else []
+    restored = prefill(x, weights, window, state, marks=marks, bank=bank)
+    continued = prefill(x, weights, window, state)
+    assert all(torch.equal(a, b) for a, b in zip(continued, restored, strict=True))
+    assert torch.equal(bank.states[bank.sources], state)
+    assert torch.equal(bank.windows[bank.sources], window)
+    stepped, again = steps(x[:, :3], weights, window, state), steps(x[:, :3], weights, window, state, restored=True)
+    assert all(torch.equal(a, b) for a, b in zip(stepped, again, strict=True))
+
+
+@needs_numba
+@pytest.mark.parametrize(("batch", "shape"), [(1, Shape(2, 3)), (1, Shape(1, 3)), (3, Shape(1, 2))])
+def test_how_heads_are_shared_out_changes_no_bit(batch: int, shape: Shape) -> None:
+    """One thread takes the value heads of a key head together, many take each for itself."""
+    weights, (window, state) = weights_of(shape), memory(shape, batch=batch)
+    x, threads = inputs_of(shape, weights, 130, batch=batch), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        together = prefill(x, weights, window, state)
+        torch.set_num_threads(batch * shape.value_heads)
+        apart = prefill(x, weights, window, state)
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(a, b) for a, b in zip(together, apart, strict=True))

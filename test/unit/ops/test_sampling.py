@@ -1,11 +1,17 @@
-"""Tokens drawn by a uniform number: the right distribution, and never another token than the whole vocabulary gives."""
+"""Tokens drawn by a uniform number: the right distribution, and never another token than the whole vocabulary gives;
+the same ones compiled, and the penalties that come before.
+"""
 
 from __future__ import annotations
 
 import math
+import random
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from compiled_forms import needs_numba
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +19,9 @@ from qwen36_neuron.ops.sampling import (
     GREEDY,
     MOST_CANDIDATES,
     UNDECIDED,
+    TokenCounts,
     most_likely,
+    penalise,
     running_sum,
     sample,
     sample_all,
@@ -210,3 +218,129 @@ def test_ranking_of_all_is_in_order() -> None:
     values, ids = most_likely(logits, VOCAB)
     assert torch.equal(values, logits.gather(1, ids))
     assert (values.diff() <= 0).all()
+
+
+ROWS, BLOCK = 48, 256
+"""Rows of a call of the compiled form, and logits that it takes the largest of."""
+
+VOCABS = (1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 21 * BLOCK + 7)
+
+
+def plain(logits: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    return logits
+
+
+def tied(logits: torch.Tensor, _: torch.Generator) -> torch.Tensor:
+    """Many equal logits, as bfloat16 makes them, and both zeros."""
+    logits = logits.bfloat16().float()
+    logits[:, ::3] *= 0.0
+    return logits
+
+
+def forbidden(logits: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Half of the tokens, and in one row all of them."""
+    vocab = logits.shape[1]
+    logits[:, torch.randperm(vocab, generator=generator)[: vocab // 2]] = -torch.inf
+    logits[0] = -torch.inf
+    return logits
+
+
+def drawn_params(vocab: int, generator: torch.Generator) -> torch.Tensor:
+    def one_of(*values: float) -> torch.Tensor:
+        return torch.tensor(values)[torch.randint(len(values), (ROWS,), generator=generator)]
+
+    columns = (
+        one_of(0.0, 1e-4, 0.2, 1.0, 1.0, 5.0),
+        one_of(0, 1, 7, 20, 22, 23, BLOCK, BLOCK + 1, vocab, 10 * vocab),
+        one_of(1e-6, 0.3, 0.9, 0.999, 1.0, 1.0),
+        one_of(0.0, 0.0, 1e-4, 0.1, 1.0),
+        torch.rand(ROWS, generator=generator),
+    )
+    params = torch.stack(columns, 1)
+    params[1::7, 4], params[2::7, 4] = 0.0, 1 - 2**-24
+    return params
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", [plain, tied, forbidden])
+@pytest.mark.parametrize("vocab", VOCABS)
+def test_compiled_form_gives_the_token_of_the_definition(vocab: int, kind) -> None:
+    from qwen36_neuron.ops.sampling import numba as compiled
+
+    assert compiled.BLOCK == BLOCK
+    generator = torch.Generator().manual_seed(vocab)
+    for spread in (0.0, 0.1, 3.0, 30.0):
+        logits = kind(spread * torch.randn(ROWS, vocab, generator=generator), generator)
+        params, before = drawn_params(vocab, generator), logits.clone()
+        expected = sample_all(logits, params, vocab)
+        assert torch.equal(compiled.draw_rows(logits, params), expected)
+        assert torch.equal(sample_all(logits, params, min(32, vocab)), expected), "of however many candidates"
+        assert torch.equal(logits, before)
+        alone = [int(compiled.draw_rows(logits[i : i + 1], params[i : i + 1])) for i in range(4)]
+        assert alone == expected[:4].tolist()
+
+
+@needs_numba
+def test_the_check_finds_a_compiled_bound_that_is_too_high() -> None:
+    """Of the k largest block maxima the smallest is a bound; the next larger one loses tokens."""
+    from qwen36_neuron.ops.sampling import numba as compiled
+
+    bits = torch.tensor([float(i) for i in range(4 * BLOCK)]).view(torch.int32).numpy()
+    maxima = compiled._block_maxima(bits)
+    bound = compiled._bound(bits, maxima, 3)
+    assert sorted(maxima)[-3] == bound
+    assert len(compiled._ranked(bits, maxima, bound)) >= 3 > len(compiled._ranked(bits, maxima, sorted(maxima)[-1]))
+
+
+@needs_numba
+@pytest.mark.parametrize("k", [1, 3, 4, 5, 400, 4 * BLOCK])
+def test_a_compiled_bound_is_reached_by_k_tokens(k: int) -> None:
+    from qwen36_neuron.ops.sampling import numba as compiled
+
+    for spread in (1e-3, 1.0, 1e3):
+        logits = spread * torch.randn(4 * BLOCK, generator=torch.Generator().manual_seed(k))
+        bits = logits.view(torch.int32).numpy()
+        maxima = compiled._block_maxima(bits)
+        ranked = compiled._ranked(bits, maxima, compiled._bound(bits, maxima, k))
+        assert len(ranked) >= k
+        assert ranked[:k].tolist() == logits.argsort(descending=True, stable=True)[:k].tolist()
+
+
+@needs_numba
+def test_compiled_form_gives_some_token_of_what_is_no_number() -> None:
+    from qwen36_neuron.ops.sampling import numba as compiled
+
+    logits = torch.randn(4, 600, generator=torch.Generator().manual_seed(1))
+    logits[0, 5], logits[1, 7], logits[2] = torch.inf, torch.nan, torch.nan
+    params = torch.tensor([(1.0, 20, 0.9, 0.0, 0.5), (1.0, 0, 0.9, 0.0, 0.5)]).repeat(2, 1)
+    tokens = compiled.draw_rows(logits, params)
+    assert tokens[0] == 5
+    assert ((tokens >= 0) & (tokens < 600)).all()
+
+
+@pytest.mark.parametrize("prompt", [[], [5], [3, 3, 900, 7] * 40])
+def test_tokens_counted_one_by_one_are_those_counted_anew(prompt: list[int]) -> None:
+    rng = random.Random(len(prompt))
+    counts, generated = TokenCounts(prompt), []
+    for _ in range(60):
+        new = [rng.choice([3, 4, 900, rng.randrange(1000)]) for _ in range(rng.randrange(4))]
+        counts.add(new)
+        generated += new
+        times = Counter(generated)
+        table = dict(zip(counts.tokens.tolist(), counts.times.tolist(), strict=True))
+        assert counts.size == len(table) == len(set(prompt) | set(generated))
+        assert table == {token: times[token] for token in {*prompt, *generated}}
+
+
+def test_penalties_change_only_tokens_that_occur() -> None:
+    logits = np.array([2.0, -2.0, 0.0, -np.inf, 5.0, 6.0], np.float32)
+    counts = TokenCounts([0, 1])
+    counts.add([1, 1, 3, 4])
+    penalise(logits, counts, 2.0, 0.25, 1.0)
+    assert logits.tolist() == [1.0, -4.0 - 0.5 - 1.0, 0.0, -np.inf, 2.5 - 0.25 - 1.0, 6.0]
+
+
+def test_penalties_of_no_token_change_nothing() -> None:
+    logits = np.array([1.0, 2.0], np.float32)
+    penalise(logits, TokenCounts(), 2.0, 1.0, 1.0)
+    assert logits.tolist() == [1.0, 2.0]

@@ -1,21 +1,18 @@
-"""Rotary embedding and norms against transformers' own modules."""
+"""Rotary embedding against transformers' own module, and its compiled form, which comes between a norm and a gate."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from bank_cases import normal
+from compiled_forms import needs_numba
 from transformers import Qwen3_5TextConfig
-from transformers.models.qwen3_5.modeling_qwen3_5 import (
-    Qwen3_5RMSNorm,
-    Qwen3_5RMSNormGated,
-    Qwen3_5TextRotaryEmbedding,
-    apply_rotary_pos_emb,
-)
+from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5TextRotaryEmbedding, apply_rotary_pos_emb
 
 from qwen36_neuron.config import RopeConfig
 from qwen36_neuron.ops.attention import apply_rotary, rotary_tables
-from qwen36_neuron.ops.norm import gated_rms_norm, rms_norm
 
+EPS = 1e-6
 ROPE = RopeConfig(theta=1e7, dim=64, mrope_section=(11, 11, 10))
 
 
@@ -47,25 +44,18 @@ def test_rotary_equals_transformers(axes: int) -> None:
         torch.testing.assert_close(actual, other.transpose(1, 2), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_norms_equal_transformers(dtype: torch.dtype) -> None:
-    x, gate = torch.randn(3, 5, 128, dtype=dtype), torch.randn(3, 5, 128, dtype=dtype)
-    plain, gated = Qwen3_5RMSNorm(128, eps=1e-6).to(dtype), Qwen3_5RMSNormGated(128, eps=1e-6).to(dtype)
-    with torch.no_grad():
-        plain.weight.normal_()
-        gated.weight.normal_()
-        tolerance = {"rtol": 1e-6, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 8e-3, "atol": 1e-3}
-        ours = rms_norm(x, 1 + plain.weight.float(), 1e-6)
-        torch.testing.assert_close(ours, plain(x), **tolerance)
-        ours = gated_rms_norm(x.float(), gate, gated.weight, 1e-6)
-        torch.testing.assert_close(ours, gated(x, gate), **tolerance)
+@needs_numba
+def test_compiled_norm_and_rotation_and_the_gate() -> None:
+    from qwen36_neuron.ops.numba.rows import gate_heads, norm_and_rotate
 
-
-def test_epsilon_does_not_depend_on_the_default_type() -> None:
-    x, eps, default = torch.full((1, 4), 1e-3), 1.0234e-6, torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        found = rms_norm(x, torch.ones(4, dtype=torch.float32), eps)
-    finally:
-        torch.set_default_dtype(default)
-    torch.testing.assert_close(found.double(), x.double() / (1e-6 + eps) ** 0.5, rtol=1e-6, atol=0)
+    batch, tokens, heads, size = 2, 5, 3, 96
+    x, weight = normal(batch, tokens, 2 * heads * size), 1 + 0.2 * normal(size, seed=1)
+    angles = normal(batch, tokens, 1, 16, seed=2)
+    rotary = angles.cos(), angles.sin()
+    own = x[..., : heads * size].unflatten(2, (heads, size)).double()
+    normed = own * (own.square().mean(-1, keepdim=True) + EPS).rsqrt() * weight.double()
+    expected = apply_rotary(normed, *(table.double() for table in rotary))
+    assert (norm_and_rotate(x, weight, EPS, rotary) - expected).abs().max() <= 4e-6
+    mixed = normal(batch, tokens, heads * size, seed=3)
+    gated = mixed.double() * torch.sigmoid(x[..., heads * size :].double())
+    assert (gate_heads(mixed, x) - gated).abs().max() <= 2e-6
