@@ -28,7 +28,7 @@ class Bank(nl.NKIObject):
 
     def take(self) -> nl.ndarray:
         """The next bank, [128, 512] fp32; its first product must be `accumulate=False`."""
-        tile = self.tiles[self.turn % BANKS]
+        tile = self.tiles[self.turn % len(self.tiles)]
         self.turn = self.turn + 1
         return tile
 

@@ -90,7 +90,20 @@ def test_scores_that_overflow_without_a_maximum(form):
     check(form, inputs(128, [64], 2, 1, 1, torch.float32, size=100.0), 1e-4)
 
 
-def test_more_new_tokens_than_a_chunk():
-    args = inputs(640, [64], 1, 1, 1, torch.float32)
+@pytest.mark.parametrize(("tokens", "held", "heads", "key_heads", "blocks", "dtype"), [
+    (640, [64], 1, 1, 1, torch.float32), (128, [4090], 1, 1, 64, torch.bfloat16), (512, [0], 1, 1, 70, torch.bfloat16),
+    (256, [2500, 0], 2, 2, 40, torch.float32), (1152, [4100], 1, 1, 65, torch.bfloat16),
+])  # fmt: skip
+def test_sections_of_keys_and_groups_of_queries(tokens, held, heads, key_heads, blocks, dtype):
+    """More than one of each, also sections of which nothing is held."""
+    args = inputs(tokens, held, heads, key_heads, blocks, dtype)
     want = paged_attention_torch(*(x.double() if x.is_floating_point() else x for x in args))
-    assert (paged_attention(*args) - want).abs().max() <= 2e-5 * want.abs().max()
+    assert (paged_attention(*args) - want).abs().max() <= BARS[dtype] * want.abs().max()
+
+
+@pytest.mark.parametrize("position", [100, 2100])
+def test_the_maximum_of_a_prompt_in_either_section(position):
+    """One key that all but fills the sum: what the other section adds fades to nothing."""
+    args = inputs(128, [2400], 2, 1, 38, torch.float32)
+    args[3][args[5][0, position // 64].long(), position % 64] = 3 * args[0][0, 5, :1]
+    check(paged_attention, args, 1e-4)
