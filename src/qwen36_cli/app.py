@@ -123,7 +123,7 @@ def app(arguments: Sequence[str] | None = None) -> None:
     words, notes = renamed(words)
     for note in notes:
         print(f"qwen36: {note}", file=sys.stderr)
-    if words[:1] == ["generate"] and "torch" not in sys.modules:
+    if words[:1] in (["generate"], ["compare"]) and "torch" not in sys.modules:
         os.environ.update(openmp_environment(os.environ))  # read once, when torch is imported
     try:
         _commands(words)(args=words, prog_name="qwen36")

@@ -19,7 +19,7 @@ SETS = """
 import os, sys
 from qwen36_cli import app
 try:
-    app(["generate", "--prompt", "x", "--model", "/nowhere/at/all"])
+    app(sys.argv[1:])
 except SystemExit:
     print(os.environ.get("GOMP_SPINCOUNT"), "torch" in sys.modules)
 """
@@ -95,8 +95,19 @@ def test_threads_are_given_back_after_an_error(tiny_checkpoint: Path, monkeypatc
     assert Governor.made[0].released == 1
 
 
-@pytest.mark.parametrize(("given", "set_to"), [({}, "50000"), ({"GOMP_SPINCOUNT": "7"}, "7")])
-def test_openmp_is_told_how_to_wait_before_torch_is_imported(given: dict[str, str], set_to: str) -> None:
+@pytest.mark.parametrize(
+    ("words", "given", "set_to"),
+    [
+        (["generate", "--prompt", "x", "--model", "/nowhere"], {}, "50000"),
+        (["generate", "--prompt", "x", "--model", "/nowhere"], {"GOMP_SPINCOUNT": "7"}, "7"),
+        (["compare", "--reference", "/nowhere", "--candidate", "/nowhere", "--text", "x"], {}, "50000"),
+    ],
+)
+def test_openmp_is_told_how_to_wait_before_torch_is_imported(
+    words: list[str], given: dict[str, str], set_to: str
+) -> None:
     clean = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
-    done = subprocess.run([sys.executable, "-c", SETS], env=clean | given, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SETS, *words], env=clean | given, capture_output=True, text=True, check=False
+    )
     assert done.stdout == f"{set_to} True\n", done.stderr
