@@ -12,6 +12,7 @@ from rich.console import Console
 
 from qwen36_lab.serving import busy
 from qwen36_lab.serving.sides import Decode
+from qwen36_neuron.openmp import SPINS
 
 
 def neighbours() -> list[psutil.Process]:
@@ -68,5 +69,5 @@ def test_each_side_is_started_with_its_own_way_of_waiting(monkeypatch: pytest.Mo
     monkeypatch.setenv("GOMP_SPINCOUNT", "9")
     monkeypatch.setenv("OMP_WAIT_POLICY", "passive")
     busy.sides_of(busy.SideConfig(Path(), 2, 1024, 4, 2048), http=False)
-    assert [(config.share_cores, spins) for config, spins in started] == [(True, "50000"), (False, "300000")]
+    assert [(config.share_cores, spins) for config, spins in started] == [(True, str(SPINS)), (False, "300000")]
     assert (os.environ["GOMP_SPINCOUNT"], os.environ["OMP_WAIT_POLICY"]) == ("9", "passive")

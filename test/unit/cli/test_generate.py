@@ -14,6 +14,7 @@ from command import qwen36
 from transformers import AutoTokenizer
 
 from qwen36_cli import generate as module
+from qwen36_neuron.openmp import SPINS
 
 SETS = """
 import os, sys
@@ -98,9 +99,9 @@ def test_threads_are_given_back_after_an_error(tiny_checkpoint: Path, monkeypatc
 @pytest.mark.parametrize(
     ("words", "given", "set_to"),
     [
-        (["generate", "--prompt", "x", "--model", "/nowhere"], {}, "50000"),
+        (["generate", "--prompt", "x", "--model", "/nowhere"], {}, str(SPINS)),
         (["generate", "--prompt", "x", "--model", "/nowhere"], {"GOMP_SPINCOUNT": "7"}, "7"),
-        (["compare", "--reference", "/nowhere", "--candidate", "/nowhere", "--text", "x"], {}, "50000"),
+        (["compare", "--reference", "/nowhere", "--candidate", "/nowhere", "--text", "x"], {}, str(SPINS)),
     ],
 )
 def test_openmp_is_told_how_to_wait_before_torch_is_imported(
