@@ -1,10 +1,10 @@
 """The whole small model with its operations as interpreted NKI kernels, against the plain CPU runtime.
 
-fp32: the same greedy tokens, and logits within 1e-5, where the largest is 1.8 and the two differ by 6e-6, once, at the
-second token of a prompt, by 9.4e-6. That is rounding of any fp32: there the same graph in plain torch is 8.8e-6 from the
-plain CPU runtime, and against fp64 the kernels are off by 5.6e-6, both runtimes in plain torch by 5.6e-6 and 6.3e-6,
-transformers by 6.4e-6. After the first token alone 5e-5: its state holds one key, and where the query hardly meets it the
-norm enlarges what rounding left.
+fp32: the same greedy tokens, and logits within 1e-5, where the largest is 1.8 and the two differ by 6e-6, once, at
+the second token of a prompt, by 9.4e-6. That is rounding of any fp32: there the same graph in plain torch is 8.8e-6
+from the plain CPU runtime, and against fp64 the kernels are off by 5.6e-6, the two in plain torch by 6.3e-6 and 5.6e-6,
+transformers by 6.4e-6. After the first token alone 5e-5: its state holds one key, and where the query hardly meets it
+the norm enlarges what rounding left.
 """
 
 from __future__ import annotations
