@@ -27,15 +27,11 @@ def estimate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print how fast a profile would run on a trn2.3xlarge, and what binds each phase. Everything is modelled."""
-    sizes = Profile.load(profile)
+    sizes, config = Profile.load(profile), ModelConfig.from_pretrained(locate(model, sizes_only=True))
     if not baseline:
         require_interpreter("estimate")
     kernel: DeltaRuleCost = RowByRow() if baseline else Prefill()
-    modelled = Estimate(
-        single_sequence(sizes) if baseline else sizes,
-        ModelConfig.from_pretrained(locate(model, sizes_only=True)),
-        kernel,
-    )
+    modelled = Estimate(single_sequence(sizes) if baseline else sizes, config, kernel)
     result = report.estimate_json(modelled)
     if as_json:
         print(json.dumps(result, indent=2))

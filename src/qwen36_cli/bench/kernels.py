@@ -220,11 +220,11 @@ def kernels(
     ] = None,
 ) -> None:
     """Modelled price of the kernels on one physical Trainium2 core, against the bars and against other solves."""
-    require_interpreter("bench kernels")
     if prices is not None and not prices.is_file():
         raise ConfigError("prices", str(prices), "no such file", "Give what qwen36 kernels calibrate wrote")
     if nki_library is not None and not nki_library.is_dir():
         raise ConfigError("nki-library", str(nki_library), "no such folder", "Give a checkout of nki-library")
+    require_interpreter("bench kernels")
     listed = PriceList.load(prices) if prices else PriceList()
     out.mkdir(parents=True, exist_ok=True)
     print("Modelled, not measured.")

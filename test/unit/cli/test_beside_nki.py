@@ -15,6 +15,7 @@ from qwen36_cli import interpreter
 from qwen36_lab.validation.unit_tests import unit_tests
 
 TESTS = Path(__file__).resolve().parents[2]
+SIZES = str(TESTS.parent / "src" / "qwen36_lab" / "apc" / "qwen36_27b.json")
 
 NKI = """
 import importlib.abc, importlib.machinery, sys
@@ -83,7 +84,7 @@ def test_what_is_not_collected_there_exists() -> None:
         assert (TESTS / name).exists(), name
 
 
-@pytest.mark.parametrize("words", [["estimate", "--model", "x", "--profile", "4k"], ["bench", "kernels"]])
+@pytest.mark.parametrize("words", [["estimate", "--model", SIZES, "--profile", "4k"], ["bench", "kernels"]])
 def test_what_prices_kernels_is_refused_by_name(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(interpreter, "real_nki_present", lambda: True)
     ended = qwen36(*words)

@@ -67,6 +67,7 @@ def test_arguments_and_outputs_change_places(tmp_path: Path, monkeypatch: pytest
     assert not np.shares_memory(kwargs["recurrent_state"], given[5])
 
 
+@pytest.mark.interpreter
 def test_ratios_of_a_kernel_with_itself() -> None:
     _, launch = run(qk_l2norm, (inputs()[0],), {})
     prices = PriceList().having(**{
@@ -83,6 +84,7 @@ def test_ratios_of_a_kernel_with_itself() -> None:
         assert times[0] < times[-1]
 
 
+@pytest.mark.interpreter
 def test_places_in_psum() -> None:
     _, launch = run(qk_l2norm, (inputs()[0],), {})
     assert gdn_cte.psum_places(launch.cores) == 8
