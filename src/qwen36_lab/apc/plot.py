@@ -23,7 +23,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """Write hit rates by trace, one panel for each number of slots, as a PNG.
 
     Args:
-        result: what bench_apc.py writes as JSON.
+        result: what `qwen36 bench apc` writes as JSON.
         path: file to write.
     """
     slots = sorted({cell["slots"] for cell in result["cells"]})

@@ -17,7 +17,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     """Write prefill and decode rates of all sides as a PNG.
 
     Args:
-        result: what bench_serving.py writes as JSON.
+        result: what `qwen36 bench serving` writes as JSON.
         path: file to write.
     """
     summary, source = result["summary"], result["provenance"]

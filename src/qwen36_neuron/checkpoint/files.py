@@ -23,7 +23,7 @@ SINGLE = "model.safetensors"
 DTYPES = ("F32", "BF16", "F16")
 FP8 = "F8_E4M3"
 SCALE, PUBLISHED_SCALE = ".scale", ".weight_scale_inv"
-"""Where the scales of an FP8 matrix `x.weight` are: in NxD's layout, as `compile_fp8.py` writes, and as published."""
+"""Where the scales of an FP8 matrix `x.weight` are: in NxD's layout, as `qwen36 compile` writes, and as published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class CheckpointFiles:
         size = self._fp8_block(piece.name)[piece.dim]
         whole = scales.get_shape()[piece.dim] == 1
         if stored.endswith(PUBLISHED_SCALE):
-            raise CheckpointError(self.path, problem="has FP8 weights up to 448; compile_fp8.py writes them up to 240")
+            raise CheckpointError(self.path, problem="has FP8 weights up to 448; qwen36 compile writes them up to 240")
         if not whole and (piece.start % size or piece.stop % size):
             raise CheckpointError(self.path, problem=f"{stored}: a rank's part would cut a block of {size}")
         return _cut(self._slice(piece.name), piece), scales[:] if whole else _cut(scales, _over(piece, size))

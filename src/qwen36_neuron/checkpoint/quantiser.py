@@ -181,7 +181,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """What is noted of a converted checkpoint. Raises ConfigError if it is none."""
     file = folder / MANIFEST
     if not file.is_file():
-        raise ConfigError("model", str(folder), f"has no {MANIFEST}", "Give a folder that compile_fp8.py has written")
+        raise ConfigError("model", str(folder), f"has no {MANIFEST}", "Give a folder that qwen36 compile has written")
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     return content
 
