@@ -1,7 +1,7 @@
 """Many tokens a sequence of gated attention over paged keys and values.
 
 Scores are computed transposed, keys by queries: then keys and values are read as they lie in the cache, the queries of
-a task are turned once for all keys, and the softmax goes along vectors of queries.
+a task are transposed once for all keys, and the softmax goes along vectors of queries.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from ..numba.product import COLUMNS, FULL, PADDING, Part, below, product, turned, whole
+from ..numba.product import COLUMNS, FULL, PADDING, Part, below, product, transpose, whole
 from ..numba.rows import gate_row
 from ..numba.scalar import Array, compiled, exp, f32, i64, one, zero
 from ..numba.vectors import copy, fill, norm_row, rotate_row, scale
@@ -62,7 +62,7 @@ def store_keys(
 
 
 @compiled(inline=False)
-def _turn_queries(
+def _transpose_queries(
     qg: Array, weight: Array, eps: float, cos: Array, sin: Array, kv: int, group: int, out: Array
 ) -> None:
     """Normed, rotated and scaled queries of tokens qg [tokens, ...], into the columns of out [n, ...]."""
@@ -81,7 +81,7 @@ def _turn_queries(
 
 
 @compiled()
-def _highest(x: Array, out: Array) -> None:
+def _running_maximum(x: Array, out: Array) -> None:
     for j in range(out.shape[0]):
         out[j] = max(out[j], x[j])
 
@@ -95,7 +95,9 @@ def _weigh(x: Array, peak: Array, total: Array) -> None:
 
 
 @compiled(inline=False)
-def _soften(scores: Array, count: int, open_until: int, group: int, peak: Array, total: Array, read: Array) -> None:
+def _online_softmax(
+    scores: Array, count: int, open_until: int, group: int, peak: Array, total: Array, read: Array
+) -> None:
     """Softmax numerators of the first `count` keys of scores [keys, queries]; what was summed is brought in line.
 
     Args:
@@ -107,7 +109,7 @@ def _soften(scores: Array, count: int, open_until: int, group: int, peak: Array,
     copy(peak, before)
     for j in range(count):
         fill(LOWEST, scores[j, : min(width, max(0, j - open_until + 1) * group)])
-        _highest(scores[j, :width], peak)
+        _running_maximum(scores[j, :width], peak)
     for c in range(width):
         fade = exp(before[c] - peak[c])
         total[c] *= fade
@@ -158,7 +160,7 @@ def attention_prefill(
         if stop > first:
             seen = ends[row] - counts[row] + first + 1  # keys that the first token sees
             queries = np.zeros((size, width + PADDING), np.float32)
-            _turn_queries(
+            _transpose_queries(
                 qg[row, first:stop], weight, eps, cos[row, first:stop], sin[row, first:stop], kv, group, queries
             )
             read = np.zeros((width, size + PADDING), np.float32)
@@ -190,14 +192,14 @@ def _attend(
     scores = np.empty((SPAN * BLOCK_SIZE, width + PADDING), np.float32)
     held = np.empty((BLOCK_SIZE, size + PADDING), np.float32)
     ones = np.full(max(BLOCK_SIZE, width), one, np.float32)
-    memory, by_query = keys.reshape(keys.size), turned(scores)
+    memory, by_query = keys.reshape(keys.size), transpose(scores)
     for start in range(0, limit, SPAN * BLOCK_SIZE):
         count = min(SPAN * BLOCK_SIZE, limit - start)
         for b in range(0, count, BLOCK_SIZE):
             place = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
             block = Part(memory, (place * kv_heads + kv) * size, kv_heads * size, 1)
             product(block, whole(queries), size, ones, zero, below(whole(scores), b, 0), BLOCK, width, FULL)
-        _soften(scores, count, seen - start, group, peak, total, read)
+        _online_softmax(scores, count, seen - start, group, peak, total, read)
         for b in range(0, count, BLOCK_SIZE):
             place = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
             many = min(BLOCK, count - b)

@@ -24,7 +24,7 @@ from ..norm import inverse_root
 from .naive import L2_EPS
 from .triangular import unit_lower_inverse
 
-FAINTEST = -60.0
+MIN_LOG_DECAY = -60.0
 """Logarithm of the smallest decay that is told from others.
 
 e^-60 is 1e-26: beside the newest token it is nothing in fp32. Left to shrink further, its products would be denormal
@@ -95,14 +95,14 @@ def gated_delta_rule_prefill_cpu(
     products = products.view(chunks, keys, 1, 2, size, size)
     # The upper triangle of G_i - G_j is positive and reaches e^90: it is cut off before the exponential, not after.
     rows = decay.squeeze(-1).transpose(1, 2).contiguous()
-    relative = (rows.unsqueeze(-1) - rows.unsqueeze(-2)).clamp_(FAINTEST, 0.0).exp_()
+    relative = (rows.unsqueeze(-1) - rows.unsqueeze(-2)).clamp_(MIN_LOG_DECAY, 0.0).exp_()
     relative = relative.view(chunks, keys, share, size, size)
     system = (products[:, :, :, 0] * relative).view(chunks, heads, size, size).mul_(beta.unsqueeze(-1))
     inverse = unit_lower_inverse(system).mul_(beta.unsqueeze(-2))
     scores = relative.mul_(products[:, :, :, 1]).view(chunks, heads, size, size).tril_()
 
-    growth = decay.clamp(min=FAINTEST).exp_()  # [chunks, size, heads, 1]
-    fade = (rows[:, :, -1:] - rows).clamp_(min=FAINTEST).exp_().unsqueeze(-1)  # [chunks, heads, size, 1]
+    growth = decay.clamp(min=MIN_LOG_DECAY).exp_()  # [chunks, size, heads, 1]
+    fade = (rows[:, :, -1:] - rows).clamp_(min=MIN_LOG_DECAY).exp_().unsqueeze(-1)  # [chunks, heads, size, 1]
     keep = growth[:, -1].view(chunks, keys, 1, share, 1)
     growth, v = growth.view(chunks, size, keys, share, 1), v.view(chunks, size, keys, share, dv)
     current = torch.empty(keys, dk, share, dv).copy_(state.view(keys, share, dk, dv).transpose(1, 2)).flatten(2)

@@ -15,7 +15,7 @@ import torch
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from ..numba.product import COLUMNS, FULL, LOWER, PADDING, ROWS, below, product, turned, whole
+from ..numba.product import COLUMNS, FULL, LOWER, PADDING, ROWS, below, product, transpose, whole
 from ..numba.scalar import Array, array, compiled, exp, f32, i64, log_decay, one, sigmoid, zero
 from ..numba.states import Entries, StateRows
 from ..numba.vectors import (
@@ -25,20 +25,20 @@ from ..numba.vectors import (
     convolve_four,
     copy,
     dot,
-    fetch,
     fill,
     gated_norm_row,
-    make_unit,
+    l2_normalise,
     multiply,
+    prefetch,
     scale,
 )
 from ..numba.weights import DeltaNetWeights
-from .chunk_cpu import FAINTEST
+from .chunk_cpu import MIN_LOG_DECAY
 
-LOWEST = f32(FAINTEST)
+LOWEST = f32(MIN_LOG_DECAY)
 SIZE = i64(BLOCK_SIZE)
 
-AHEAD = 4
+PREFETCH_DISTANCE = 4
 """Tokens that inputs are asked for ahead of their use."""
 
 PAIR_COST = 0.45
@@ -146,12 +146,12 @@ def _run(
                 value = begin + s
                 _values(x, before, low, high, value, key_heads * dk, window, taps, rate, dt_bias, values, gates)
                 _weigh(products, gates, system, reads)
-                _pass(pairs, system, reads, gates, ones, empty, values, read, states[s])
+                _chunk(pairs, system, reads, gates, ones, empty, values, read, states[s])
                 first = value * dv
                 z = taps.shape[1] + first
                 for t in range(low, high):
-                    if t + AHEAD < high:
-                        fetch(x[before + t + AHEAD, z : z + dv])
+                    if t + PREFETCH_DISTANCE < high:
+                        prefetch(x[before + t + PREFETCH_DISTANCE, z : z + dv])
                     o, gate = read[t, :dv], x[before + t, z : z + dv]
                     gated_norm_row(o, dot(o, o), gate, norm_weight, eps, out[row, before + t, first : first + dv])
             for mark in range(rows.marks.shape[0]):
@@ -196,14 +196,14 @@ def _unit_pairs(
     """
     dk = pairs.shape[1] - PADDING
     for t in range(low, high):
-        if t + AHEAD < high:
-            fetch(x[before + t + AHEAD, head * dk : (head + 1) * dk])
-            fetch(x[before + t + AHEAD, (key_heads + head) * dk : (key_heads + head + 1) * dk])
+        if t + PREFETCH_DISTANCE < high:
+            prefetch(x[before + t + PREFETCH_DISTANCE, head * dk : (head + 1) * dk])
+            prefetch(x[before + t + PREFETCH_DISTANCE, (key_heads + head) * dk : (key_heads + head + 1) * dk])
         k, q = pairs[t, :dk], pairs[SIZE + t, :dk]
         _convolve(x, before + t, head * dk, window, taps, q)
         _convolve(x, before + t, (key_heads + head) * dk, window, taps, k)
-        make_unit(q, one / f32(math.sqrt(dk)))
-        make_unit(k, one)
+        l2_normalise(q, one / f32(math.sqrt(dk)))
+        l2_normalise(k, one)
 
 
 @compiled(inline=False)
@@ -246,8 +246,8 @@ def _values(
     for t in range(SIZE):
         v, beta = values[t, :dv], zero
         if t >= low and t < high:
-            if t + AHEAD < high:
-                fetch(x[before + t + AHEAD, first : first + dv])
+            if t + PREFETCH_DISTANCE < high:
+                prefetch(x[before + t + PREFETCH_DISTANCE, first : first + dv])
             _convolve(x, before + t, first, window, taps, v)
             beta = sigmoid(x[before + t, betas])
             scale(beta, v, v)
@@ -291,7 +291,7 @@ def _weigh_row(total: float, totals: Array, factor: float, same: Array, cross: A
 
 
 @compiled(inline=False)
-def _substitute(system: Array, ones: Array, values: Array) -> None:
+def _forward_substitution(system: Array, ones: Array, values: Array) -> None:
     """V' = beta v - ... in place: row i of (I + diag(beta) L) V' = X is x_i and the rows before it, weighed."""
     dv = values.shape[1] - PADDING
     a, x = whole(system), whole(values)
@@ -304,7 +304,7 @@ def _substitute(system: Array, ones: Array, values: Array) -> None:
 
 
 @compiled(inline=False)
-def _pass(
+def _chunk(
     pairs: Array,
     system: Array,
     reads: Array,
@@ -326,12 +326,12 @@ def _pass(
     if not empty:
         product(k, s, dk, gates.pull, one, v, SIZE, dv, FULL)
         product(below(k, SIZE, 0), s, dk, gates.growth, zero, o, SIZE, dv, FULL)
-    _substitute(system, ones, values)
+    _forward_substitution(system, ones, values)
     product(whole(reads), v, SIZE, ones, zero if empty else one, o, SIZE, dv, LOWER)
     for t in range(SIZE):
         scale(gates.fade[t], values[t, :dv], values[t, :dv])
     keep = zero if empty else gates.growth[SIZE - 1]
-    product(turned(pairs), v, SIZE, ones, keep, s, dk, dv, FULL)
+    product(transpose(pairs), v, SIZE, ones, keep, s, dk, dv, FULL)
 
 
 @compiled()

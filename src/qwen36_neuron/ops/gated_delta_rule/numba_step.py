@@ -17,7 +17,7 @@ from ..numba.vectors import (
     dot,
     fill,
     gated_norm_row,
-    make_unit,
+    l2_normalise,
     multiply,
 )
 
@@ -83,7 +83,7 @@ def _write(decay: float, k: float, delta: Array, row: Array) -> None:
 
 
 @compiled()
-def _take(source: Array, zeroed: bool, out: Array) -> None:
+def _copy_or_zero(source: Array, zeroed: bool, out: Array) -> None:
     """out = source, or zeros."""
     if zeroed:
         fill(zero, out)
@@ -134,7 +134,7 @@ def delta_net_step(
             for t in range(window.shape[0]):
                 for part in range(2):
                     first = (part * key_heads + head) * dk
-                    _take(past[t, first : first + dk], starts, window[t, first : first + dk])
+                    _copy_or_zero(past[t, first : first + dk], starts, window[t, first : first + dk])
         q, k, v, read = (
             np.empty(dk, np.float32),
             np.empty(dk, np.float32),
@@ -143,17 +143,17 @@ def delta_net_step(
         )
         _convolve(x, head * dk, window, taps, q)
         _convolve(x, (key_heads + head) * dk, window, taps, k)
-        make_unit(q, one / f32(math.sqrt(dk)))
-        make_unit(k, one)
+        l2_normalise(q, one / f32(math.sqrt(dk)))
+        l2_normalise(k, one)
         match = dot(q, k)
         for s in range(share):
             value = head * share + s
             if moved:
                 first = 2 * key_heads * dk + value * dv
                 for t in range(window.shape[0]):
-                    _take(past[t, first : first + dv], starts, window[t, first : first + dv])
+                    _copy_or_zero(past[t, first : first + dv], starts, window[t, first : first + dv])
                 for i in range(dk):
-                    _take(states[origin, value, i], starts, states[lane, value, i])
+                    _copy_or_zero(states[origin, value, i], starts, states[lane, value, i])
             _convolve(x, 2 * key_heads * dk + value * dv, window, taps, v)
             decay = f32(math.exp(log_decay(x[betas + value_heads + value] + dt_bias[value], rate[value])))
             _step(states[lane, value], q, k, v, match, decay, sigmoid(x[betas + value]), read)

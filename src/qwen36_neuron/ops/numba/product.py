@@ -136,7 +136,7 @@ def whole(x: Array) -> Part:
 
 
 @compiled()
-def turned(x: Array) -> Part:
+def transpose(x: Array) -> Part:
     """A contiguous matrix, transposed."""
     return Part(x.reshape(x.size), 0, 1, x.shape[1])
 

@@ -26,7 +26,7 @@ LINE = 16
 
 
 @intrinsic
-def _fetch_line(_context: Any, x: Any, at: Any) -> Any:
+def _prefetch_line(_context: Any, x: Any, at: Any) -> Any:
     """Ask for the cache line of number `at` of x [n]."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -43,13 +43,13 @@ def _fetch_line(_context: Any, x: Any, at: Any) -> Any:
 
 
 @compiled()
-def fetch(x: Array) -> None:
+def prefetch(x: Array) -> None:
     """Ask for a vector that will be read soon, where the processor does not see it coming.
 
     It foresees the next lines of what is being read, but not a part of the next row, which lies in another page.
     """
     for j in range(0, x.shape[0], LINE):
-        _fetch_line(x, j)
+        _prefetch_line(x, j)
 
 
 @compiled()
@@ -136,7 +136,7 @@ def _convolve_four(
 
 
 @compiled()
-def make_unit(x: Array, length: float) -> None:
+def l2_normalise(x: Array, length: float) -> None:
     """Scale a vector to `length` in place, as `gated_delta_rule.naive.l2norm` does."""
     scale(length / math.sqrt(dot(x, x) + L2_EPS), x, x)
 

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("numba")
 
-from qwen36_neuron.ops.numba.product import COLUMNS, FULL, LOWER, PADDING, ROWS, Part, below, product, turned, whole
+from qwen36_neuron.ops.numba.product import COLUMNS, FULL, LOWER, PADDING, ROWS, Part, below, product, transpose, whole
 from qwen36_neuron.ops.numba.scalar import Array, compiled
 
 EDGES = ((ROWS, COLUMNS), (3 * ROWS, 2 * COLUMNS), (1, 1), (ROWS - 1, COLUMNS - 1), (ROWS + 1, COLUMNS + 1), (64, 100))
@@ -30,7 +30,7 @@ def _run(
     shape: int,
 ) -> None:
     """The product of matrices that lie `top` rows and `left` columns inside larger ones."""
-    first = below(turned(a) if transposed else whole(a), top, left)
+    first = below(transpose(a) if transposed else whole(a), top, left)
     product(first, below(whole(b), top, left), depth, scales, keep, below(whole(c), top, left), rows, columns, shape)
 
 
