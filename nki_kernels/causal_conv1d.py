@@ -51,7 +51,6 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
 
     psum, eye = make_banks(), identity(dt)
     bounds = _bounds(valid, psum)
-    taps = _taps(weight, eye, first, blocks)
     old = sbuf(dt, (PAST, own))
     nisa.dma_copy(dst=old, src=window[:, first:last])
     # The window lies right before the first real token: column e of the turned inputs is token e - 3.
@@ -59,58 +58,90 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
     nisa.iota(dst=distance, pattern=[[1, TILE + PAST]], channel_multiplier=-1)
     nisa.tensor_scalar(dst=place, data=distance, op0=nl.equal, operand0=bounds[0:PAST, 0:1])
 
-    before = eye  # the turned tile before this one, from the second on
-    for start in range(0, tokens, TILE):
-        rows = min(TILE, tokens - start)
-        seen = sbuf(dt, (TILE, own))
-        if rows < TILE:
-            nisa.memset(dst=seen, value=0.0)
-        nisa.dma_copy(dst=seen[0:rows], src=x[start : start + rows, first:last])
-        keep = _live_diagonal(eye, bounds, start)
-        turned = sbuf(dt, (TILE, blocks, TILE + PAST))
-        for part in split(blocks, 3):
-            n = part[1] - part[0]
-            width = TILE + PAST if start == 0 else TILE
-            bank = psum.take()
-            for c in range(n):
-                at, channel = c * width + width - TILE, (part[0] + c) * TILE
-                if start == 0:
-                    # [d, c] x [d, e] -> [c, e]
-                    nisa.nc_matmul(
-                        dst=bank[:, c * width : (c + 1) * width], stationary=old[:, channel : channel + TILE],
-                        moving=place, accumulate=False,
-                    )  # fmt: skip
-                # [t, c] x [t, e] -> [c, e]
-                nisa.nc_matmul(
-                    dst=bank[:, at : at + TILE], stationary=seen[:, channel : channel + TILE], moving=keep,
-                    accumulate=start == 0,
-                )  # fmt: skip
-            nisa.tensor_copy(
-                dst=turned[:, part[0] : part[1], TILE + PAST - width : TILE + PAST], src=bank[:, 0 : n * width],
-                engine=nisa.engine.vector,
-            )  # fmt: skip
-        if start > 0:
-            past = before[:, :, TILE : TILE + PAST]
-            nisa.tensor_copy(dst=turned[:, :, 0:PAST], src=past, engine=nisa.engine.gpsimd)
-        before = turned
-        out = sbuf(dt, (TILE, own))
-        for part in split(blocks, 4):
-            bank = psum.take()
-            for c in range(part[0], part[1]):
-                at = (c - part[0]) * TILE
-                for d in range(TAPS):
-                    # [c, t] x [c, c'] -> [t, c']
-                    nisa.nc_matmul(
-                        dst=bank[:, at : at + TILE], stationary=turned[:, c : c + 1, d : d + TILE],
-                        moving=taps[:, c : c + 1, d : d + 1], accumulate=d > 0,
-                    )  # fmt: skip
-            nisa.activation(
-                dst=out[:, part[0] * TILE : part[1] * TILE], op=nl.silu,
-                data=bank[:, 0 : (part[1] - part[0]) * TILE],
-            )  # fmt: skip
-        nisa.dma_copy(dst=y[start : start + rows, first:last], src=out[0:rows])
-    _cut_windows(Cut(x=x, window=window, ends=ends, first=first, last=last), bounds, windows)
+    row = sbuf(nl.float32, (TILE, 1))
+    nisa.iota(dst=row, pattern=[[0, 1]], channel_multiplier=1)
+    # A tile is turned while the one before is multiplied, and windows are gathered under all of it.
+    cut = Cut(x=x, window=window, ends=ends, first=first, last=last)
+    gathered: list = []
+    turned: list = []
+    for step in range((tokens + TILE - 1) // TILE + 1):
+        start = step * TILE
+        if start < tokens:
+            turned.append(sbuf(dt, (TILE, blocks, TILE + PAST)))
+            seen = _load(x, start, first, own)
+            _turn(turned[step], seen, _live_diagonal(eye, row, bounds, start), old, place, psum, start == 0)
+            if start > 0:
+                past = turned[step - 1][:, :, TILE : TILE + PAST]
+                nisa.tensor_copy(dst=turned[step][:, :, 0:PAST], src=past, engine=nisa.engine.gpsimd)
+            if start + TILE >= tokens:
+                gathered = _gather_windows(cut, bounds)
+        if step == 1:
+            taps = _taps(weight, eye, first, blocks)
+        if step > 0:
+            rows, out = min(TILE, tokens - start + TILE), sbuf(dt, (TILE, own))
+            _multiply(out, turned[step - 1], taps, psum)
+            nisa.dma_copy(dst=y[start - TILE : start - TILE + rows, first:last], src=out[0:rows])
+    _join_windows(cut, gathered, windows)
     return y, windows
+
+
+def _load(x: nl.ndarray, start: int, first: int, own: int) -> nl.ndarray:
+    """Rows of a tile, zeros past the last."""
+    rows, seen = min(TILE, x.shape[0] - start), sbuf(x.dtype, (TILE, own))
+    if rows < TILE:
+        nisa.memset(dst=seen, value=0.0)
+    nisa.dma_copy(dst=seen[0:rows], src=x[start : start + rows, first : first + own])
+    return seen
+
+
+def _turn(
+    turned: nl.ndarray,
+    seen: nl.ndarray,
+    keep: nl.ndarray,
+    old: nl.ndarray,
+    place: nl.ndarray,
+    psum: Bank,
+    is_first: bool,
+) -> None:
+    """Channels on partitions, from column 3 on, before which the first tile has the window."""
+    width = TILE + PAST if is_first else TILE
+    for part in split(turned.shape[1], 3):
+        n = part[1] - part[0]
+        bank = psum.take()
+        for c in range(n):
+            at, channel = c * width + width - TILE, (part[0] + c) * TILE
+            if is_first:
+                # [d, c] x [d, e] -> [c, e]
+                nisa.nc_matmul(
+                    dst=bank[:, c * width : (c + 1) * width], stationary=old[:, channel : channel + TILE],
+                    moving=place, accumulate=False,
+                )  # fmt: skip
+            # [t, c] x [t, e] -> [c, e]
+            nisa.nc_matmul(
+                dst=bank[:, at : at + TILE], stationary=seen[:, channel : channel + TILE], moving=keep,
+                accumulate=is_first,
+            )  # fmt: skip
+        nisa.tensor_copy(
+            dst=turned[:, part[0] : part[1], TILE + PAST - width : TILE + PAST], src=bank[:, 0 : n * width],
+            engine=nisa.engine.vector,
+        )  # fmt: skip
+
+
+def _multiply(out: nl.ndarray, turned: nl.ndarray, taps: nl.ndarray, psum: Bank) -> None:
+    """All taps of a tile, and SiLU."""
+    for part in split(turned.shape[1], 4):
+        bank = psum.take()
+        for c in range(part[0], part[1]):
+            at = (c - part[0]) * TILE
+            for d in range(TAPS):
+                # [c, t] x [c, c'] -> [t, c']
+                nisa.nc_matmul(
+                    dst=bank[:, at : at + TILE], stationary=turned[:, c : c + 1, d : d + TILE],
+                    moving=taps[:, c : c + 1, d : d + 1], accumulate=d > 0,
+                )  # fmt: skip
+        nisa.activation(
+            dst=out[:, part[0] * TILE : part[1] * TILE], op=nl.silu, data=bank[:, 0 : (part[1] - part[0]) * TILE]
+        )
 
 
 @nki.jit
@@ -228,14 +259,19 @@ def _bounds(valid: nl.ndarray, psum: Bank) -> nl.ndarray:
     return bounds
 
 
-def _live_diagonal(eye: nl.ndarray, bounds: nl.ndarray, start: int) -> nl.ndarray:
-    """The identity with zeros for padding: rows are tokens `start` on."""
-    position, begun, keep = sbuf(nl.float32, (TILE, 1)), sbuf(nl.float32, (TILE, 1)), sbuf(eye.dtype, (TILE, TILE))
-    nisa.iota(dst=position, pattern=[[0, 1]], offset=start, channel_multiplier=1)
-    nisa.tensor_scalar(dst=begun, data=position, op0=nl.greater_equal, operand0=bounds[:, 0:1])
-    nisa.tensor_scalar(dst=position, data=position, op0=nl.less, operand0=bounds[:, 1:2])
+def _live_diagonal(eye: nl.ndarray, row: nl.ndarray, bounds: nl.ndarray, start: int) -> nl.ndarray:
+    """The identity with zeros for padding: row p, whose number is in fp32 `row` [128, 1], is token start + p."""
+    begun, going, keep = sbuf(nl.float32, (TILE, 1)), sbuf(nl.float32, (TILE, 1)), sbuf(eye.dtype, (TILE, TILE))
     nisa.tensor_scalar(
-        dst=keep, data=eye, op0=nl.multiply, operand0=begun, op1=nl.multiply, operand1=position,
+        dst=begun, data=row, op0=nl.add, operand0=float(start), op1=nl.greater_equal, operand1=bounds[:, 0:1],
+        engine=nisa.engine.vector,
+    )  # fmt: skip
+    nisa.tensor_scalar(
+        dst=going, data=row, op0=nl.add, operand0=float(start), op1=nl.less, operand1=bounds[:, 1:2],
+        engine=nisa.engine.vector,
+    )  # fmt: skip
+    nisa.tensor_scalar(
+        dst=keep, data=eye, op0=nl.multiply, operand0=begun, op1=nl.multiply, operand1=going,
         engine=nisa.engine.vector,
     )  # fmt: skip
     return keep
@@ -252,10 +288,20 @@ class Cut(nl.NKIObject):
     last: int
 
 
-def _cut_windows(cut: Cut, bounds: nl.ndarray, windows: nl.ndarray) -> None:
+@dataclass
+class Gathered(nl.NKIObject):
+    """A row before each end: new [n, channels] counts where `here`, past [n, channels] where `early`, fp32 [n, 1]."""
+
+    new: nl.ndarray
+    past: nl.ndarray
+    here: nl.ndarray
+    early: nl.ndarray
+
+
+def _gather_windows(cut: Cut, bounds: nl.ndarray) -> list:
     """Three rows before each end: from x where they are tokens of it, from the old window where not.
 
-    Both are gathered for every row, at the nearest place that there is, and the wrong one is multiplied by zero.
+    Both are gathered for every row, at the nearest place that there is.
     """
     n, tokens, channels = cut.ends.shape[1], cut.x.shape[0], cut.x.shape[1]
     assert n <= TILE, f"{n} windows, at most {TILE}"
@@ -263,7 +309,7 @@ def _cut_windows(cut: Cut, bounds: nl.ndarray, windows: nl.ndarray) -> None:
     given, end = sbuf(nl.int32, (n, 1)), sbuf(f32, (n, 1))
     nisa.dma_copy(dst=given, src=cut.ends.ap(pattern=[[1, n], [1, 1]]))
     nisa.tensor_copy(dst=end, src=given, engine=nisa.engine.vector)
-    first, out = bounds[0:n, 0:1], sbuf(cut.x.dtype, (n, PAST, own))
+    first, rows = bounds[0:n, 0:1], []
     pattern = [[channels, n], [1, own]]
     for row in range(PAST):
         at, there, old = sbuf(f32, (n, 1)), sbuf(nl.int32, (n, 1)), sbuf(nl.int32, (n, 1))
@@ -278,8 +324,19 @@ def _cut_windows(cut: Cut, bounds: nl.ndarray, windows: nl.ndarray) -> None:
         new, past = sbuf(cut.x.dtype, (n, own)), sbuf(cut.x.dtype, (n, own))
         nisa.dma_copy(dst=new, src=cut.x.ap(pattern=pattern, offset=cut.first, vector_offset=there))
         nisa.dma_copy(dst=past, src=cut.window.ap(pattern=pattern, offset=cut.first, vector_offset=old))
-        nisa.tensor_scalar(dst=past, data=past, op0=nl.multiply, operand0=early)
+        rows.append(Gathered(new=new, past=past, here=here, early=early))
+    return rows
+
+
+def _join_windows(cut: Cut, rows: list, windows: nl.ndarray) -> None:
+    """Of each pair of rows the wrong one is multiplied by zero."""
+    n, own = windows.shape[0], cut.last - cut.first
+    out = sbuf(cut.x.dtype, (n, PAST, own))
+    for row in range(PAST):
+        pair = rows[row]
+        nisa.tensor_scalar(dst=pair.past, data=pair.past, op0=nl.multiply, operand0=pair.early)
         nisa.scalar_tensor_tensor(
-            dst=out[:, row : row + 1], data=new, op0=nl.multiply, operand0=here, op1=nl.add, operand1=past
-        )
+            dst=out[:, row : row + 1], data=pair.new, op0=nl.multiply, operand0=pair.here, op1=nl.add,
+            operand1=pair.past,
+        )  # fmt: skip
     nisa.dma_copy(dst=windows[:, :, cut.first : cut.last], src=out)
