@@ -7,7 +7,7 @@ Neuron take exactly these objects, so a scheduler tested on CPU is tested on wha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Protocol
 
@@ -48,6 +48,8 @@ class Sampling:
         temperature: above 0.
         uniform: the number in [0, 1) that decides. The caller draws it, so a request's seed is the caller's and a
             device has no random state: the same logits and numbers give the same token whatever else runs.
+        later: the numbers of the tokens after that, one for each of the row's drafts: a token's number goes by its
+            position, whether it is drawn alone or to verify a draft.
         top_k: how many of the most likely tokens may be drawn; 0 for all.
         top_p: in (0, 1], the mass that the most likely tokens of what top-k leaves must reach together.
         min_p: in [0, 1], what a token's probability must be at least, as a part of the most likely one's.
@@ -58,12 +60,18 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    later: tuple[float, ...] = ()
+
+    def at(self, place: int) -> Sampling:
+        """How the token `place` tokens after the first is drawn."""
+        return replace(self, uniform=(self.uniform, *self.later)[place], later=())
 
     def problem(self) -> str | None:
         """What is wrong with the values, if anything is."""
         for name, value, right, rule in (
             ("temperature", self.temperature, 0.0 < self.temperature < float("inf"), "above 0"),
             ("uniform", self.uniform, 0.0 <= self.uniform < 1.0, "in [0, 1)"),
+            ("later", self.later, all(0.0 <= number < 1.0 for number in self.later), "numbers in [0, 1)"),
             ("top_k", self.top_k, self.top_k >= 0, "0 or more"),
             ("top_p", self.top_p, 0.0 < self.top_p <= 1.0, "in (0, 1]"),
             ("min_p", self.min_p, 0.0 <= self.min_p <= 1.0, "in [0, 1]"),
@@ -82,11 +90,14 @@ class Row:
         lane: running-state lane that the sequence owns; 1 or more, 0 is scratch.
         tokens: the token ids to run now. They are positions `start` .. `start + len(tokens) - 1`.
         start: tokens of the sequence that the lane and the KV blocks already hold. At 0 the lane is zeroed first.
+            Where the lane's last row had drafts, as many more as were accepted of them.
         blocks: ids of the KV blocks of the sequence in order, enough to hold every token run.
         restore: checkpoint slot to copy into the lane before running; only for a row whose prefix was reused.
-        commits: checkpoints to write, in ascending order of boundary.
+        commits: checkpoints to write, in ascending order of boundary; also at boundaries that accepted drafts crossed.
         output: what to give back.
         sampling: how to draw the token of Output.TOKEN; None for the most likely one.
+        drafts: tokens that are proposed to follow `tokens`. They are run, and stay outside of what the lane holds: the
+            next row's `start` says how many were right.
     """
 
     request_id: str
@@ -98,11 +109,17 @@ class Row:
     commits: tuple[Commit, ...] = ()
     output: Output = Output.TOKEN
     sampling: Sampling | None = None
+    drafts: tuple[int, ...] = ()
 
     @property
     def end(self) -> int:
         """Tokens of the sequence that are held once the row has run."""
         return self.start + len(self.tokens)
+
+    @property
+    def reach(self) -> int:
+        """Tokens of the sequence that have run then, drafts included."""
+        return self.end + len(self.drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +140,9 @@ class RowResult:
     """What one row gave back.
 
     Attributes:
-        tokens: sampled token ids, for Output.TOKEN.
-        logits: fp32 [1, vocab] for Output.LOGITS, [len(row.tokens), vocab] for Output.ALL_LOGITS.
+        tokens: sampled token ids, for Output.TOKEN: the drafts that are what would have been sampled, up to the first
+            that is not, and the token that follows them.
+        logits: fp32 [1 + len(row.drafts), vocab] for Output.LOGITS, [len(row.tokens), vocab] for Output.ALL_LOGITS.
     """
 
     tokens: tuple[int, ...] = ()
@@ -158,6 +176,8 @@ class Capacity:
     """Tokens that one step may run, over all rows."""
     sampling_candidates: int = 0
     """Most likely tokens that a draw looks at where the logits are; 0 if rows may not ask for one."""
+    max_drafts: int = 0
+    """Drafts that a row may have; 0 where none are verified."""
 
 
 class Runtime(Protocol):
@@ -189,17 +209,23 @@ class Runtime(Protocol):
 class StepChecker:
     """Refuses steps that would read stale state, write twice or fall outside the memory.
 
-    Keeps the number of tokens that each lane holds, which is all that is needed to tell.
+    Keeps the number of tokens that each lane holds, and of drafts that it has run beyond them, which is all that is
+    needed to tell.
     """
 
     capacity: Capacity
     vocab_size: int
     held: dict[int, int] = field(default_factory=dict)
+    drafted: dict[int, int] = field(default_factory=dict)
+
+    def accepted(self, row: Row) -> int:
+        """How many of its lane's last drafts a row says were right."""
+        return row.start - self.held[row.lane] if row.restore is None and row.start else 0
 
     def check(self, step: Step) -> None:
         """Raises StepError naming the request and the rule; changes nothing."""
         held = {lane: n for lane, n in self.held.items() if lane not in step.released_lanes}
-        if sum(len(row.tokens) for row in step.rows) > self.capacity.max_step_tokens:
+        if sum(len(row.tokens) + len(row.drafts) for row in step.rows) > self.capacity.max_step_tokens:
             raise StepError(f"a step may run {self.capacity.max_step_tokens} tokens at most")
         lanes: set[int] = set()
         written: set[int] = set()
@@ -221,13 +247,13 @@ class StepChecker:
             raise StepError(f"{where}: lanes are 1..{cap.num_lanes}")
         if not row.tokens:
             raise StepError(f"{where}: no tokens to run")
-        if row.end > cap.max_model_len:
-            raise StepError(f"{where}: would hold {row.end} tokens, the maximum is {cap.max_model_len}")
-        if min(row.tokens) < 0 or max(row.tokens) >= self.vocab_size:
+        if row.reach > cap.max_model_len:
+            raise StepError(f"{where}: would hold {row.reach} tokens, the maximum is {cap.max_model_len}")
+        if min(*row.tokens, *row.drafts, 0) < 0 or max(*row.tokens, *row.drafts, 0) >= self.vocab_size:
             raise StepError(f"{where}: token ids must be 0..{self.vocab_size - 1}")
-        if len(row.blocks) * BLOCK_SIZE < row.end:
-            raise StepError(f"{where}: {len(row.blocks)} blocks cannot hold {row.end} tokens")
-        needed = row.blocks[: -(-row.end // BLOCK_SIZE)]
+        if len(row.blocks) * BLOCK_SIZE < row.reach:
+            raise StepError(f"{where}: {len(row.blocks)} blocks cannot hold {row.reach} tokens")
+        needed = row.blocks[: -(-row.reach // BLOCK_SIZE)]
         if min(needed) < 1 or max(needed) >= cap.num_blocks:
             raise StepError(f"{where}: block ids must be 1..{cap.num_blocks - 1}, block 0 is scratch")
         if row.restore is not None:
@@ -237,17 +263,29 @@ class StepChecker:
                 raise StepError(
                     f"{where}: a checkpoint is of a positive multiple of {BLOCK_SIZE} tokens, not {row.start}"
                 )
-        elif row.start and held.get(row.lane) != row.start:
-            raise StepError(f"{where}: holds {held.get(row.lane, 0)} tokens but the row starts at {row.start}")
-        boundary = row.start
+        elif row.start:
+            first, drafted = held.get(row.lane, 0), self.drafted.get(row.lane, 0)
+            if row.lane not in held or not first <= row.start <= first + drafted:
+                also = f" and has run {drafted} drafts" if drafted and first else ""
+                raise StepError(f"{where}: holds {first} tokens{also} but the row starts at {row.start}")
+        self._check_drafts(row, where)
+        boundary = held[row.lane] if row.restore is None and row.start else row.start
         for commit in row.commits:
             if commit.boundary % BLOCK_SIZE or not boundary < commit.boundary <= row.end:
-                raise StepError(f"{where}: no checkpoint can be taken at {commit.boundary} in {row.start}..{row.end}")
+                raise StepError(f"{where}: no checkpoint can be taken at {commit.boundary} in {boundary}..{row.end}")
             if not 1 <= commit.slot <= cap.num_slots:
                 raise StepError(f"{where}: slots are 1..{cap.num_slots}, cannot write {commit.slot}")
             boundary = commit.boundary
         if row.sampling is not None:
             self._check_sampling(row, row.sampling, where)
+
+    def _check_drafts(self, row: Row, where: str) -> None:
+        if not row.drafts:
+            return
+        if len(row.drafts) > self.capacity.max_drafts:
+            raise StepError(f"{where}: {len(row.drafts)} drafts, and a row may have {self.capacity.max_drafts}")
+        if row.output not in (Output.TOKEN, Output.LOGITS):
+            raise StepError(f"{where}: asks for {row.output.value}, which verifies no drafts")
 
     def _check_sampling(self, row: Row, sampling: Sampling, where: str) -> None:
         if not self.capacity.sampling_candidates:
@@ -257,10 +295,14 @@ class StepChecker:
         problem = sampling.problem()
         if problem is not None:
             raise StepError(f"{where}: {problem}")
+        if len(sampling.later) != len(row.drafts):
+            raise StepError(f"{where}: {len(row.drafts)} drafts need as many later numbers, not {len(sampling.later)}")
 
     def apply(self, step: Step) -> None:
         """Remember what the lanes hold after `step`."""
         for lane in step.released_lanes:
             self.held.pop(lane, None)
+            self.drafted.pop(lane, None)
         for row in step.rows:
             self.held[row.lane] = row.end
+            self.drafted[row.lane] = len(row.drafts)

@@ -32,12 +32,42 @@ class StateBank:
         self.window[target] = self.window[source]
 
 
+@dataclass(frozen=True, slots=True)
+class DraftFactors:
+    """What a DeltaNet layer's state was not yet changed by: the factors of each lane's unconfirmed tokens, in order.
+
+    Attributes:
+        inputs: [1 + lanes, max drafts, channels], what goes into the convolution.
+        k: [1 + lanes, max drafts, key heads, dk]; v: [1 + lanes, max drafts, value heads, dv], what comes out of it.
+        g, beta: fp32 [1 + lanes, max drafts, value heads].
+    """
+
+    inputs: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    g: torch.Tensor
+    beta: torch.Tensor
+
+    @classmethod
+    def zeros(cls, spec: CacheSpec) -> DraftFactors:
+        rows, config, rank = (1 + spec.num_lanes, spec.max_drafts), spec.config, spec.config.rank(spec.tp)
+        gates = (*rows, rank.num_value_heads)
+        return cls(
+            torch.zeros(*rows, rank.conv_channels, dtype=spec.dtype),
+            torch.zeros(*rows, rank.num_key_heads, config.key_head_dim, dtype=spec.dtype),
+            torch.zeros(*gates, config.value_head_dim, dtype=spec.dtype),
+            torch.zeros(*gates, dtype=torch.float32),
+            torch.zeros(*gates, dtype=torch.float32),
+        )
+
+
 class HybridCache:
     """All the memory that sequences own, one buffer a layer.
 
     Attributes:
         kv: (keys, values) by attention layer index, each [blocks, BLOCK_SIZE, kv heads, head_dim].
         banks: states by DeltaNet layer index.
+        drafts: factors of unconfirmed tokens by DeltaNet layer index.
     """
 
     def __init__(self, spec: CacheSpec) -> None:
@@ -54,6 +84,7 @@ class HybridCache:
             )
             for layer in config.deltanet_layers
         }
+        self.drafts = {layer: DraftFactors.zeros(spec) for layer in config.deltanet_layers}
 
     def positions(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of a layer's (keys, values) by position, [blocks * BLOCK_SIZE, kv heads, head_dim]."""

@@ -40,6 +40,7 @@ class CacheSpec:
         num_lanes: running sequences, 1..num_lanes.
         num_slots: state checkpoints, 1..num_slots.
         dtype: of KV and of the convolution windows. The recurrent state is fp32.
+        max_drafts: unconfirmed tokens of a lane whose factors are kept, for a step to absorb those that were right.
     """
 
     config: ModelConfig
@@ -48,6 +49,7 @@ class CacheSpec:
     num_slots: int
     dtype: torch.dtype
     tp: int = 1
+    max_drafts: int = 0
 
     @property
     def kv_shape(self) -> tuple[int, int, int, int]:
@@ -85,6 +87,15 @@ class CacheSpec:
         return self.config.state_bytes_per_lane(self.tp, self.dtype.itemsize)
 
     @property
+    def draft_bytes(self) -> int:
+        """The factors of one unconfirmed token in all DeltaNet layers of this rank."""
+        rank = self.config.rank(self.tp)
+        inputs = 2 * rank.conv_channels * self.dtype.itemsize  # before the convolution, and keys and values after it
+        queries = rank.num_key_heads * self.config.key_head_dim * self.dtype.itemsize
+        return len(self.config.deltanet_layers) * (inputs - queries + 2 * rank.num_value_heads * 4)
+
+    @property
     def total_bytes(self) -> int:
         """All that `HybridCache` allocates."""
-        return self.num_blocks * self.block_bytes + self.entries * self.lane_bytes
+        drafts = (1 + self.num_lanes) * self.max_drafts * self.draft_bytes
+        return self.num_blocks * self.block_bytes + self.entries * self.lane_bytes + drafts

@@ -25,6 +25,27 @@ def choose(row: Row, logits: torch.Tensor) -> int:
     return draw(logits, [row.sampling])[0]
 
 
+def choose_all(row: Row, logits: torch.Tensor) -> tuple[int, ...]:
+    """The drafts that are right and the token after them, as the row asks for tokens.
+
+    A draft is right if it is the token that would be sampled in its place. So the tokens are those of a row without
+    drafts, greedy and drawn, and not only as likely.
+
+    Args:
+        logits: fp32 [1 + drafts, vocab].
+    """
+    how = row.sampling
+    return verified(row.drafts, draw(logits, [how and how.at(place) for place in range(len(logits))]))
+
+
+def verified(drafts: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:
+    """Of the tokens sampled in each draft's place and after the last, those up to the first that is not its draft."""
+    right = 0
+    while right < len(drafts) and drafts[right] == tokens[right]:
+        right += 1
+    return tuple(tokens[: right + 1])
+
+
 @cache
 def _best_form() -> Draw:
     """The compiled form where Numba is installed, else the definition; they give the same tokens."""

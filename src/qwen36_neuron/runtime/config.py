@@ -33,6 +33,7 @@ class RuntimeConfig:
             and for what the artifact was compiled with on a device.
         sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
             what the artifact was compiled with, and 0 on CPU.
+        max_drafts: proposed tokens that a row may have verified. On a CPU, with operations in torch or fused.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
         description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
             file as it is.
@@ -50,6 +51,7 @@ class RuntimeConfig:
     artifact: Path | None = None
     kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
+    max_drafts: int = 0
     lazy_logits: bool = True
     description: ModelConfig | None = None
 
@@ -65,6 +67,7 @@ class RuntimeConfig:
             ("num_blocks", 2),
             ("num_slots", 0),
             ("tp_degree", 1),
+            ("max_drafts", 0),
         ):
             value = getattr(self, field)
             if value < minimum:
@@ -85,6 +88,8 @@ class RuntimeConfig:
             raise ConfigError(
                 "sampling_candidates", self.sampling_candidates, f"must be 0 to {MOST_CANDIDATES}", "Use 256, or 0"
             )
+        if self.max_drafts and (self.device != "cpu" or self.kernels == "interpreter"):
+            raise ConfigError("max_drafts", self.max_drafts, "no graph verifies drafts yet", "Use 0, or device=cpu")
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")
 

@@ -13,11 +13,12 @@ from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.attention import PagedRow
 from ..step import Capacity, DeviceError, Output, Row, RowResult, Step, StepChecker, StepResult
-from .choose import choose
+from .choose import choose_all, verified
 from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory, return_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, StateEntries
+from .cpu_verify import CpuVerify
 
 SCRATCH = 0
 """The entry of the state banks that padding and warm-up write to, and block of the paged KV likewise."""
@@ -42,7 +43,16 @@ class CpuRuntime:
         weights = load_weights(config.model, model_config, dtype=dtype)
         self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers(self.linear))
         arrange_layers(self.model)
-        self.cache = HybridCache(CacheSpec(model_config, config.num_blocks, config.num_lanes, config.num_slots, dtype))
+        self.cache = HybridCache(
+            CacheSpec(
+                model_config,
+                config.num_blocks,
+                config.num_lanes,
+                config.num_slots,
+                dtype,
+                max_drafts=config.max_drafts,
+            )
+        )
         self._capacity = Capacity(
             num_blocks=config.num_blocks,
             num_lanes=config.num_lanes,
@@ -50,6 +60,7 @@ class CpuRuntime:
             max_model_len=config.max_model_len,
             max_step_tokens=config.max_step_tokens,
             sampling_candidates=config.sampling_candidates or 0,
+            max_drafts=config.max_drafts,
         )
         self._checker = StepChecker(self._capacity, model_config.vocab_size)
         self._closed = False
@@ -99,12 +110,16 @@ class CpuRuntime:
 
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         results: dict[int, RowResult] = {}
-        for group in group_rows(rows):
-            kept = self._decode(group) if len(group[0].tokens) == 1 else self._prefill(group)
-            for row, result in zip(group, self._outputs(group, kept), strict=True):
+        verifying = [row for row in rows if row.drafts or self._checker.accepted(row)]
+        plain = [row for row in rows if not (row.drafts or self._checker.accepted(row))] if verifying else rows
+        calls = [(group, self._verify) for group in equal_rows(verifying)]
+        for group in group_rows(plain):
+            calls.append((group, self._decode if len(group[0].tokens) == 1 else self._prefill))
+        for group, call in calls:
+            for row, result in zip(group, self._outputs(group, call(group)), strict=True):
                 results[id(row)] = result
-        for row in rows:
-            if len(row.tokens) == 1:  # those of longer rows are taken as they are passed, while they are in cache
+        for row in plain:
+            if len(row.tokens) == 1:  # those of other rows are taken as they are passed, while they are in cache
                 for commit in row.commits:
                     self.cache.copy(row.lane, self.cache.spec.slot_entry(commit.slot))
         return [results[id(row)] for row in rows]
@@ -138,12 +153,25 @@ class CpuRuntime:
             commits=[row.commits for row in rows],
         )
 
+    def _verify(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Hidden states [rows, tokens + drafts, hidden]."""
+        tokens = torch.tensor([[*row.tokens, *row.drafts] for row in rows])
+        positions = torch.tensor([[row.start] for row in rows]) + torch.arange(tokens.shape[1])
+        state = CpuVerify(
+            cache=self.cache,
+            entries=StateEntries.of(rows, self.cache.spec),
+            rows=rows,
+            where=[PagedRow.of(row.blocks, row.start, row.reach) for row in rows],
+            accepted=[self._checker.accepted(row) for row in rows],
+        )
+        return self.model(tokens, positions, state)
+
     def _outputs(self, rows: Sequence[Row], hidden: torch.Tensor) -> list[RowResult]:
         """Project only the positions that something is asked of."""
         kept, counts = [], []
         for index, row in enumerate(rows):
-            end = min(len(row.tokens), hidden.shape[1])
-            take = {Output.NOTHING: 0, Output.ALL_LOGITS: end}.get(row.output, 1)
+            end = min(len(row.tokens) + len(row.drafts), hidden.shape[1])
+            take = {Output.NOTHING: 0, Output.ALL_LOGITS: end}.get(row.output, 1 + len(row.drafts))
             counts.append(take)
             kept.append(hidden[index, end - take : end])
         if not sum(counts):
@@ -156,10 +184,9 @@ class CpuRuntime:
             if row.output is not Output.TOKEN:
                 results.append(RowResult(logits=logits[here] if count else None))
             elif row.sampling is None:
-                results.append(RowResult(tokens=tuple(best[here])))
+                results.append(RowResult(tokens=verified(row.drafts, best[here])))
             else:
-                token = choose(row, logits[here])
-                results.append(RowResult(tokens=(token,)))
+                results.append(RowResult(tokens=choose_all(row, logits[here])))
             at += count
         return results
 
@@ -181,6 +208,14 @@ def group_rows(rows: Sequence[Row]) -> list[list[Row]]:
                 group = []
         group.append(row)
     return [*groups, group] if group else groups
+
+
+def equal_rows(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows that verify drafts, in groups of as many tokens and as many drafts."""
+    groups: dict[tuple[int, int], list[Row]] = {}
+    for row in sorted(rows, key=lambda row: row.lane):
+        groups.setdefault((len(row.tokens), len(row.drafts)), []).append(row)
+    return list(groups.values())
 
 
 def paged(rows: Sequence[Row]) -> list[PagedRow]:

@@ -8,7 +8,7 @@ import pytest
 
 from qwen36_neuron.runtime import Capacity, Commit, Output, Row, Sampling, Step, StepChecker, StepError
 
-CAPACITY = Capacity(num_blocks=9, num_lanes=3, num_slots=2, max_model_len=256, max_step_tokens=300)
+CAPACITY = Capacity(num_blocks=9, num_lanes=3, num_slots=2, max_model_len=256, max_step_tokens=300, max_drafts=3)
 
 
 def row(lane: int = 1, tokens: int = 4, start: int = 0, **changes: object) -> Row:
@@ -42,6 +42,14 @@ def checker() -> StepChecker:
         ((row(tokens=64, commits=(Commit(128, 1),)),), "no checkpoint can be taken at 128"),
         ((row(tokens=128, commits=(Commit(128, 1), Commit(64, 2))),), "no checkpoint can be taken at 64"),
         ((row(tokens=64, commits=(Commit(64, 3),)),), "cannot write 3"),
+        ((row(drafts=(1, 2, 3, 4)),), "4 drafts, and a row may have 3"),
+        ((row(drafts=(10,)),), "token ids must be 0..9"),
+        ((row(drafts=(-1,)),), "token ids must be 0..9"),
+        ((row(drafts=(1,), output=Output.NOTHING),), "asks for nothing, which verifies no drafts"),
+        ((row(drafts=(1,), output=Output.ALL_LOGITS),), "asks for all_logits, which verifies no drafts"),
+        ((row(tokens=64, blocks=(1,), drafts=(1,)),), "1 blocks cannot hold 65"),
+        ((row(tokens=256, drafts=(1,)),), "would hold 257 tokens"),
+        ((row(tokens=150, drafts=(1,)), row(lane=2, tokens=149, blocks=(5, 6, 7), drafts=(1,))), "300 tokens at most"),
         ((row(tokens=128, commits=(Commit(64, 1), Commit(128, 1))),), "also written or read"),
         ((row(tokens=64, commits=(Commit(64, 1),)), row(lane=2, start=64, restore=1)), "also written or read"),
     ],
@@ -104,3 +112,32 @@ def test_a_released_lane_holds_nothing() -> None:
         check.check(Step((row(tokens=1, start=5),), released_lanes=(1,)))
     check.apply(Step((), released_lanes=(1,)))
     assert check.held == {}
+
+
+def test_a_row_after_drafts_starts_where_some_of_them_were_right() -> None:
+    check = checker()
+    first = Step((row(tokens=62, drafts=(1, 2, 3)),))
+    check.check(first)
+    check.apply(first)
+    for accepted in range(4):
+        after = row(tokens=1, start=62 + accepted)
+        check.check(Step((after,)))
+        assert check.accepted(after) == accepted
+    for start in (61, 66):
+        with pytest.raises(StepError, match=f"holds 62 tokens and has run 3 drafts but the row starts at {start}"):
+            check.check(Step((row(tokens=1, start=start),)))
+    check.check(Step((row(tokens=1, start=65, commits=(Commit(64, 1),)),)))  # crossed by an accepted draft
+    with pytest.raises(StepError, match=r"no checkpoint can be taken at 64 in 62\.\.63"):
+        check.check(Step((row(tokens=1, start=62, commits=(Commit(64, 1),)),)))
+    again = Step((row(tokens=1, start=64),))
+    check.apply(again)
+    with pytest.raises(StepError, match="holds 65 tokens but"):
+        check.check(Step((row(tokens=1, start=66),)))
+
+
+def test_a_number_is_needed_for_every_draft() -> None:
+    check = StepChecker(replace(CAPACITY, sampling_candidates=4), vocab_size=10)
+    check.check(Step((row(drafts=(1, 2), sampling=Sampling(1.0, 0.5, later=(0.1, 0.2))),)))
+    for later, message in (((0.1,), "2 drafts need as many later numbers, not 1"), ((0.1, 1.0), "later must be")):
+        with pytest.raises(StepError, match=message):
+            check.check(Step((row(drafts=(1, 2), sampling=Sampling(1.0, 0.5, later=later)),)))
