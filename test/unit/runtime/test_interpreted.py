@@ -29,7 +29,9 @@ from qwen36_neuron.runtime.interpreted import InterpretedRuntime
 
 pytestmark = pytest.mark.interpreter
 
-TOLERANCE, FIRST_TOKEN_TOLERANCE = 1e-5, 5e-5
+TOLERANCE, FIRST_TOKEN_TOLERANCE = 1.4e-5, 5e-5
+"""Both runtimes, and transformers in fp32 too, are up to 6.4e-6 from the same network in fp64, on either side of it."""
+
 BLOCKS = tuple(range(1, 9))
 OTHERS = tuple(range(20, 28))
 MORE = tuple(range(40, 48))
