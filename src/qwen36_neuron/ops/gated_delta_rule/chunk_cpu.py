@@ -6,9 +6,9 @@ they are; the states of the value heads of one key head lie side by side, so tha
 chunk is taken from its first product to its last while it is in the processor's cache.
 
 It is kept because it is about twice as fast as `chunk` where Numba's form does not run, in bfloat16 above all. Measured
-on one core of a Xeon with AVX-512, best of three in turn beside other work, with the 16 key and 48 value heads of the 27B: 108 ms for 512
-tokens against 212, and 2.5 s for 4,096 against 7.1; with a quarter of the heads 110 ms against 195, and 0.84 s against
-1.6. In fp32 the ratio is 1.7 to 2.0.
+on one core of a Xeon with AVX-512, best of three in turn beside other work, with the 16 key and 48 value heads of the
+27B: 108 ms for 512 tokens against 212, and 2.5 s for 4,096 against 7.1; with a quarter of the heads 110 ms against 195,
+and 0.84 s against 1.6. In fp32 the ratio is 1.7 to 2.0.
 """
 
 from __future__ import annotations
