@@ -30,9 +30,20 @@ serve.subparser_init(parser.add_subparsers(dest="subparser"))
 asked = parser.parse_args(sys.argv[1:])
 asked.model = asked.model_tag
 serve.validate(asked)
-AsyncEngineArgs.from_cli_args(asked).create_engine_config()
 """
-"""What `vllm serve` does with its command line before it loads anything."""
+"""What `vllm serve` does with its command line first."""
+
+_MAKE_CONFIG = """
+try:
+    AsyncEngineArgs.from_cli_args(asked).create_engine_config()
+except Exception as error:
+    kind, wrapped = type(error).__name__, getattr(error, "errors", None)
+    told = str(error) if kind == "ConfigError" else f"{kind}: {error}"
+    if callable(wrapped):  # pydantic's own last line is an address
+        told = wrapped()[0]["msg"].removeprefix("Value error, ")
+    sys.exit("error: " + " ".join(told.split()))
+"""
+"""What it does next, before it loads anything: for a model whose config.json says what it is."""
 
 
 def check(launch: Launch) -> None:
@@ -106,7 +117,8 @@ def check_flags(launch: Launch, command: Sequence[str], environment: Mapping[str
         Refusal: in the words of vLLM, or of the plugin.
     """
     words = command[command.index("serve") :]
-    probe = [launch.python, "-c", _READ_FLAGS, *words]
+    script = _READ_FLAGS + _MAKE_CONFIG if launch.model.described else _READ_FLAGS
+    probe = [launch.python, "-c", script, *words]
     done = subprocess.run(probe, env=dict(environment), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip() or done.stdout.strip() or "nothing").splitlines()

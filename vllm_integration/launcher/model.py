@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from qwen36_neuron.checkpoint.locate import NO_FOLDER, locate
 from qwen36_neuron.config import ModelConfig
@@ -24,6 +26,11 @@ class Model:
 
     folder: Path
     name: str
+
+    @property
+    def described(self) -> bool:
+        """Whether its config.json, which `check` has read, says what kind of model it is."""
+        return _names_a_kind(json.loads((self.folder / "config.json").read_text(encoding="utf-8")))
 
 
 def find(model: str, revision: str | None, named: str) -> Model:
@@ -61,10 +68,14 @@ def check(model: Model, named: str) -> str | None:
         raise Refusal(f"{named}: {file} is not JSON: {error}") from error
     if not isinstance(raw, dict):
         raise Refusal(f"{named}: {file} is not a JSON object")
-    if "model_type" not in raw and "text_config" not in raw:
+    if not _names_a_kind(raw):
         return f"{file} names no model_type, which vLLM will ask for"
     try:
         ModelConfig.from_pretrained(model.folder)
     except ConfigError as error:
         raise Refusal(f"{named} {model.folder}: {error}") from error
     return None
+
+
+def _names_a_kind(config: Mapping[str, Any]) -> bool:
+    return "model_type" in config or "text_config" in config

@@ -86,6 +86,8 @@ def test_a_dry_run_checks_the_ports_too(model: Path, capsys: pytest.CaptureFixtu
     [
         (["--no-such-flag", "3"], "vllm serve refuses --no-such-flag 3: unrecognized arguments: --no-such-flag 3"),
         (["--enable-lora"], "vllm serve refuses --enable-lora: enable_lora=True: there are no adapters."),
+        (["--max-logprobs", "x"], "vllm serve refuses --max-logprobs x: argument --max-logprobs: "),
+        (["--hf-overrides", '{"text_config": {"num_hidden_layers": -1}}'], "num_hidden_layers"),
     ],
 )
 def test_a_dry_run_lets_vllm_read_what_follows(
