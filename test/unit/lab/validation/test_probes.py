@@ -237,7 +237,7 @@ def test_a_kernel_that_is_wrong_inside_a_graph_alone_is_found(monkeypatch: pytes
 def test_a_graph_that_changes_what_the_kernel_sees_is_no_answer_about_the_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("qwen36_lab.validation.surround.DOUBLINGS", 200)  # overflows
+    monkeypatch.setitem(around.__globals__, "DOUBLINGS", 200)  # overflows
     answer = probe_child.ask(PROBES["sanity"], "inside", 1, None)
     assert answer.status == "wrong"
     assert "changed argument 0: nothing is known of it" in answer.message
