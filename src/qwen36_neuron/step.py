@@ -98,6 +98,8 @@ class Row:
         sampling: how to draw the token of Output.TOKEN; None for the most likely one.
         drafts: tokens that are proposed to follow `tokens`. They are run, and stay outside of what the lane holds: the
             next row's `start` says how many were right.
+        propose: how many drafts the model's own draft layer is to make for the row that follows, at most. A runtime
+            that makes them in the same graph gives them with the result of Output.TOKEN; else `Runtime.draft` does.
     """
 
     request_id: str
@@ -110,6 +112,7 @@ class Row:
     output: Output = Output.TOKEN
     sampling: Sampling | None = None
     drafts: tuple[int, ...] = ()
+    propose: int = 0
 
     @property
     def end(self) -> int:
@@ -143,10 +146,31 @@ class RowResult:
         tokens: sampled token ids, for Output.TOKEN: the drafts that are what would have been sampled, up to the first
             that is not, and the token that follows them.
         logits: fp32 [1 + len(row.drafts), vocab] for Output.LOGITS, [len(row.tokens), vocab] for Output.ALL_LOGITS.
+        drafts: what the model's draft layer proposes to follow `tokens`, at most row.propose; None if it was not run.
     """
 
     tokens: tuple[int, ...] = ()
     logits: torch.Tensor | None = None
+    drafts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    """Asks the model's draft layer what may follow tokens that are certain but have not all run.
+
+    Attributes:
+        request_id: for messages only.
+        lane: running-state lane of the sequence.
+        tokens: what the lane's last row gave: the drafts of it that were right, and the token after them.
+        blocks: ids of the KV blocks of the sequence in order, enough for `tokens`.
+        count: drafts wanted. Fewer are made where the blocks or the maximum length end.
+    """
+
+    request_id: str
+    lane: int
+    tokens: tuple[int, ...]
+    blocks: Sequence[int]
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +202,8 @@ class Capacity:
     """Most likely tokens that a draw looks at where the logits are; 0 if rows may not ask for one."""
     max_drafts: int = 0
     """Drafts that a row may have; 0 where none are verified."""
+    max_proposals: int = 0
+    """Drafts that the model's own draft layer makes at most; 0 where it is not held."""
 
 
 class Runtime(Protocol):
