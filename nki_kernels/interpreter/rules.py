@@ -94,6 +94,12 @@ _TABLE: tuple[Rule, ...] = (
         "refused", "nki-moe-megakernel, SDK 2.29 (checkMatmultOutputs: 2-byte sub-word write)",
     ),
     Rule(
+        "array-tile",
+        "A part of the PE array has 32, 64 or 128 rows, and as many columns.",
+        "name the next larger size: the operands may fill less of it",
+        "refused", "API reference of nc_matmul; AWS's gdn_cte of 64 tokens names 16 rows", disputed=True,
+    ),
+    Rule(
         "psum-view",
         "A PSUM tile keeps the element size that it was allocated with.",
         "allocate a PSUM tile of the type that is written",

@@ -119,6 +119,12 @@ def counted(rows, first=1):
     return tile
 
 
+def part(position, size, n=8):
+    """A product on a part of the array."""
+    rows = slice(position[1], position[1] + n)
+    nisa.nc_matmul(ps(128, 8)[rows, :], sb(8, n), sb(8, 8), tile_position=position, tile_size=size)
+
+
 def both_write(same, barrier=False):
     shared, me = nl.ndarray((4, 8), dtype=F32, buffer=nl.shared_hbm), nl.program_id(0)
     if barrier and me == 1:
@@ -137,6 +143,13 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
             (lambda x: read(x, sb(4, 1, dtype=I32).ap([[1, 1], [1, 1]], offset=2)), r"element 2 of"),
         ],
         [lambda x: read(x, sb(1, 1, dtype=I32)), lambda x: read(x, nisa.register_alloc(1))],
+    ),
+    "array-tile": (
+        [
+            (lambda x: part((0, 0), (16, 32)), r"nc_matmul: operand 'tile_size'.*row size 16 is not 32, 64 or 128"),
+            (lambda x: part((0, 64), (128, 48), 32), r"column size 48 is not 32, 64 or 128: name the next larger size"),
+        ],
+        [lambda x: part((0, 96), (32, 32)), lambda x: part((0, 64), (128, 64), 32)],
     ),
     "odd-transpose": (
         [

@@ -16,6 +16,7 @@ from ..tensor import Tensor
 from ..undefined import both, chosen, defined
 
 _TILE = (32, 64, 128)
+"""Rows, or columns, of a part of the PE array."""
 
 
 def nc_matmul(
@@ -37,7 +38,8 @@ def nc_matmul(
         dst: PSUM, float32 (the data's type in transpose mode), inside one bank.
         stationary, moving: SBUF. With ``double_row``: [K, 2, M] and [K, 2, N] in fp8.
         accumulate: True adds, False overwrites, None adds where a matmul has written this allocation before.
-        tile_position, tile_size: Sub-array of the PE array that runs it; the destination starts at its column.
+        tile_position, tile_size: Sub-array of the PE array that runs it; the destination starts at its column. A size
+            that the array is not divided into takes the next that it is, where rule array-tile does not refuse it.
     """
     ins = "nc_matmul"
     mode = require_enum(ins, "perf_mode", perf_mode, MatmulPerfMode)
@@ -70,7 +72,7 @@ def nc_matmul(
     elif dst.dtype is not float32:
         fail(ins, "dst", f"must be float32 on trn2, not {dst.dtype}")
     bank_fit(ins, dst)
-    _check_tile(ins, dst, stationary, tile_position, tile_size, k, m)
+    part = _part(ins, dst, stationary, tile_position, tile_size, k, m)
 
     if is_transpose:
         write(dst, _transpose_by_matmul(ins, stationary, moving), _known_product(ins, dst, stationary, moving, True))
@@ -88,7 +90,7 @@ def nc_matmul(
             "m": m, "k": k, "double": double, "transpose": is_transpose,
             "fp32": stationary.dtype is float32 or moving.dtype is float32,
             "onezero": is_stationary_onezero or is_moving_onezero,
-            "tile": (*tile_position, *tile_size) if tile_size else None,
+            "tile": part,
         },
         name,
     )  # fmt: skip
@@ -129,31 +131,38 @@ def bank_fit(ins: str, dst: Tensor) -> None:
         )  # fmt: skip
 
 
-def _check_tile(
+def _part(
     ins: str, dst: Tensor, stationary: Tensor, position: tuple[int, ...], size: tuple[int, ...], k: int, m: int
-) -> None:
+) -> tuple[int, ...] | None:
+    """Row, column, rows and columns of the array's part that runs a product; None: all of it."""
     if not size and not position:
         if dst.start_partition != 0:
             fail(
                 ins, "dst",
                 f"starts at partition {dst.start_partition}; without tile_position the product lands at partition 0",
             )  # fmt: skip
-        return
+        return None
     if len(size) != 2 or len(position) != 2:
         fail(ins, "tile_size", f"tile_position {position} and tile_size {size} are both (row, column) pairs")
-    for what, extent, at, need in (("row", size[0], position[0], k), ("column", size[1], position[1], m)):
-        if extent not in _TILE:
-            fail(ins, "tile_size", f"{what} size {extent} must be 32, 64 or 128")
+    extents = []
+    for what, asked, at, need in (("row", size[0], position[0], k), ("column", size[1], position[1], m)):
+        if not 0 < asked <= HW.partitions:
+            fail(ins, "tile_size", f"{what} size {asked} is not between 1 and {HW.partitions}")
+        if need > asked:
+            fail(ins, "tile_size", f"{what} size {asked} is less than the {need} it must hold")
+        extent = next(x for x in _TILE if x >= asked)
+        if asked != extent:
+            refuse("array-tile", ins, "tile_size", f"{what} size {asked} is not 32, 64 or 128")
         if at % extent or at + extent > HW.partitions:
             fail(ins, "tile_position", f"{what} {at} must be a multiple of the tile's {extent}, inside 128")
-        if need > extent:
-            fail(ins, "tile_size", f"{what} size {extent} is less than the {need} it must hold")
+        extents.append(extent)
     if dst.start_partition != position[1]:
         fail(ins, "dst", f"starts at partition {dst.start_partition}, must be the tile's column {position[1]}")
     if stationary.start_partition != position[0]:
         fail(
             ins, "stationary", f"starts at partition {stationary.start_partition}, must be the tile's row {position[0]}"
         )
+    return (*position, *extents)
 
 
 def _is_eye(moving: np.ndarray) -> bool:

@@ -59,13 +59,17 @@ def test_prefill_matmul_by_hand():
     assert report.flops == 2 * 512 * 512 * 1024
 
 
+@pytest.mark.parametrize("columns", [32, 16])
 @pytest.mark.parametrize("share", [0.25, 0.72, 1.0])
-def test_disjoint_array_tiles_overlap_as_far_as_their_share_lets_them(share):
+def test_disjoint_array_tiles_overlap_as_far_as_their_share_lets_them(share, columns):
+    """Sixteen columns hold as much of the array as 32: it is not divided any further."""
+
     def body(x):
-        w, y = sb(128, 32, dtype=BF16), sb(128, 512, dtype=BF16)
+        w, y = sb(128, columns, dtype=BF16), sb(128, 512, dtype=BF16)
         acc = nl.ndarray((128, 512), dtype=F32, buffer=nl.psum)
         for c in range(4):
-            nisa.nc_matmul(acc[nl.ds(32 * c, 32), :], w, y, tile_position=(0, 32 * c), tile_size=(128, 32))
+            part = acc[nl.ds(32 * c, columns), :]
+            nisa.nc_matmul(part, w, y, tile_position=(0, 32 * c), tile_size=(128, columns))
 
     report = priced(body, prices=PriceList().having(tensor_tile_share=share, tensor_load_cycles=0.0))
     nodes = [n for n in report.nodes if n.instr.op == "nc_matmul"]

@@ -162,9 +162,17 @@ CASES: dict[str, tuple[Callable, str]] = {
         ),
         r"nc_matmul.*double_row needs \[K, 2",
     ),
-    "tile of 16": (
-        lambda x: nisa.nc_matmul(ps(8, 8), sb(4, 8), sb(4, 8), tile_position=(0, 0), tile_size=(128, 16)),
-        r"nc_matmul.*'tile_size'.*must be 32, 64 or 128",
+    "tile of no rows": (
+        lambda x: nisa.nc_matmul(ps(8, 8), sb(4, 8), sb(4, 8), tile_position=(0, 0), tile_size=(0, 32)),
+        r"nc_matmul.*'tile_size'.*row size 0 is not between 1 and 128",
+    ),
+    "tile of 256": (
+        lambda x: nisa.nc_matmul(ps(8, 8), sb(4, 8), sb(4, 8), tile_position=(0, 0), tile_size=(128, 256)),
+        r"nc_matmul.*'tile_size'.*column size 256 is not between 1 and 128",
+    ),
+    "tile of 48 that ends at 64": (
+        lambda x: nisa.nc_matmul(ps(64, 8)[32:40, :], sb(4, 8), sb(4, 8), tile_position=(0, 32), tile_size=(128, 48)),
+        r"nc_matmul.*'tile_position'.*column 32 must be a multiple of the tile's 64",
     ),
     "tile off its grid": (
         lambda x: nisa.nc_matmul(ps(8, 8), sb(4, 8), sb(4, 8), tile_position=(0, 16), tile_size=(128, 32)),
