@@ -10,7 +10,7 @@ import torch
 
 from ..graph.sampling import parameter_tensor
 from ..ops.sampling import sample_all
-from ..step import Row, Sampling
+from ..step import Output, Row, Sampling
 
 Draw = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -25,17 +25,30 @@ def choose(row: Row, logits: torch.Tensor) -> int:
     return draw(logits, [row.sampling])[0]
 
 
-def choose_all(row: Row, logits: torch.Tensor) -> tuple[int, ...]:
-    """The drafts that are right and the token after them, as the row asks for tokens.
+def choose_tokens(rows: Sequence[Row], counts: Sequence[int], logits: torch.Tensor) -> list[int]:
+    """The token at every place, as its row asks for tokens: 0 at those of rows that ask for none.
 
     A draft is right if it is the token that would be sampled in its place. So the tokens are those of a row without
-    drafts, greedy and drawn, and not only as likely.
+    drafts, greedy and drawn, and not only as likely. All that are drawn are drawn in one call.
 
     Args:
-        logits: fp32 [1 + drafts, vocab].
+        counts: places of each row in `logits`, one after the other.
+        logits: fp32 [places, vocab].
     """
-    how = row.sampling
-    return verified(row.drafts, draw(logits, [how and how.at(place) for place in range(len(logits))]))
+    asked = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+    if all(row.sampling is None for row in rows):
+        return logits.argmax(-1).tolist() if any(row.output is Output.TOKEN for row in rows) else [0] * len(asked)
+    places = [place for count in counts for place in range(count)]
+    wanted = [index for index, row in enumerate(asked) if row.output is Output.TOKEN]
+    how = [asked[index].sampling for index in wanted]
+    drawn = draw(
+        logits if len(wanted) == len(asked) else logits[wanted],
+        [each and each.at(places[index]) for index, each in zip(wanted, how, strict=True)],
+    )
+    found = [0] * len(asked)
+    for index, token in zip(wanted, drawn, strict=True):
+        found[index] = token
+    return found
 
 
 def verified(drafts: Sequence[int], tokens: Sequence[int]) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,7 +13,7 @@ from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.attention import PagedRow
 from ..step import Capacity, DeviceError, Output, Row, RowResult, Step, StepChecker, StepResult
-from .choose import choose_all, verified
+from .choose import choose_tokens, verified
 from .config import RuntimeConfig
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory, return_freed_memory
@@ -22,6 +22,8 @@ from .cpu_verify import CpuVerify
 
 SCRATCH = 0
 """The entry of the state banks that padding and warm-up write to, and block of the paged KV likewise."""
+Call = Callable[[Sequence[Row]], torch.Tensor]
+"""Runs rows together: hidden states [rows, tokens, hidden], those of a row its first or, where fewer, its last."""
 PADDING_LIMIT = 0.25
 """Prefill rows are run together while padding stays below this part of the call."""
 
@@ -110,19 +112,21 @@ class CpuRuntime:
 
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         results: dict[int, RowResult] = {}
-        verifying = [row for row in rows if row.drafts or self._checker.accepted(row)]
-        plain = [row for row in rows if not (row.drafts or self._checker.accepted(row))] if verifying else rows
-        calls = [(group, self._verify) for group in equal_rows(verifying)]
-        for group in group_rows(plain):
-            calls.append((group, self._decode if len(group[0].tokens) == 1 else self._prefill))
-        for group, call in calls:
+        for group, call in self._calls(rows):
             for row, result in zip(group, self._outputs(group, call(group)), strict=True):
                 results[id(row)] = result
-        for row in plain:
-            if len(row.tokens) == 1:  # those of other rows are taken as they are passed, while they are in cache
-                for commit in row.commits:
-                    self.cache.copy(row.lane, self.cache.spec.slot_entry(commit.slot))
         return [results[id(row)] for row in rows]
+
+    def _verifies(self, row: Row) -> bool:
+        """Whether a row has drafts, or takes in some of those of its lane's last row."""
+        return bool(row.drafts or self._checker.accepted(row))
+
+    def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
+        """Which rows run together, and what runs them."""
+        calls = [(group, self._verify) for group in equal_rows([row for row in rows if self._verifies(row)])]
+        for group in group_rows([row for row in rows if not self._verifies(row)]):
+            calls.append((group, self._decode if len(group[0].tokens) == 1 else self._prefill))
+        return calls
 
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
         """Hidden states [rows, 1, hidden]."""
@@ -130,7 +134,15 @@ class CpuRuntime:
         positions = torch.tensor([[row.start] for row in rows])
         new = torch.tensor([row.blocks[row.start // BLOCK_SIZE] * BLOCK_SIZE + row.start % BLOCK_SIZE for row in rows])
         state = CpuDecode(self.cache, StateEntries.of(rows, self.cache.spec), paged(rows), new)
-        return self.model(tokens, positions, state)
+        hidden = self.model(tokens, positions, state)
+        self._commit(rows)
+        return hidden
+
+    def _commit(self, rows: Sequence[Row]) -> None:
+        """Keep the checkpoints of rows of one token; those of others are taken while their states are passed."""
+        for row in rows:
+            for commit in row.commits:
+                self.cache.copy(row.lane, self.cache.spec.slot_entry(commit.slot))
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
         """Hidden states [rows, tokens, hidden], or [rows, 1, hidden] of the last tokens where no more is asked for."""
@@ -177,16 +189,14 @@ class CpuRuntime:
         if not sum(counts):
             return [RowResult() for _ in rows]
         logits = self.model.logits(torch.cat(kept))
-        best = logits.argmax(-1).tolist() if any(row.output is Output.TOKEN for row in rows) else []
+        chosen = choose_tokens(rows, counts, logits)
         results, at = [], 0
         for row, count in zip(rows, counts, strict=True):
             here = slice(at, at + count)
-            if row.output is not Output.TOKEN:
-                results.append(RowResult(logits=logits[here] if count else None))
-            elif row.sampling is None:
-                results.append(RowResult(tokens=verified(row.drafts, best[here])))
+            if row.output is Output.TOKEN:
+                results.append(RowResult(tokens=verified(row.drafts, chosen[here])))
             else:
-                results.append(RowResult(tokens=choose_all(row, logits[here])))
+                results.append(RowResult(logits=logits[here] if count else None))
             at += count
         return results
 

@@ -61,7 +61,9 @@ class FusedRuntime(CpuRuntime):
         return super()._run(rows)
 
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
-        return self._program.run(rows)
+        hidden = self._program.run(rows)
+        self._commit(rows)
+        return hidden
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         entry = self.cache.spec.slot_entry
