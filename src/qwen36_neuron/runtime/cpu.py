@@ -123,7 +123,8 @@ class CpuRuntime:
 
     def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
         """Which rows run together, and what runs them."""
-        calls = [(group, self._verify) for group in equal_rows([row for row in rows if self._verifies(row)])]
+        verifying = equal_rows([row for row in rows if self._verifies(row)])
+        calls: list[tuple[list[Row], Call]] = [(group, self._verify) for group in verifying]
         for group in group_rows([row for row in rows if not self._verifies(row)]):
             calls.append((group, self._decode if len(group[0].tokens) == 1 else self._prefill))
         return calls
