@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers.decoders import DecodeStream
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine.detokenizer import IncrementalDetokenizer
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
@@ -52,12 +55,18 @@ class Answers:
 
     Args:
         structured_outputs: vLLM's manager of grammars, which has the tokenizer and the reasoning parser's class.
+        drafts: whether a step may give a request several tokens.
     """
 
-    def __init__(self, structured_outputs: StructuredOutputManager) -> None:
+    def __init__(self, structured_outputs: StructuredOutputManager, drafts: bool = False) -> None:
+        self._drafts = drafts
         self._ours = structured_outputs.reasoner_cls is QwenReasoningParser
         self._tokenizer = getattr(structured_outputs, "tokenizer", None)  # None with --skip-tokenizer-init
         self._detectors: dict[str, StopStringDetector] = {}
+        self._texts: dict[str, IncrementalDetokenizer] = {}
+        """Of requests whose stop strings vLLM's server looks for, the same text as there."""
+        self._ended: list[str] = []
+        """Of those, the ones whose last tokens may not have been handed over yet."""
 
     def admit(self, request: Request) -> None:
         """Look at a new request.
@@ -68,6 +77,8 @@ class Answers:
         structured = request.structured_output_request
         if structured is not None and self._ours:
             structured.reasoning_ended = _COMPLETION.match(request.request_id) is not None or not self._thinks(request)
+        if self._drafts and request.sampling_params is not None and request.sampling_params.stop:
+            self._texts[request.request_id] = IncrementalDetokenizer.from_new_request(self._tokenizer, request)
         stops = _stops(request)
         if stops and self._tokenizer is not None:
             end_id = self._tokenizer.convert_tokens_to_ids(THINK_END) if self._thinks(request) else None
@@ -83,14 +94,44 @@ class Answers:
                     return count, stop
         return None
 
+    def cut_after_stops(self, outputs: Mapping[int, EngineCoreOutputs]) -> None:
+        """Hand no token to vLLM's server that comes after one which completes a stop string, of several in one step.
+
+        The server looks for stop strings once a step, in the text, and would count the tokens after one as the
+        request's. It ends the request, which goes on here until it is told to abort it.
+        """
+        for client in outputs.values():
+            for output in client.outputs:
+                text = self._texts.get(output.request_id)
+                if text is not None:
+                    _cut_after_stop(output, text)
+        for request_id in self._ended:
+            self._texts.pop(request_id, None)
+        self._ended.clear()
+
     def forget(self, request: Request) -> None:
         """The request has ended."""
         self._detectors.pop(request.request_id, None)
+        if request.request_id in self._texts:
+            self._ended.append(request.request_id)
 
     def _thinks(self, request: Request) -> bool:
         assert self._tokenizer is not None
         start_id, end_id = (self._tokenizer.convert_tokens_to_ids(tag) for tag in (THINK_START, THINK_END))
         return is_open(request.prompt_token_ids or (), start_id, end_id)
+
+
+def _cut_after_stop(output: EngineCoreOutput, text: IncrementalDetokenizer) -> None:
+    """Cut what one request is given after the token that completes a stop string; `text` takes it in."""
+    given = output.new_token_ids
+    for count, token_id in enumerate(given, 1):
+        last = count == len(given)
+        if text.update([token_id], last and output.finish_reason is FinishReason.STOP) is not None and not last:
+            output.new_token_ids = given[:count]
+            if output.new_logprobs is not None:
+                output.new_logprobs = output.new_logprobs.slice_request(0, count)
+            output.finish_reason = output.stop_reason = None  # what ended it came after the stop string
+            return
 
 
 def _stops(request: Request) -> list[str]:

@@ -25,6 +25,7 @@ from .description import check_model
 from .engine_flags import check_flags
 from .memory import Memory
 from .settings import Settings
+from .speculation.config import take_speculative_config
 
 DEFAULT_MAX_NUM_SEQS = 8
 """Every sequence owns a lane of fixed size, so not vLLM's 256 of them."""
@@ -58,6 +59,7 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
         ConfigError: naming an argument, its value, what is wrong and what to do.
     """
     check_flags(arguments)
+    take_speculative_config(arguments)
     settings = Settings.parse(arguments.additional_config)
     _check_kv_memory(arguments)
     if arguments.dtype == "auto":

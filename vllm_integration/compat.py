@@ -46,11 +46,13 @@ def check_signature(label: str, function: Callable[..., Any], parameters: tuple[
 
 def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheManager
     from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager as Manager
+    from vllm.v1.engine.detokenizer import BaseIncrementalDetokenizer, IncrementalDetokenizer
 
     return [
         (EngineArgs, "create_engine_config", ("usage_context", "headless")),
@@ -92,6 +94,7 @@ def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
                 "pcp_world_size",
             ),
         ),
+        (Scheduler, "schedule", ("throttle_prefills",)),
         (Scheduler, "_preempt_request", ("request", "timestamp", "drop_stale_output")),
         (Scheduler, "reset_prefix_cache", ("reset_running_requests", "reset_connector")),
         (Scheduler, "update_from_output", ("scheduler_output", "model_runner_output")),
@@ -104,6 +107,9 @@ def _relied_upon() -> list[tuple[type, str, tuple[str, ...]]]:
             "make_stats",
             ("spec_decoding_stats", "kv_connector_stats", "cudagraph_stats", "perf_stats"),
         ),
+        (SamplingParams, "_validate_spec_decode", ("speculative_config",)),
+        (IncrementalDetokenizer, "from_new_request", ("tokenizer", "request")),
+        (BaseIncrementalDetokenizer, "update", ("new_token_ids", "stop_terminated")),
         (KVCacheManager, "evict_blocks", ("block_ids",)),
         (KVCacheManager, "get_block_ids", ("request_id",)),
         (BlockPool, "get_cached_block", ("block_hash", "kv_cache_group_ids")),

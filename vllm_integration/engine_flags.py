@@ -84,7 +84,7 @@ _group(
     Flag(Done.VLLM, "logs, metrics and traces of the engine"),
     """
     disable_log_stats aggregate_engine_logging show_hidden_metrics_for_version otlp_traces_endpoint
-    kv_cache_metrics kv_cache_metrics_sample enable_logging_iteration_details
+    kv_cache_metrics kv_cache_metrics_sample enable_logging_iteration_details per_request_spec_decode_metrics
     """,
 )
 
@@ -100,6 +100,9 @@ _group(
     dtype max_model_len max_num_seqs max_num_batched_tokens num_gpu_blocks_override kv_cache_memory_bytes
     enable_prefix_caching additional_config
     """,
+)
+_group(
+    Flag(Done.HERE, "speculation, in speculation/config.py"), "speculative_config spec_method spec_model spec_tokens"
 )
 _group(Flag(Done.HERE, "sampling on the host"), "seed logits_processors logprobs_mode")
 _group(Flag(Done.HERE, "the user's own worker takes the place of ours"), "worker_cls")
@@ -201,10 +204,7 @@ _refused(
     """,
     "Merge the adapter into the checkpoint",
 )
-_refused(
-    "nothing is drafted",
-    "speculative_config spec_method spec_model spec_tokens diffusion_config per_request_spec_decode_metrics",
-)
+_refused("tokens are generated one after the other", "diffusion_config")
 _refused(
     "weights and caches stay where they are",
     """

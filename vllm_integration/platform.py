@@ -19,6 +19,7 @@ from . import parsers
 from .compat import check_vllm
 from .parsers.stops import ANSWER_STOP
 from .settings import NAMED, Settings
+from .speculation.config import PROPOSER, allow_all_sampling
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -214,7 +215,12 @@ def _check_features(vllm_config: VllmConfig) -> None:
                 "one worker drives all ranks of the device",
                 """Use 1, and set the device's ranks with --additional-config '{"tp_degree": 4}'""",
             )
-    for field in ("speculative_config", "lora_config", "kv_transfer_config", "ec_transfer_config"):
+    speculative = vllm_config.speculative_config
+    if speculative is not None and speculative.model != PROPOSER:
+        raise ConfigError("speculative_config", speculative.method, "is not made here", "Use method mtp, or ngram")
+    if speculative is not None:
+        allow_all_sampling()
+    for field in ("lora_config", "kv_transfer_config", "ec_transfer_config"):
         value = getattr(vllm_config, field)
         if value is not None:
             raise ConfigError(field, type(value).__name__, "is not supported", "Remove it")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import torch
 from vllm.sampling_params import SamplingParams
@@ -12,6 +14,9 @@ from vllm.v1.outputs import LogprobsTensors
 
 from .lanes import LaneAllocator
 from .logit_edits import LogitEdits
+
+if TYPE_CHECKING:
+    from .speculation.drafter import DraftHistory
 
 
 @dataclass(slots=True)
@@ -29,9 +34,15 @@ class RequestState:
         owes_prompt_logprobs: whether prompt log-probabilities were asked for and not delivered yet.
         prompt_logprobs: the table being filled with them.
         edits: what the request changes in its logits, with its count of tokens; None until it is asked for.
-        start: tokens computed before this step.
-        end: tokens computed once this step has run.
+        start: tokens computed before this step, drafts that were right among them.
+        end: tokens computed once this step has run, without its drafts.
+        held: tokens that the lane holds: the drafts that were right of its last row are not among them yet.
         restores: whether the lane holds nothing yet, and the first `start` tokens come from a checkpoint.
+        drafts: tokens proposed to follow, that this step verifies.
+        scheduled_drafts: how many the scheduler counts; what it filled up with is among them.
+        given: tokens that the last step gave.
+        numbers: of its random stream, those of the tokens to come, as far as they have been drawn.
+        drafting: what its drafts have earned.
     """
 
     request_id: str
@@ -47,10 +58,18 @@ class RequestState:
     edits: LogitEdits | None = None
     start: int = 0
     end: int = 0
+    held: int = 0
     restores: bool = False
+    drafts: tuple[int, ...] = ()
+    scheduled_drafts: int = 0
+    given: int = 0
+    numbers: list[float] = field(default_factory=list)
+    drafting: DraftHistory | None = None
 
     def refill(self, output: Sequence[int]) -> None:
         """Replace the output, as a request that resumes after preemption may; what was counted of it is forgotten."""
+        if len(output) != len(self.output):
+            self.numbers.clear()
         self.output[:] = output
         self.edits = None
 
@@ -70,10 +89,37 @@ class RequestState:
         """Whether this step gives a token: every known token has been run then."""
         return self.end == self.num_tokens
 
-    def schedule(self, start: int, num_tokens: int, *, restores: bool) -> RequestState:
-        """Set what the step runs: `num_tokens` tokens from position `start` on; gives the same object."""
-        self.start, self.end, self.restores = start, start + num_tokens, restores
+    def schedule(
+        self, start: int, num_tokens: int, *, restores: bool, drafts: Sequence[int] = (), fresh: bool = False
+    ) -> RequestState:
+        """Set what the step runs; gives the same object.
+
+        Args:
+            start, num_tokens: `num_tokens` tokens from position `start` on, `drafts` among them.
+            drafts: the last of them, proposed. What follows a negative one is the scheduler's filling, and is not run.
+            fresh: whether the lane is a new one.
+        """
+        self.start, self.end, self.restores = start, start + num_tokens - len(drafts), restores
+        self.scheduled_drafts = len(drafts)
+        self.drafts = tuple(takewhile(lambda token: token >= 0, drafts))
+        if fresh:
+            self.held = start
         return self
+
+    def ran(self) -> None:
+        """The step that was set has run."""
+        self.held = self.end
+
+    def give(self, token: int) -> None:
+        """The request gets one more token, and its next one the next number."""
+        self.output.append(token)
+        del self.numbers[:1]
+
+    def number(self, place: int = 0) -> float:
+        """The number in [0, 1) that decides the token `place` tokens from now, however often it is asked for."""
+        while len(self.numbers) <= place:
+            self.numbers.append(float(torch.rand(1, generator=self.generator)))
+        return self.numbers[place]
 
     def scheduled_tokens(self) -> list[int]:
         """Token ids at positions start .. end - 1."""
@@ -102,14 +148,16 @@ class RequestTable:
             if request_id in self.states:
                 self.states[request_id].lane = 0
         rows: dict[str, RequestState] = {}
+        drafts = output.scheduled_spec_decode_tokens
         for new in output.scheduled_new_reqs:
-            rows[new.req_id] = self._admit(new, output.num_scheduled_tokens[new.req_id])
+            name = new.req_id
+            rows[name] = self._admit(new, output.num_scheduled_tokens[name], drafts.get(name, ()))
         cached = output.scheduled_cached_reqs
-        for index, request_id in enumerate(cached.req_ids):
-            rows[request_id] = self._advance(cached, index, output.num_scheduled_tokens[request_id])
+        for index, name in enumerate(cached.req_ids):
+            rows[name] = self._advance(cached, index, output.num_scheduled_tokens[name], drafts.get(name, ()))
         return [rows[request_id] for request_id in output.num_scheduled_tokens]
 
-    def _admit(self, new: NewRequestData, num_tokens: int) -> RequestState:
+    def _admit(self, new: NewRequestData, num_tokens: int, drafts: Sequence[int]) -> RequestState:
         """A request's first step, or, where the scheduler announces them the same way, its first after preemption."""
         state = self.states.get(new.req_id)
         if state is None:
@@ -119,7 +167,7 @@ class RequestTable:
             state.refill(new.prefill_token_ids[len(state.prompt) :])
         self._place(state, new.block_ids)
         start = new.num_computed_tokens
-        return state.schedule(start, num_tokens, restores=start > 0)
+        return state.schedule(start, num_tokens, restores=start > 0, drafts=drafts, fresh=True)
 
     def _create(self, new: NewRequestData) -> RequestState:
         params = new.sampling_params
@@ -131,7 +179,9 @@ class RequestTable:
         state.owes_prompt_logprobs = params.prompt_logprobs is not None
         return state
 
-    def _advance(self, cached: CachedRequestData, index: int, num_tokens: int) -> RequestState:
+    def _advance(
+        self, cached: CachedRequestData, index: int, num_tokens: int, drafts: Sequence[int]
+    ) -> RequestState:
         request_id = cached.req_ids[index]
         state = self.states[request_id]
         start = cached.num_computed_tokens[index]
@@ -145,7 +195,7 @@ class RequestTable:
         elif blocks is not None:
             state.blocks.extend(blocks[self._attention_group])
             state.slots.extend(blocks[self._slot_group])
-        return state.schedule(start, num_tokens, restores=resumed and start > 0)
+        return state.schedule(start, num_tokens, restores=resumed and start > 0, drafts=drafts, fresh=resumed)
 
     def _place(self, state: RequestState, block_ids: Sequence[Sequence[int]]) -> None:
         state.blocks = list(block_ids[self._attention_group])

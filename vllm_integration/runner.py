@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.outputs import DraftTokenIds
 
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.runtime import Commit, Output, Row, RowResult, Runtime, Sampling, Step, StepError
@@ -14,17 +17,23 @@ from qwen36_neuron.runtime import Commit, Output, Row, RowResult, Runtime, Sampl
 from .outputs import RunnerOutput
 from .prompt_logprobs import PromptLogprobs
 from .requests import RequestState, RequestTable
-from .sampling import HostSampler, device_choice
+from .sampling import HostSampler, TokenLogprobs, device_choice, grammar_masks, logprobs_table
+from .speculation.drafter import Drafter
 
 logger = init_logger("vllm.vllm_integration.runner")
 
 
 @dataclass(slots=True)
 class _Pending:
-    """A step that has run and whose tokens are not chosen yet."""
+    """A step that has run and whose tokens are not chosen yet.
+
+    Attributes:
+        seconds: that it took to run.
+    """
 
     states: list[RequestState]
     results: tuple[RowResult, ...]
+    seconds: float
 
 
 class ModelRunner:
@@ -33,20 +42,29 @@ class ModelRunner:
     A step that the runtime refuses (StepError) changed nothing, so its requests fail and the engine goes on; a device
     that fails (DeviceError) has state that nobody can vouch for, so the error is let through and ends the engine: vLLM
     then fails every request, answers 503 on /health and exits.
+
+    Args:
+        drafter: who makes drafts; None for no speculation.
     """
 
-    def __init__(self, runtime: Runtime, table: RequestTable, sampler: HostSampler) -> None:
+    def __init__(
+        self, runtime: Runtime, table: RequestTable, sampler: HostSampler, drafter: Drafter | None = None
+    ) -> None:
         self.runtime = runtime
         self.table = table
         self.sampler = sampler
+        self.drafter = drafter
         self.prompt_logprobs = PromptLogprobs(sampler.sampler, runtime.vocab_size)
         self._pending: _Pending | None = None
+        self._given: list[RequestState] = []
 
     def execute(self, scheduled: SchedulerOutput) -> RunnerOutput | None:
         """Run a step. None means that `sample` must follow, with the grammars' bitmasks."""
         states = self.table.update(scheduled)
+        self._given = []
         if not states:
             return self._output([])
+        started = time.perf_counter()
         try:
             results = self.runtime.run(self._step(states)).rows
         except StepError as error:
@@ -56,46 +74,87 @@ class ModelRunner:
             output.failure = str(error)
             return output
         self.table.lanes.announced()
-        self._pending = _Pending(states, results)
+        for state in states:
+            state.ran()
+        self._pending = _Pending(states, results, time.perf_counter() - started)
         return None if scheduled.has_structured_output_requests else self.sample(None)
 
     def sample(self, grammar: GrammarOutput | None) -> RunnerOutput:
         """Choose the tokens of the step that `execute` ran."""
         if self._pending is None:
             raise RuntimeError("no step waits for its tokens")
-        states, results = self._pending.states, self._pending.results
+        states, results, seconds = self._pending.states, self._pending.results, self._pending.seconds
         self._pending = None
-        # Log-probabilities are looked up by a request's index, so the requests that may have them go first.
-        order = sorted(range(len(states)), key=lambda i: results[i].logits is None or not states[i].samples)
-        states, results = [states[i] for i in order], tuple(results[i] for i in order)
+        started = time.perf_counter()
         output = self._output([state.request_id for state in states])
         for state, result in zip(states, results, strict=True):
             if state.owes_prompt_logprobs and result.logits is not None:
                 table = self.prompt_logprobs.collect(state, result.logits)
                 if table is not None:
                     output.prompt_logprobs_dict[state.request_id] = table
-        hosted = [
-            (state, result.logits[-1:])
+        self._given = [state for state in states if state.samples]
+        for state in states:
+            state.given = 0
+        found = self._sample_on_host(states, results, grammar)
+        for state, result in zip(states, results, strict=True):
+            for token in result.tokens if result.logits is None else ():
+                state.give(token)
+                state.given += 1
+            output.sampled_token_ids.append(state.output[len(state.output) - state.given :])
+        output.logprobs = logprobs_table([found.get(state.request_id, []) for state in states])
+        if self.drafter is not None:
+            self.drafter.stepped(states, seconds + time.perf_counter() - started)
+        return output
+
+    def drafts(self) -> DraftTokenIds | None:
+        """Drafts for the next step of the requests that the last one gave tokens."""
+        if self.drafter is None or not self._given:
+            return None
+        given, self._given = self._given, []
+        return DraftTokenIds([state.request_id for state in given], self.drafter.draft(given))
+
+    def _sample_on_host(
+        self, states: Sequence[RequestState], results: Sequence[RowResult], grammar: GrammarOutput | None
+    ) -> dict[str, list[TokenLogprobs | None]]:
+        """Sample from the logits of requests that want more than a token, place by place.
+
+        A request goes on to the next place while its token is the draft there, so each of its tokens is sampled as it
+        would be without drafts: by what was given before it, with its own number and its own grammar's bitmask.
+
+        Returns:
+            By request, the log-probabilities of each of its tokens.
+        """
+        masks = grammar_masks(states, grammar)
+        alive = [
+            (state, result.logits[-1 - len(state.drafts) :])
             for state, result in zip(states, results, strict=True)
             if state.samples and result.logits is not None
         ]
-        tokens: list[int] = []
-        if hosted:
-            sampled = [state for state, _ in hosted]
-            tokens, output.logprobs = self.sampler.sample(sampled, torch.cat([last for _, last in hosted]), grammar)
-        for i, (state, result) in enumerate(zip(states, results, strict=True)):
-            chosen = [tokens[i]] if i < len(tokens) else list(result.tokens) if state.samples else []
-            state.output.extend(chosen)
-            output.sampled_token_ids.append(chosen)
-        return output
+        found: dict[str, list[TokenLogprobs | None]] = {state.request_id: [] for state, _ in alive}
+        while alive:
+            logits = torch.cat([rows[state.given : state.given + 1] for state, rows in alive])
+            wanted = {
+                i: masks[state.request_id][state.given]
+                for i, (state, _) in enumerate(alive)
+                if state.request_id in masks
+            }
+            tokens, scores = self.sampler.sample([state for state, _ in alive], logits, wanted)
+            going = []
+            for i, ((state, rows), token) in enumerate(zip(alive, tokens, strict=True)):
+                found[state.request_id].append(scores.get(i))
+                if state.given < len(state.drafts) and state.drafts[state.given] == token:
+                    going.append((state, rows))
+                state.give(token)
+                state.given += 1
+            alive = going
+        return found
 
     def _step(self, states: list[RequestState]) -> Step:
         return Step(tuple(self._row(state) for state in states), self.table.lanes.released)
 
     def _row(self, state: RequestState) -> Row:
         slots = state.slots
-        first = state.start // BLOCK_SIZE
-        last = min(state.end // BLOCK_SIZE, len(slots))
+        first, last = state.held // BLOCK_SIZE, min(state.end // BLOCK_SIZE, len(slots))
         output, sampling = self._wanted(state)
         return Row(
             request_id=state.request_id,
@@ -104,6 +163,7 @@ class ModelRunner:
             start=state.start,
             blocks=state.blocks,
             restore=slots[first - 1] if state.restores else None,
+            drafts=state.drafts,
             commits=tuple(Commit((i + 1) * BLOCK_SIZE, slots[i]) for i in range(first, last) if slots[i]),
             output=output,
             sampling=sampling,

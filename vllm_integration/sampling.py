@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -59,17 +60,57 @@ def device_choice(
     top_k = params.top_k if 0 < params.top_k < vocab_size else 0
     if not candidates or top_k > candidates:
         return Output.LOGITS, None
-    return Output.TOKEN, draw_of(state, vocab_size)
+    return Output.TOKEN, draw_of(state, vocab_size, len(state.drafts))
 
 
-def draw_of(state: RequestState, vocab_size: int) -> Sampling | None:
-    """How a request's next token is drawn, with the next number of its stream; None for the most likely token."""
+def draw_of(state: RequestState, vocab_size: int, drafts: int = 0) -> Sampling | None:
+    """How a request's next token is drawn, with the next number of its stream; None for the most likely token.
+
+    Args:
+        drafts: further tokens that may be drawn, with the numbers after that.
+    """
     params = state.params
     if params.temperature < GREEDY_BELOW:
         return None
     top_k = params.top_k if 0 < params.top_k < vocab_size else 0
-    uniform = float(torch.rand(1, generator=state.generator))
-    return Sampling(params.temperature, uniform, top_k, params.top_p, params.min_p)
+    uniform, *later = (state.number(place) for place in range(1 + drafts))
+    return Sampling(params.temperature, uniform, top_k, params.top_p, params.min_p, tuple(later))
+
+
+class TokenLogprobs(NamedTuple):
+    """The log-probabilities of one token: its own, then those that its request wants.
+
+    Attributes:
+        ids: int32 [count]; values: fp32 [count].
+        rank: of the token, 1 for the most likely one.
+    """
+
+    ids: torch.Tensor
+    values: torch.Tensor
+    rank: int
+
+
+def logprobs_table(tokens: Sequence[Sequence[TokenLogprobs | None]]) -> LogprobsLists | None:
+    """What vLLM is given of a step: the tokens of each request in order, as many columns as the widest has.
+
+    What is beyond a token's own columns, and of a token that has none, is not read.
+    """
+    flat = [found for own in tokens for found in own]
+    width = max((len(found.ids) for found in flat if found is not None), default=0)
+    if not width:
+        return None
+    table = LogprobsLists(
+        np.zeros((len(flat), width), np.int32),
+        np.full((len(flat), width), -np.inf, np.float32),
+        np.zeros(len(flat), np.int64),
+        np.cumsum([0, *map(len, tokens)]).tolist(),
+    )
+    for i, found in enumerate(flat):
+        if found is not None:
+            table.logprob_token_ids[i, : len(found.ids)] = found.ids
+            table.logprobs[i, : len(found.ids)] = found.values
+            table.sampled_token_ranks[i] = found.rank
+    return table
 
 
 class HostSampler:
@@ -87,38 +128,39 @@ class HostSampler:
         self._budget = ThinkingBudget(vllm_config, torch.device("cpu"), False)
 
     def ends_reasoning(self, state: RequestState) -> bool:
-        """Whether the request's thinking budget decides its next token."""
-        return self._budget.due(state.params, state.prompt, state.output) is not None
+        """Whether the request's thinking budget may decide one of the tokens that its step gives."""
+        return self._budget.may_be_due(state.params, state.prompt, state.output, 1 + len(state.drafts))
 
     def warm_up(self) -> None:
         """Compile what draws, so that no request waits for it."""
         draw(torch.zeros(2, 2), [None, Sampling(1.0, 0.5)])
 
     def sample(
-        self, rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput | None
-    ) -> tuple[list[int], LogprobsLists | None]:
+        self, rows: Sequence[RequestState], logits: torch.Tensor, masks: Mapping[int, np.ndarray]
+    ) -> tuple[list[int], dict[int, TokenLogprobs]]:
         """Sample one token a row.
 
         Args:
             rows: the requests, in the order of the logits.
             logits: fp32 [len(rows), vocab], overwritten.
-            grammar: bitmasks of the requests with structured output, if any.
+            masks: by row, what its grammar allows next: int32 [vocab / 32].
 
         Returns:
-            One token id a row, and the log-probabilities if any row asked for them, indexed by row.
+            One token id a row, and by row the log-probabilities if it wants any.
         """
-        if grammar is not None:
-            apply_grammar(rows, logits, grammar)
+        apply_grammar(logits, masks)
         scores: dict[int, torch.Tensor] = {}
         if self.has_custom_processors:
             tokens, every = self.vllm.sample(rows, logits)
             scores = {} if every is None else dict(enumerate(every.split(1)))
         else:
             tokens = self._draw(rows, logits, scores)
-        wanted = {i: score for i, score in scores.items() if rows[i].params.num_logprobs is not None}
-        if not wanted:
-            return tokens, None
-        return tokens, self._table(rows, tokens, wanted)
+        found = {
+            i: self._logprobs(rows[i].params, score, tokens[i])
+            for i, score in scores.items()
+            if rows[i].params.num_logprobs is not None
+        }
+        return tokens, found
 
     def _draw(self, rows: Sequence[RequestState], logits: torch.Tensor, scores: dict[int, torch.Tensor]) -> list[int]:
         """A token a row; `scores` is given what the log-probabilities of a row that wants some are taken from."""
@@ -144,50 +186,42 @@ class HostSampler:
                 tokens[i] = token
         return tokens
 
-    def _table(self, rows: Sequence[RequestState], tokens: list[int], scores: dict[int, torch.Tensor]) -> LogprobsLists:
-        """Of every row the sampled token, then the tokens that its request names, or else the most likely ones.
-
-        A row is computed by itself, and has as many columns as the widest; what is beyond its own is not read.
+    def _logprobs(self, params: SamplingParams, scores: torch.Tensor, token: int) -> TokenLogprobs:
+        """A token's own, then those of the tokens that its request names, or else of the most likely ones.
 
         Args:
-            scores: fp32 [1, vocab] of each row that wants some, what its request is to see.
+            scores: fp32 [1, vocab], what the request is to see.
         """
-        found = {i: self._row(rows[i].params, score, tokens[i]) for i, score in scores.items()}
-        width = max(ids.shape[1] for ids, _, _ in found.values())
-        table = LogprobsLists(
-            np.zeros((len(rows), width), np.int32),
-            np.full((len(rows), width), -np.inf, np.float32),
-            np.zeros(len(rows), np.int64),
-        )
-        for i, (ids, values, rank) in found.items():
-            table.logprob_token_ids[i, : ids.shape[1]] = ids[0]
-            table.logprobs[i, : ids.shape[1]] = values[0]
-            table.sampled_token_ranks[i] = rank[0]
-        return table
-
-    def _row(
-        self, params: SamplingParams, scores: torch.Tensor, token: int
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         named = params.logprob_token_ids
         count = 0 if named else self.vocab_size if params.logprobs == -1 else params.logprobs or 0
         ids, values, rank, *_ = self.sampler.gather_logprobs(scores, count, torch.tensor([token]))
         if named:
             wanted = torch.tensor([named], dtype=ids.dtype)
             ids, values = torch.cat((ids, wanted), 1), torch.cat((values, scores[:, named]), 1)
-        return ids, values, rank
+        return TokenLogprobs(ids[0], values[0], int(rank[0]))
 
 
-def apply_grammar(rows: Sequence[RequestState], logits: torch.Tensor, grammar: GrammarOutput) -> None:
-    """Forbid, in place, what the grammars do not allow next.
+def grammar_masks(states: Sequence[RequestState], grammar: GrammarOutput | None) -> dict[str, np.ndarray]:
+    """By request, what its grammar allows at each place of its step: int32 [1 + scheduled drafts, vocab / 32].
 
-    The bitmask is int32 [number of structured requests, vocab / 32], in the order of the grammar's request ids, which
-    is not that of the rows.
+    The bitmask has the rows of one request after the other, in the order of the grammar's request ids, which is not
+    that of the step.
     """
-    row_of = {state.request_id: i for i, state in enumerate(rows)}
-    wanted = [(row_of[rid], j) for j, rid in enumerate(grammar.structured_output_request_ids) if rid in row_of]
-    if wanted:
-        bitmask = torch.from_numpy(np.ascontiguousarray(grammar.grammar_bitmask[[j for _, j in wanted]]))
-        full = torch.full((len(rows), bitmask.shape[1]), -1, dtype=torch.int32)
-        indices = [i for i, _ in wanted]
+    if grammar is None:
+        return {}
+    rows = {state.request_id: 1 + state.scheduled_drafts for state in states}
+    masks, at = {}, 0
+    for request_id in grammar.structured_output_request_ids:
+        masks[request_id] = grammar.grammar_bitmask[at : at + rows[request_id]]
+        at += rows[request_id]
+    return masks
+
+
+def apply_grammar(logits: torch.Tensor, masks: Mapping[int, np.ndarray]) -> None:
+    """Forbid, in place, what the grammars of some rows do not allow next; masks: int32 [vocab / 32] by row."""
+    if masks:
+        indices = list(masks)
+        bitmask = torch.from_numpy(np.stack([masks[i] for i in indices]))
+        full = torch.full((len(logits), bitmask.shape[1]), -1, dtype=torch.int32)
         full[indices] = bitmask
         xgrammar.apply_token_bitmask_inplace(logits, full, indices=indices)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from vllm.logger import init_logger
@@ -19,6 +20,7 @@ from .kv_cache.slot_manager import SlotManager
 from .kv_cache.spec import group_indices
 from .metrics import Counters
 from .outputs import RunnerOutput
+from .settings import Settings
 
 logger = init_logger("vllm.vllm_integration.scheduler")
 
@@ -34,8 +36,11 @@ class SlotScheduler(Scheduler):
             raise RuntimeError("vLLM did not take the lane group's own manager")
         self.slot_manager = manager
         manager.requests = self.requests
+        self.num_lookahead_tokens = Settings.parse(self.vllm_config.additional_config).mtp_drafts
         self.lanes_in_use = 0
-        self.answers = Answers(self.structured_output_manager)
+        self.draft_lengths: Counter[int] = Counter()
+        """Rows that gave tokens while decoding, by how many drafts they had."""
+        self.answers = Answers(self.structured_output_manager, drafts=self.num_spec_tokens > 0)
 
     def add_request(self, request: Request) -> None:
         """Take a request in, and look where its answer will begin."""
@@ -46,18 +51,28 @@ class SlotScheduler(Scheduler):
         self, request: Request, new_token_ids: list[int], is_stale: bool = False
     ) -> tuple[list[int], bool]:
         """Append new tokens, and end the request where its answer reaches a stop string."""
-        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids, is_stale)
         found = self.answers.stop_of(request, new_token_ids)
-        if found is None or request.status is RequestStatus.FINISHED_STOPPED:
-            return new_token_ids, stopped
-        count, request.stop_reason = found
-        request.status = RequestStatus.FINISHED_STOPPED
-        return new_token_ids[:count], True
+        if found is None:
+            return super()._update_request_with_output(request, new_token_ids, is_stale)
+        count, reason = found
+        new_token_ids, stopped = super()._update_request_with_output(request, new_token_ids[:count], is_stale)
+        if len(new_token_ids) == count and request.status is not RequestStatus.FINISHED_STOPPED:
+            request.stop_reason, request.status, stopped = reason, RequestStatus.FINISHED_STOPPED, True
+        return new_token_ids, stopped
 
     def _free_request(self, request: Request, delay_free_blocks: bool = False) -> Any:
         """Free a request that has ended."""
         self.answers.forget(request)
         return super()._free_request(request, delay_free_blocks)
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """Plan a step. What fills a request up to as many drafts as others have is not counted as drafts of its own."""
+        planned = super().schedule(throttle_prefills)
+        for request_id, drafts in planned.scheduled_spec_decode_tokens.items():
+            filled = sum(token < 0 for token in drafts)
+            if filled:
+                planned.num_invalid_spec_tokens = {**(planned.num_invalid_spec_tokens or {}), request_id: filled}
+        return planned
 
     def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None:
         """Preempt, and first unpublish what the request will not write after all.
@@ -85,6 +100,9 @@ class SlotScheduler(Scheduler):
             self.lanes_in_use = model_runner_output.lanes_in_use
             failure = model_runner_output.failure
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self.num_spec_tokens:
+            self._count_drafts(scheduler_output, model_runner_output)
+            self.answers.cut_after_stops(outputs)
         if failure is not None:
             self._fail(scheduler_output, outputs)
         return outputs
@@ -103,8 +121,17 @@ class SlotScheduler(Scheduler):
             lanes_in_use=self.lanes_in_use,
             kv_blocks_in_use=pool.num_gpu_blocks - 1 - pool.get_num_free_blocks(),
             slots_in_use=len(self.slot_manager.slots.by_slot),
-            totals=self.slot_manager.statistics.totals(),
+            totals={
+                **self.slot_manager.statistics.totals(),
+                **{("decode_rows", str(drafts)): count for drafts, count in self.draft_lengths.items()},
+            },
         )
+
+    def _count_drafts(self, scheduled: SchedulerOutput, output: ModelRunnerOutput) -> None:
+        for request_id, tokens in zip(output.req_ids, output.sampled_token_ids, strict=True):
+            drafts = scheduled.scheduled_spec_decode_tokens.get(request_id, ())
+            if tokens and scheduled.num_scheduled_tokens[request_id] == 1 + len(drafts):
+                self.draft_lengths[sum(token >= 0 for token in drafts)] += 1
 
     def _fail(self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Finish the requests of a step that was not run, with an error."""

@@ -9,6 +9,8 @@ from typing import Any, get_args
 from qwen36_neuron.devices import CHOICES, Device, KernelChoice
 from qwen36_neuron.errors import ConfigError
 
+from .speculation.config import LEAST_MATCH, MOST, DraftLimits
+
 NAMED = "checkpoints"
 """Key of a request's `vllm_xargs` under which a client names prefixes to keep, as lengths in tokens."""
 
@@ -33,6 +35,12 @@ class Settings:
         stop_in_reasoning: let a stop string end a request in its thoughts too, as vLLM does; otherwise it is looked for
             in the answer alone.
         allow_unknown_fields: take fields of a request that have no effect here, as vLLM does; else they are refused.
+        mtp_drafts: drafts of the checkpoint's own draft layer that a step may verify of a request; set by
+            --speculative-config.
+        lookup_drafts: drafts that a step may verify of a request out of its own tokens, where they repeat; None for 16
+            with --speculative-config, 0 for none.
+        lookup_match: tokens that must repeat for that; set by --speculative-config.
+        adaptive_drafts: give each request as many drafts as they earn; otherwise as many as there are.
         threads: threads that compute; None for one a core that may be used, by affinity and quota, or OMP_NUM_THREADS.
         share_cores: on cpu, compute on fewer threads while other processes keep cores busy.
     """
@@ -48,6 +56,10 @@ class Settings:
     lazy_logits: bool = True
     stop_in_reasoning: bool = False
     allow_unknown_fields: bool = False
+    mtp_drafts: int = 0
+    lookup_drafts: int | None = None
+    lookup_match: int = LEAST_MATCH
+    adaptive_drafts: bool = True
     threads: int | None = None
     share_cores: bool = True
 
@@ -73,16 +85,23 @@ class Settings:
                 self._refuse(
                     "kernels", f"cannot be used with device={self.device}", f"Use one of: {', '.join(allowed)}"
                 )
-        for field, minimum in (("tp_degree", 1), ("slots_per_prompt", 1)):
+        for field, minimum in (("tp_degree", 1), ("slots_per_prompt", 1), ("mtp_drafts", 0), ("lookup_match", 1)):
             self._check_integer(field, minimum)
-        for field, minimum in (("num_slots", 0), ("threads", 1), ("sampling_candidates", 0)):
+        for field, minimum in (("num_slots", 0), ("threads", 1), ("sampling_candidates", 0), ("lookup_drafts", 0)):
             if getattr(self, field) is not None:
                 self._check_integer(field, minimum)
-        for field in ("lazy_logits", "stop_in_reasoning", "allow_unknown_fields", "share_cores"):
+        for field in ("lazy_logits", "stop_in_reasoning", "allow_unknown_fields", "adaptive_drafts", "share_cores"):
             if not isinstance(getattr(self, field), bool):
                 self._refuse(field, "must be true or false", "Correct it")
+        if (self.lookup_drafts or 0) > MOST:
+            self._refuse("lookup_drafts", f"must be {MOST} at most", "Lower it")
         if isinstance(self.cache_gib, bool) or not isinstance(self.cache_gib, int | float) or self.cache_gib <= 0:
             self._refuse("cache_gib", "must be a positive number of GiB", "Give how much memory KV blocks may take")
+
+    @property
+    def draft_limits(self) -> DraftLimits:
+        """What drafts may be made."""
+        return DraftLimits(self.mtp_drafts, self.lookup_drafts or 0, self.lookup_match, self.adaptive_drafts)
 
     def _check_integer(self, field: str, minimum: int) -> None:
         value = getattr(self, field)

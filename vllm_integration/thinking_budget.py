@@ -39,6 +39,15 @@ class ThinkingBudget(LogitsProcessor):
             return None
         return self._forced[late]
 
+    def may_be_due(self, params: SamplingParams, prompt: Sequence[int], output: Sequence[int], count: int) -> bool:
+        """Whether one of the next `count` tokens may have to be a certain one, whatever they are."""
+        if params.thinking_token_budget is None:
+            return False
+        late = len(output) - params.thinking_token_budget
+        if not -count < late < len(self._forced):
+            return False
+        return _last(prompt, self._start) > _last(prompt, self._end) and _last(output, self._end) < 0
+
     def is_argmax_invariant(self) -> bool:
         """No: it decides the token."""
         return False

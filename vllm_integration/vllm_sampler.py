@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from vllm.config import VllmConfig
@@ -31,7 +32,9 @@ class VllmSampler:
         self.vocab_size = vocab_size
         self.sampler = Sampler(logprobs_mode=vllm_config.model_config.logprobs_mode)
         custom = tuple(vllm_config.model_config.logits_processors or ())
-        self.processors = build_logitsprocs(vllm_config, torch.device("cpu"), False, False, (*custom, ThinkingBudget))
+        plain = copy(vllm_config)
+        plain.speculative_config = None  # vLLM's own worker samples all drafts at once, for which it leaves most out
+        self.processors = build_logitsprocs(plain, torch.device("cpu"), False, False, (*custom, ThinkingBudget))
         self.rows = SampledRows()
 
     @property

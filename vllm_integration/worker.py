@@ -16,7 +16,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheSpec
 from vllm.v1.kv_cache_layout import KVCacheLayout
-from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
 from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 
 from qwen36_neuron.apc import PolicyConfig
@@ -35,6 +35,8 @@ from .requests import RequestTable
 from .runner import ModelRunner
 from .sampling import HostSampler
 from .settings import Settings
+from .speculation.costs import StepCosts, measure
+from .speculation.drafter import Drafter
 
 logger = init_logger("vllm.vllm_integration.worker")
 
@@ -121,13 +123,15 @@ class Worker(WorkerBase):
             kernels=self.settings.kernels,
             sampling_candidates=self.settings.sampling_candidates,
             lazy_logits=self.settings.lazy_logits,
+            max_drafts=self.settings.draft_limits.most,
             description=self.model,
         )
         self.runtime = open_runtime(config)
         self._log_memory(config, time.perf_counter() - started)
         self._log_kernels(config)
         table = RequestTable(LaneAllocator(config.num_lanes), *group_indices(kv_cache_config.kv_cache_groups))
-        self.runner = ModelRunner(self.runtime, table, HostSampler(self.vllm_config, self.runtime.vocab_size))
+        sampler = HostSampler(self.vllm_config, self.runtime.vocab_size)
+        self.runner = ModelRunner(self.runtime, table, sampler, self._drafter(self.runtime))
 
     @ends_the_engine
     def compile_or_warm_up_model(self) -> CompilationTimes:
@@ -137,6 +141,8 @@ class Worker(WorkerBase):
         started = time.perf_counter()
         self.runtime.warm_up()
         self.runner.sampler.warm_up()
+        if self.runner.drafter is not None:
+            measure(self.runtime, self.runner.drafter.costs, self.settings.draft_limits.most)
         return CompilationTimes(language_model=time.perf_counter() - started, encoder=0.0)
 
     # ---- steps -------------------------------------------------------------------------------------------------------
@@ -156,6 +162,11 @@ class Worker(WorkerBase):
         assert self.runner is not None
         return self.runner.sample(grammar_output)
 
+    def take_draft_token_ids(self) -> DraftTokenIds | None:
+        """Drafts for the requests that the last step gave tokens; its answers are on their way already."""
+        assert self.runner is not None
+        return self.runner.drafts()
+
     def shutdown(self) -> None:
         """Give the device and its memory back."""
         if self.runtime is not None:
@@ -165,6 +176,10 @@ class Worker(WorkerBase):
             self.threads.release()
 
     # ---- inside ------------------------------------------------------------------------------------------------------
+
+    def _drafter(self, runtime: Runtime) -> Drafter | None:
+        limits = self.settings.draft_limits
+        return Drafter(runtime, limits, StepCosts()) if limits.most else None
 
     def _checkpoint_folder(self) -> Path:
         folder = Path(self.model_config.model)

@@ -82,7 +82,7 @@ class Engine:
         assert len(set(lanes._owner.values())) == len(owners)
         assert sorted([*lanes._free, *lanes._owner.values()]) == list(range(1, lanes.num_lanes + 1))
         slots = scheduler.slot_manager.slots
-        assert sorted([*slots._free, *slots.by_slot]) == list(range(1, slots.num_slots + 1))
+        assert sorted([*slots._free, *slots._late, *slots.by_slot]) == list(range(1, slots.num_slots + 1))
         assert {c.slot for c in slots.by_key.values()} == {c.slot for c in slots.by_slot.values() if c.published}
         assert all(slots.by_key[c.key] is c and c.boundary % BLOCK_SIZE == 0 for c in slots.by_key.values())
         assert set(scheduler.slot_manager.req_to_blocks) <= set(scheduler.requests)

@@ -44,6 +44,8 @@ class SlotPool:
         self.by_slot: dict[int, Checkpoint] = {}
         self._free = list(range(1, num_slots + 1))
         self._busy: set[int] = set()
+        self._late: list[int] = []
+        """Slots that are free from the next step on."""
 
     # ---- reading -------------------------------------------------------------------------------------------------
 
@@ -63,6 +65,9 @@ class SlotPool:
     def new_step(self) -> None:
         """What the last step read and wrote is settled."""
         self._busy.clear()
+        for slot in self._late:
+            heapq.heappush(self._free, slot)
+        self._late.clear()
 
     def admit(self, path: Path, max_tokens: int, restored: Checkpoint | None) -> None:
         """A request begins to run in this step. Called once for each, before it reserves anything.
@@ -126,11 +131,15 @@ class SlotPool:
             path: the request's keys, at least to the boundary.
 
         Returns:
-            Whether it is held. False if another request published the same prefix first: the slot is free again.
+            Whether it is held. False if another request published the same prefix first: the slot is free again after
+            this step, which may write it: where drafts crossed the boundary, its request learnt of the slot before.
         """
         checkpoint.path = path
         if checkpoint.key in self.by_key:
             self.drop(checkpoint, DropReason.DUPLICATE)
+            self._free.remove(checkpoint.slot)
+            heapq.heapify(self._free)
+            self._late.append(checkpoint.slot)
             return False
         parent = checkpoint.parent = self.lookup(path, checkpoint.boundary)
         children = 0

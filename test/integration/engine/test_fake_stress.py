@@ -66,7 +66,11 @@ jobs = st.lists(
 )
 
 
-def make(fake_engine, shape: Shape, **more) -> Engine:
+DRAFTS = {"adaptive_drafts": False, "lookup_drafts": 5}
+"""Every request has drafts in every step, of the draft layer or out of its own tokens."""
+
+
+def make(fake_engine, shape: Shape, speculates: bool = False) -> Engine:
     return fake_engine(
         enable_prefix_caching=True,
         max_num_batched_tokens=shape.budget,
@@ -74,8 +78,8 @@ def make(fake_engine, shape: Shape, **more) -> Engine:
         max_num_seqs=shape.lanes,
         max_model_len=1216,
         scheduling_policy=shape.policy,
-        additional_config={"num_slots": shape.slots},
-        **more,
+        additional_config={"num_slots": shape.slots, **(DRAFTS if speculates else {})},
+        speculative_config={"method": "mtp", "num_speculative_tokens": 3} if speculates else None,
     )
 
 
@@ -117,9 +121,10 @@ def play(engine: Engine, work: list[Job], run: int) -> int:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("speculates", [False, True], ids=["plain", "speculating"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_interleaved_requests(fake_engine, shape):
-    engine = make(fake_engine, shape)
+def test_interleaved_requests(fake_engine, shape, speculates):
+    engine = make(fake_engine, shape, speculates)
     runs = [0]
 
     @settings(
@@ -140,8 +145,9 @@ def test_interleaved_requests(fake_engine, shape):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("speculates", [False, True], ids=["plain", "speculating"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_many_requests_under_pressure(fake_engine, shape, seed):
+def test_many_requests_under_pressure(fake_engine, shape, speculates, seed):
     rng = random.Random(seed)
     work = [
         Job(
@@ -155,6 +161,6 @@ def test_many_requests_under_pressure(fake_engine, shape, seed):
         )
         for _ in range(70)
     ]
-    engine = make(fake_engine, shape)
+    engine = make(fake_engine, shape, speculates)
     reused = play(engine, work, 0)
     assert reused > 0

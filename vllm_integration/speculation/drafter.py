@@ -1,0 +1,239 @@
+"""Which drafts each request gets in its next step: from whom, and how many.
+
+A draft costs the time to make and to verify it, and is worth a step that need not be run, as often as it is right. So
+that speculation is never slower than none, each request gets as many as raise the tokens a second of the whole batch,
+by what steps have cost and what its drafts have earned. No token depends on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING
+
+from qwen36_neuron.runtime import DraftRequest, Runtime
+
+from .acceptance import Acceptance
+from .config import DraftLimits
+from .costs import StepCosts
+from .lookup import Match, TokenHistory, look_up
+
+if TYPE_CHECKING:
+    from ..requests import RequestState
+
+REQUEST_MEMORY, ENGINE_MEMORY = 0.9, 0.99
+PROBE_FIRST, PROBE_LAST = 16, 128
+"""Steps without drafts after which a request whose drafts do not pay is tried with one, at first and at last."""
+ROUNDS = 3
+"""Of the search for the best rate; it converges at the second, hardly ever at the third."""
+
+
+class Source(Enum):
+    """Who makes drafts."""
+
+    MTP = "mtp"
+    """The checkpoint's own draft layer; classes are places in the row."""
+    LOOKUP = "lookup"
+    """The request's own tokens; classes are lengths of the match, in powers of two."""
+
+
+@dataclass(slots=True)
+class DraftHistory:
+    """What a request's drafts have earned.
+
+    Attributes:
+        rates: by source.
+        tokens: its tokens, for lookup.
+        source: who made the drafts of the step that runs; None if it has none.
+        length: of the match that they came from.
+        unused: steps since it had drafts.
+        patience: steps after which it is tried again.
+    """
+
+    rates: dict[Source, Acceptance]
+    tokens: TokenHistory = field(default_factory=TokenHistory)
+    source: Source | None = None
+    length: int = 0
+    unused: int = 0
+    patience: int = PROBE_FIRST
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """Drafts that a request may have, and what they are worth.
+
+    Attributes:
+        expected: tokens that 1, 2, ... drafts are expected to save.
+        cost: seconds that one takes to make and verify.
+    """
+
+    source: Source
+    expected: tuple[float, ...]
+    cost: float
+    match: Match | None = None
+
+    def best(self, rate: float) -> tuple[float, int]:
+        """The number of drafts that is worth most, and what it is worth: tokens beyond `rate` a second for its time."""
+        worth, count = 0.0, 0
+        for index, expected in enumerate(self.expected, start=1):
+            gain = expected - rate * self.cost * index
+            if gain > worth:
+                worth, count = gain, index
+        return worth, count
+
+
+@dataclass(frozen=True, slots=True)
+class _Choice:
+    option: _Option | None
+    count: int
+
+
+class Drafter:
+    """Makes the drafts of all requests that run."""
+
+    def __init__(self, runtime: Runtime, limits: DraftLimits, costs: StepCosts) -> None:
+        self.runtime, self.limits, self.costs = runtime, limits, costs
+        self._rates = {source: Acceptance(ENGINE_MEMORY) for source in Source}
+        self._ended: float | None = None
+
+    def stepped(self, states: Sequence[RequestState], seconds: float) -> None:
+        """A step has run and given its tokens: learn from its drafts and from what it took.
+
+        Args:
+            seconds: of the device and of the sampler.
+        """
+        now = time.perf_counter()
+        for state in states:
+            if state.drafts:
+                self._learn(state, state.given - 1)
+        if all(state.end - state.start == 1 for state in states):
+            rows, drafts = len(states), sum(len(state.drafts) for state in states)
+            self.costs.ran(rows, drafts, seconds)
+            if self._ended is not None:
+                self.costs.between.observe(rows, now - self._ended - seconds)
+        self._ended = now
+
+    def _learn(self, state: RequestState, accepted: int) -> None:
+        history = self._history(state)
+        if history.source is None:
+            return
+        rates = history.rates[history.source]
+        for place in range(min(accepted + 1, len(state.drafts))):
+            kind = place if history.source is Source.MTP else history.length.bit_length()
+            rates.observe(kind, place < accepted)
+
+    def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
+        """Drafts for the next step of requests that have just been given tokens, in their order."""
+        started = time.perf_counter()
+        choices = self._choose(states)
+        wanted = [
+            (index, choice.count)
+            for index, choice in enumerate(choices)
+            if choice.option is not None and choice.option.source is Source.MTP
+        ]
+        made = self._make(states, wanted)
+        drafts: list[list[int]] = []
+        for index, (state, choice) in enumerate(zip(states, choices, strict=True)):
+            history = self._history(state)
+            match = choice.option.match if choice.option is not None else None
+            found = list(match.drafts[: choice.count]) if match is not None else made.get(index, [])
+            history.source = choice.option.source if choice.option is not None and found else None
+            history.length = match.length if match is not None else 0
+            drafts.append(found)
+        if self._ended is not None:
+            self._ended += time.perf_counter() - started
+        return drafts
+
+    # ---- how many ----------------------------------------------------------------------------------------------------
+
+    def _choose(self, states: Sequence[RequestState]) -> list[_Choice]:
+        options = [self._options(state, len(states)) for state in states]
+        if not self.limits.adaptive:
+            return [_Choice(one[-1], len(one[-1].expected)) if one else _Choice(None, 0) for one in options]
+        rows = len(states)
+        plain = self.costs.between.of(rows) + self.costs.plain.of(rows)
+        choices = [_Choice(None, 0)] * rows
+        rate = rows / plain if plain else 0.0
+        for _ in range(ROUNDS):
+            choices = [_best(one, rate) for one in options]
+            saved = sum(choice.option.expected[choice.count - 1] for choice in choices if choice.option is not None)
+            spent = sum(choice.option.cost * choice.count for choice in choices if choice.option is not None)
+            rate = (rows + saved) / (plain + spent) if plain else 0.0
+        return [self._probe(*pair) for pair in zip(states, options, choices, strict=True)]
+
+    def _options(self, state: RequestState, rows: int) -> list[_Option]:
+        """What a request may have; what is found in its own tokens comes last."""
+        history = self._history(state)
+        room = self._room(state)
+        verify = self.costs.position.of(rows)
+        options = []
+        if (most := min(self.limits.mtp, room)) > 0:
+            rates = [history.rates[Source.MTP].rate(place) for place in range(most)]
+            options.append(_Option(Source.MTP, _expected(rates), verify + self.costs.draft.of(rows) / rows))
+        if (most := min(self.limits.lookup, room)) > 0:
+            match = look_up(history.tokens.follow(state.prompt, state.output), self.limits.least_match, most)
+            if match is not None:
+                rate = history.rates[Source.LOOKUP].rate(match.length.bit_length())
+                options.append(_Option(Source.LOOKUP, _expected([rate] * most), verify, match))
+        return options
+
+    def _room(self, state: RequestState) -> int:
+        """Drafts that can be of any use: the step gives one token more than they are."""
+        params = state.params
+        longest = self.runtime.capacity.max_model_len - state.num_tokens - 1
+        if params.max_tokens is not None:
+            longest = min(longest, params.max_tokens - len(state.output) - 1)
+        return 0 if state.output and state.output[-1] in params.all_stop_token_ids else longest
+
+    def _probe(self, state: RequestState, options: list[_Option], choice: _Choice) -> _Choice:
+        """Try a request whose drafts do not pay with one now and then: its text may have changed."""
+        history = self._history(state)
+        if choice.option is not None:
+            history.unused, history.patience = 0, PROBE_FIRST
+            return choice
+        history.unused += 1
+        if not options or history.unused < history.patience:
+            return choice
+        history.unused, history.patience = 0, min(2 * history.patience, PROBE_LAST)
+        return _Choice(options[-1], 1)
+
+    # ---- making them -------------------------------------------------------------------------------------------------
+
+    def _make(self, states: Sequence[RequestState], wanted: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
+        """Drafts of the model's draft layer, by index of the request."""
+        if not wanted:
+            return {}
+        requests = [
+            DraftRequest(
+                state.request_id, state.lane, tuple(state.output[-state.given :]), tuple(state.blocks), count
+            )
+            for state, count in ((states[index], count) for index, count in wanted)
+        ]
+        with self.costs.drafting(len(requests), max(count for _, count in wanted)):
+            made = self.runtime.draft(requests)
+        return {index: list(drafts) for (index, _), drafts in zip(wanted, made, strict=True)}
+
+    def _history(self, state: RequestState) -> DraftHistory:
+        if state.drafting is None:
+            state.drafting = DraftHistory(
+                {source: Acceptance(REQUEST_MEMORY, prior) for source, prior in self._rates.items()}
+            )
+        return state.drafting
+
+
+def _expected(rates: Sequence[float]) -> tuple[float, ...]:
+    """Tokens that 1, 2, ... drafts save, each right so often where those before it are."""
+    return tuple(accumulate(accumulate(rates, mul)))
+
+
+def _best(options: Sequence[_Option], rate: float) -> _Choice:
+    worth, chosen = 0.0, _Choice(None, 0)
+    for option in options:
+        gain, count = option.best(rate)
+        if gain > worth:
+            worth, chosen = gain, _Choice(option, count)
+    return chosen
