@@ -155,6 +155,7 @@ class SlotPool:
         self.cover.add(checkpoint, children)
         checkpoint.published = True
         self.by_key[checkpoint.key] = checkpoint
+        self._busy.add(checkpoint.slot)  # where drafts crossed the boundary, it was reserved in an earlier step
         self._wait(checkpoint)
         return True
 
