@@ -29,7 +29,7 @@ TOTALS = {
     "checkpoint_drops": ("reason", "Checkpoints given up, by why."),
     "checkpoint_copies": ("direction", "Copies between lanes and slots."),
     "checkpoint_copied_bytes": ("direction", "Bytes of these copies, all ranks together."),
-    "decode_rows": ("drafts", "Rows that gave tokens while decoding, with speculation on, by how many drafts they had."),
+    "decode_rows": ("drafts", "Rows of decoding, with speculation on, by how many drafts they had."),
     "prefix_tokens_reused": ("kind", "Prompt tokens that were not run again."),
 }
 """Name of the label and help text of each; Prometheus adds `_total` to the name."""

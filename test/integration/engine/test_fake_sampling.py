@@ -16,7 +16,7 @@ from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDi
 
 from qwen36_neuron.runtime import Output
 from vllm_integration.requests import RequestState
-from vllm_integration.sampling import apply_grammar
+from vllm_integration.sampling import apply_grammar, grammar_masks
 
 COUNT = 8
 
@@ -164,14 +164,17 @@ def test_min_tokens_holds_a_stop_token_off(served):
 
 
 def test_grammar_rows_are_found_by_request():
-    """The bitmask's rows are in the grammar's order; the logits' rows are not, and some have no grammar."""
-    names = ["plain", "b", "other", "a"]
-    rows = [RequestState(name, SamplingParams(), [1]) for name in names]
+    """The bitmask's rows are in the grammar's order, a row a draft and one more; some requests have no grammar."""
+    states = [RequestState(name, SamplingParams(), [1]) for name in ["plain", "b", "other", "a"]]
+    for state, count in zip(states, [3, 0, 0, 2], strict=True):
+        state.schedule(1, 1 + count, restores=False, drafts=[5] * count)
+    bitmask = np.array([[0b0110, 0], [0b1000, 0], [0, 0b10], [0, 0b1]], dtype=np.int32)
+    masks = grammar_masks(states, GrammarOutput(["a", "b"], bitmask))
+    assert {name: len(mask) for name, mask in masks.items()} == {"a": 3, "b": 1}
     logits = torch.zeros(4, 64)
-    bitmask = np.array([[0b0110, 0], [0, 0b1]], dtype=np.int32)
-    apply_grammar(rows, logits, GrammarOutput(["a", "b"], bitmask))
+    apply_grammar(logits, {3: masks["a"][1], 1: masks["b"][0]})
     allowed = [(row > -torch.inf).nonzero().flatten().tolist() for row in logits]
-    assert allowed == [list(range(64)), [32], list(range(64)), [1, 2]]
+    assert allowed == [list(range(64)), [32], list(range(64)), [3]]
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "raw_logits", "processed_logprobs", "processed_logits"])

@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from vllm import SamplingParams
 from vllm.sampling_params import StructuredOutputsParams
-from vllm.v1.core.sched.output import GrammarOutput
 
 from qwen36_neuron.ops.sampling import sample_all
 from qwen36_neuron.runtime import choose
 from qwen36_neuron.runtime.choose import parameter_tensor
 from vllm_integration.requests import RequestState
-from vllm_integration.sampling import HostSampler, draw_of
+from vllm_integration.sampling import HostSampler, draw_of, logprobs_table
 
 VOCAB, STEPS = 512, 6
 PROMPT = [1, 2, 3, 2, 400]
@@ -62,12 +62,11 @@ def logits_of(request_id: str, step: int) -> torch.Tensor:
     return (3 * torch.randn(1, VOCAB, generator=torch.Generator().manual_seed(seed))).bfloat16().float()
 
 
-def grammar_of(states: Sequence[RequestState]) -> GrammarOutput:
-    """Allows tokens 32 to 63."""
-    ids = [state.request_id for state in reversed(states) if state.params.structured_outputs is not None]
-    bitmask = torch.zeros(len(ids), VOCAB // 32, dtype=torch.int32)
-    bitmask[:, 1] = -1
-    return GrammarOutput(ids, bitmask.numpy())
+def masks_of(states: Sequence[RequestState]) -> dict[int, np.ndarray]:
+    """Of those with a grammar: tokens 32 to 63 are allowed."""
+    mask = np.zeros(VOCAB // 32, np.int32)
+    mask[1] = -1
+    return {i: mask for i, state in enumerate(states) if state.params.structured_outputs is not None}
 
 
 def run(sampler: HostSampler, states: list[RequestState]) -> dict[str, list[Any]]:
@@ -76,9 +75,10 @@ def run(sampler: HostSampler, states: list[RequestState]) -> dict[str, list[Any]
     for step in range(STEPS):
         order = states[step % len(states) :] + states[: step % len(states)]
         logits = torch.cat([logits_of(state.request_id, step) for state in order])
-        tokens, table = sampler.sample(order, logits, grammar_of(order))
+        tokens, scores = sampler.sample(order, logits, masks_of(order))
+        table = logprobs_table([[scores.get(i)] for i in range(len(order))])
         for i, (state, token) in enumerate(zip(order, tokens, strict=True)):
-            state.output.append(token)
+            state.give(token)
             wanted = state.params.num_logprobs
             entry: tuple[Any, ...] = (token,)
             if wanted is not None:
@@ -127,7 +127,7 @@ def test_drawn_by_the_definition_with_the_requests_own_numbers() -> None:
             state.edit(logits[0])
             token = int(sample_all(logits, parameter_tensor([draw_of(state, VOCAB)])))
             assert found[state.request_id][step][0] == token
-            state.output.append(token)
+            state.give(token)
 
 
 @pytest.mark.parametrize("mode", ["raw_logprobs", "processed_logprobs"])
