@@ -74,7 +74,10 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
     model = check_model(held, settings)
     if arguments.max_model_len is None:
         arguments.max_model_len = min(DEFAULT_MAX_MODEL_LEN, held.max_model_len)
-    check_checkpoint(Path(held.model), model)
+    if settings.draft_layer and model.num_mtp_layers != 1:
+        problem = f"needs one multi-token-prediction layer, and config.json says {model.num_mtp_layers}"
+        raise ConfigError("speculative_config.method", "mtp", problem, "Use ngram, or no speculation")
+    check_checkpoint(Path(held.model), model, settings.draft_layer)
     if settings.device == "cpu":
         _check_memory(arguments, settings, held, model, host)
 
@@ -84,15 +87,18 @@ def kv_bytes(given: int | None, settings: Settings) -> int:
     return int(settings.cache_gib * 2**30) if given is None else given
 
 
-def check_checkpoint(folder: Path, model: ModelConfig) -> None:
+def check_checkpoint(folder: Path, model: ModelConfig, draft_layer: bool = False) -> None:
     """Compare the headers of a checkpoint's files with the model, where they are on this machine.
+
+    Args:
+        draft_layer: the tensors of the multi-token-prediction layer too.
 
     Raises:
         CheckpointError: with the tensors that are missing, unknown or wrong.
     """
     if (folder / INDEX).is_file() or (folder / SINGLE).is_file():
         with CheckpointFiles(folder) as files:
-            check_files(files, model)
+            check_files(files, model, draft_layer)
 
 
 def _check_kv_memory(arguments: EngineArgs) -> None:
@@ -111,13 +117,14 @@ def _check_memory(
 ) -> None:
     element, lanes = held.dtype.itemsize, arguments.max_num_seqs or DEFAULT_MAX_NUM_SEQS
     kv = kv_bytes(arguments.kv_cache_memory_bytes, settings)
-    blocks = arguments.num_gpu_blocks_override or kv // (model.kv_bytes_per_token(element) * BLOCK_SIZE)
+    token = model.kv_bytes_per_token(element, settings.draft_layer)
+    blocks = arguments.num_gpu_blocks_override or kv // (token * BLOCK_SIZE)
     slots = settings.num_slots
     if arguments.enable_prefix_caching is False:
         slots = 0
     elif slots is None:
         slots = default_slots(kv, model.state_bytes_per_lane(1, element))
-    memory = Memory.of(model, element, lanes, blocks, slots)
+    memory = Memory.of(model, element, lanes, blocks, slots, settings.draft_layer)
     memory.check(host, {"model": held.model, "max_num_seqs": lanes, "kv_cache_memory_bytes": kv, "num_slots": slots})
 
 

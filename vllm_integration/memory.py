@@ -26,15 +26,19 @@ class Memory:
     slots: int
 
     @classmethod
-    def of(cls, model: ModelConfig, element: int, lanes: int, blocks: int, slots: int) -> Memory:
+    def of(
+        cls, model: ModelConfig, element: int, lanes: int, blocks: int, slots: int, draft_layer: bool = False
+    ) -> Memory:
         """Of so many running sequences, KV blocks and checkpoint slots.
 
         Args:
             element: bytes of an element of weights, KV and convolution windows.
+            draft_layer: hold the multi-token-prediction layer, its KV and the last hidden state of each checkpoint.
         """
         lane = model.state_bytes_per_lane(1, element)
-        block = model.kv_bytes_per_token(element) * BLOCK_SIZE
-        return cls(model.num_parameters() * element, lanes * lane, blocks * block, slots * lane)
+        slot = lane + model.hidden_size * element if draft_layer else lane
+        block = model.kv_bytes_per_token(element, draft_layer) * BLOCK_SIZE
+        return cls(model.num_parameters(draft_layer) * element, lanes * lane, blocks * block, slots * slot)
 
     @property
     def total(self) -> int:

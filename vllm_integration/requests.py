@@ -179,9 +179,7 @@ class RequestTable:
         state.owes_prompt_logprobs = params.prompt_logprobs is not None
         return state
 
-    def _advance(
-        self, cached: CachedRequestData, index: int, num_tokens: int, drafts: Sequence[int]
-    ) -> RequestState:
+    def _advance(self, cached: CachedRequestData, index: int, num_tokens: int, drafts: Sequence[int]) -> RequestState:
         request_id = cached.req_ids[index]
         state = self.states[request_id]
         start = cached.num_computed_tokens[index]

@@ -103,6 +103,11 @@ class Settings:
         """What drafts may be made."""
         return DraftLimits(self.mtp_drafts, self.lookup_drafts or 0, self.lookup_match, self.adaptive_drafts)
 
+    @property
+    def draft_layer(self) -> bool:
+        """Whether the checkpoint's own layer drafts."""
+        return self.mtp_drafts > 0
+
     def _check_integer(self, field: str, minimum: int) -> None:
         value = getattr(self, field)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:

@@ -94,7 +94,7 @@ class Worker(WorkerBase):
         """One pseudo layer for all KV, one for all recurrent state."""
         starts, ends = message_tokens(self.checkpoint)
         policy = PolicyConfig(self.num_slots, starts, ends, self.settings.slots_per_prompt)
-        return kv_cache_specs(self.model, self.model_config.dtype, policy)
+        return kv_cache_specs(self.model, self.model_config.dtype, policy, self.settings.draft_layer)
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks, as set; vLLM makes blocks of them unless --num-gpu-blocks-override says how many."""
@@ -124,6 +124,7 @@ class Worker(WorkerBase):
             sampling_candidates=self.settings.sampling_candidates,
             lazy_logits=self.settings.lazy_logits,
             max_drafts=self.settings.draft_limits.most,
+            draft_layer=self.settings.draft_layer,
             description=self.model,
         )
         self.runtime = open_runtime(config)
@@ -200,7 +201,7 @@ class Worker(WorkerBase):
         element = self.model_config.dtype.itemsize
         state = self.model.state_bytes_per_lane(1, element)
         blocks = self.cache_config.num_gpu_blocks_override
-        block = self.model.kv_bytes_per_token(element) * BLOCK_SIZE
+        block = self.model.kv_bytes_per_token(element, self.settings.draft_layer) * BLOCK_SIZE
         kv = self.determine_available_memory() if blocks is None else blocks * block
         if self.settings.num_slots is None:
             return default_slots(kv, state)
@@ -217,7 +218,7 @@ class Worker(WorkerBase):
 
     def _memory(self, num_blocks: int) -> Memory:
         element, lanes = self.model_config.dtype.itemsize, self.scheduler_config.max_num_seqs
-        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots)
+        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots, self.settings.draft_layer)
 
     def _check_memory(self, num_blocks: int) -> None:
         """On the host, refuse what cannot fit at all; a device's own plan is checked when its artifact is built."""

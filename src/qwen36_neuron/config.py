@@ -224,9 +224,13 @@ class ModelConfig:
         """Channels of the causal convolution: q, k and v together."""
         return 2 * self.key_dim + self.value_dim
 
-    def kv_bytes_per_token(self, element_bytes: int = 2) -> int:
-        """Bytes of keys and values for one token in all attention layers, all ranks, without replication."""
-        return len(self.attention_layers) * 2 * self.num_kv_heads * self.head_dim * element_bytes
+    def kv_bytes_per_token(self, element_bytes: int = 2, draft_layer: bool = False) -> int:
+        """Bytes of keys and values for one token in all attention layers, all ranks, without replication.
+
+        Args:
+            draft_layer: the multi-token-prediction layer's as well.
+        """
+        return (len(self.attention_layers) + draft_layer) * 2 * self.num_kv_heads * self.head_dim * element_bytes
 
     def state_bytes_per_lane(self, tp: int = 1, conv_element_bytes: int = 2) -> int:
         """Bytes of running state of one sequence on one rank: fp32 recurrent state and the convolution window."""

@@ -227,6 +227,15 @@ class Runtime(Protocol):
         """
         ...
 
+    def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
+        """Drafts of the model's own draft layer, after the step that gave each request's tokens and before the next.
+
+        Raises:
+            StepError: a request breaks the contract, or there is no draft layer.
+            DeviceError: the device failed.
+        """
+        ...
+
     def close(self) -> None:
         """Give the device back."""
 
@@ -235,14 +244,15 @@ class Runtime(Protocol):
 class StepChecker:
     """Refuses steps that would read stale state, write twice or fall outside the memory.
 
-    Keeps the number of tokens that each lane holds, and of drafts that it has run beyond them, which is all that is
+    Keeps the number of tokens that each lane holds, and the drafts that it has run beyond them, which is all that is
     needed to tell.
     """
 
     capacity: Capacity
     vocab_size: int
     held: dict[int, int] = field(default_factory=dict)
-    drafted: dict[int, int] = field(default_factory=dict)
+    proposed: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
 
     def accepted(self, row: Row) -> int:
         """How many of its lane's last drafts a row says were right."""
@@ -290,7 +300,7 @@ class StepChecker:
                     f"{where}: a checkpoint is of a positive multiple of {BLOCK_SIZE} tokens, not {row.start}"
                 )
         elif row.start:
-            first, drafted = held.get(row.lane, 0), self.drafted.get(row.lane, 0)
+            first, drafted = held.get(row.lane, 0), len(self.proposed.get(row.lane, ()))
             if row.lane not in held or not first <= row.start <= first + drafted:
                 also = f" and has run {drafted} drafts" if drafted and first else ""
                 raise StepError(f"{where}: holds {first} tokens{also} but the row starts at {row.start}")
@@ -306,12 +316,46 @@ class StepChecker:
             self._check_sampling(row, row.sampling, where)
 
     def _check_drafts(self, row: Row, where: str) -> None:
+        if row.propose > self.capacity.max_proposals:
+            raise StepError(f"{where}: {row.propose} drafts to make, and {self.capacity.max_proposals} can be made")
         if not row.drafts:
             return
         if len(row.drafts) > self.capacity.max_drafts:
             raise StepError(f"{where}: {len(row.drafts)} drafts, and a row may have {self.capacity.max_drafts}")
         if row.output not in (Output.TOKEN, Output.LOGITS):
             raise StepError(f"{where}: asks for {row.output.value}, which verifies no drafts")
+
+    def drafted(self, requests: Sequence[DraftRequest]) -> None:
+        """Remember who was asked for drafts."""
+        self.asked.update(request.lane for request in requests)
+
+    def check_drafting(self, requests: Sequence[DraftRequest]) -> None:
+        """Raises StepError naming the request and the rule."""
+        cap = self.capacity
+        if not cap.max_proposals:
+            raise StepError("this runtime holds no draft layer")
+        for request in requests:
+            where = f"request {request.request_id} lane {request.lane}"
+            if request.lane not in self.held:
+                raise StepError(f"{where}: holds no tokens")
+            if request.lane in self.asked:
+                raise StepError(f"{where}: was asked for drafts already since its last row")
+            *accepted, _ = request.tokens or (None,)
+            drafted = self.proposed.get(request.lane, ())
+            if not request.tokens or tuple(accepted) != drafted[: len(accepted)]:
+                raise StepError(f"{where}: {request.tokens} do not begin with drafts of its last row, {drafted}")
+            if not 0 <= min(request.tokens) <= max(request.tokens) < self.vocab_size:
+                raise StepError(f"{where}: token ids must be 0..{self.vocab_size - 1}")
+            if not 0 <= request.count <= cap.max_proposals:
+                raise StepError(f"{where}: {request.count} drafts, and 0..{cap.max_proposals} can be made")
+            reach = self.held[request.lane] + len(accepted)
+            if len(request.blocks) * BLOCK_SIZE < reach:
+                raise StepError(f"{where}: {len(request.blocks)} blocks cannot hold {reach} tokens")
+            needed = request.blocks[: -(-reach // BLOCK_SIZE)]
+            if min(needed) < 1 or max(request.blocks) >= cap.num_blocks:
+                raise StepError(f"{where}: block ids must be 1..{cap.num_blocks - 1}, block 0 is scratch")
+        if len({request.lane for request in requests}) < len(requests):
+            raise StepError("a lane is asked for drafts twice")
 
     def _check_sampling(self, row: Row, sampling: Sampling, where: str) -> None:
         if not self.capacity.sampling_candidates:
@@ -328,7 +372,8 @@ class StepChecker:
         """Remember what the lanes hold after `step`."""
         for lane in step.released_lanes:
             self.held.pop(lane, None)
-            self.drafted.pop(lane, None)
+            self.proposed.pop(lane, None)
         for row in step.rows:
             self.held[row.lane] = row.end
-            self.drafted[row.lane] = len(row.drafts)
+            self.asked.discard(row.lane)
+            self.proposed[row.lane] = tuple(row.drafts)

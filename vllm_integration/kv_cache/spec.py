@@ -66,11 +66,13 @@ class LaneSpec(KVCacheSpec):
         return 0
 
 
-def kv_cache_specs(model: ModelConfig, dtype: torch.dtype, policy: PolicyConfig) -> dict[str, KVCacheSpec]:
-    """The two pseudo layers of `model`, its keys and values held as `dtype`."""
+def kv_cache_specs(
+    model: ModelConfig, dtype: torch.dtype, policy: PolicyConfig, draft_layer: bool = False
+) -> dict[str, KVCacheSpec]:
+    """The two pseudo layers of `model`, its keys and values held as `dtype`, those of its draft layer among them."""
     attention = FullAttentionSpec(
         block_size=BLOCK_SIZE,
-        num_kv_heads=len(model.attention_layers) * model.num_kv_heads,
+        num_kv_heads=(len(model.attention_layers) + draft_layer) * model.num_kv_heads,
         head_size=model.head_dim,
         dtype=dtype,
     )

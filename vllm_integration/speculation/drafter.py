@@ -208,9 +208,7 @@ class Drafter:
         if not wanted:
             return {}
         requests = [
-            DraftRequest(
-                state.request_id, state.lane, tuple(state.output[-state.given :]), tuple(state.blocks), count
-            )
+            DraftRequest(state.request_id, state.lane, tuple(state.output[-state.given :]), tuple(state.blocks), count)
             for state, count in ((states[index], count) for index, count in wanted)
         ]
         with self.costs.drafting(len(requests), max(count for _, count in wanted)):

@@ -68,7 +68,7 @@ def compare(load: Workload, asked: dict[str, Any], batch: int) -> dict[str, Any]
             if turn:
                 seconds[name].append(taken)
             for state, token in zip(states[name], tokens, strict=True):
-                state.output.append(token)
+                state.give(token)
     ratios = [own / other for own, other in zip(seconds["ours"], seconds["vllm"], strict=True)]
     return {
         **{f"{name}_ms": 1000 * statistics.median(taken) for name, taken in seconds.items()},
@@ -78,7 +78,7 @@ def compare(load: Workload, asked: dict[str, Any], batch: int) -> dict[str, Any]
 
 
 def _ours(sampler: HostSampler) -> Callable[[list[RequestState], torch.Tensor], list[int]]:
-    return lambda states, logits: sampler.sample(states, logits, None)[0]
+    return lambda states, logits: sampler.sample(states, logits, {})[0]
 
 
 def _vllm(sampler: HostSampler) -> Callable[[list[RequestState], torch.Tensor], list[int]]:

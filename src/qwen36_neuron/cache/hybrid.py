@@ -65,9 +65,12 @@ class HybridCache:
     """All the memory that sequences own, one buffer a layer.
 
     Attributes:
-        kv: (keys, values) by attention layer index, each [blocks, BLOCK_SIZE, kv heads, head_dim].
+        kv: (keys, values) by attention layer index, each [blocks, BLOCK_SIZE, kv heads, head_dim]. The draft layer's
+            at a position are of the hidden state before it and of its token, so that a block's content depends on no
+            later token; position 0 has none.
         banks: states by DeltaNet layer index.
         drafts: factors of unconfirmed tokens by DeltaNet layer index.
+        last_hidden: [1 + slots, hidden] with a draft layer, the hidden state of the last token of each checkpoint.
     """
 
     def __init__(self, spec: CacheSpec) -> None:
@@ -75,7 +78,7 @@ class HybridCache:
         config = spec.config
         self.kv = {
             layer: (torch.zeros(spec.kv_shape, dtype=spec.dtype), torch.zeros(spec.kv_shape, dtype=spec.dtype))
-            for layer in config.attention_layers
+            for layer in spec.kv_layers
         }
         self.banks = {
             layer: StateBank(
@@ -85,6 +88,8 @@ class HybridCache:
             for layer in config.deltanet_layers
         }
         self.drafts = {layer: DraftFactors.zeros(spec) for layer in config.deltanet_layers}
+        kept = 1 + spec.num_slots if spec.draft_layer else 0
+        self.last_hidden = torch.zeros(kept, config.hidden_size, dtype=spec.dtype)
 
     def positions(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Views of a layer's (keys, values) by position, [blocks * BLOCK_SIZE, kv heads, head_dim]."""

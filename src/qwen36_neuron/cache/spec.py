@@ -41,6 +41,7 @@ class CacheSpec:
         num_slots: state checkpoints, 1..num_slots.
         dtype: of KV and of the convolution windows. The recurrent state is fp32.
         max_drafts: unconfirmed tokens of a lane whose factors are kept, for a step to absorb those that were right.
+        draft_layer: keep KV of the multi-token-prediction layer too, and the last hidden state of each checkpoint.
     """
 
     config: ModelConfig
@@ -50,6 +51,12 @@ class CacheSpec:
     dtype: torch.dtype
     tp: int = 1
     max_drafts: int = 0
+    draft_layer: bool = False
+
+    @property
+    def kv_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that have keys and values; the draft layer's comes behind all others."""
+        return (*self.config.attention_layers, *((self.config.num_layers,) if self.draft_layer else ()))
 
     @property
     def kv_shape(self) -> tuple[int, int, int, int]:
@@ -79,7 +86,7 @@ class CacheSpec:
     def block_bytes(self) -> int:
         """One KV block in all attention layers of this rank."""
         *_, heads, dim = self.kv_shape
-        return len(self.config.attention_layers) * 2 * BLOCK_SIZE * heads * dim * self.dtype.itemsize
+        return len(self.kv_layers) * 2 * BLOCK_SIZE * heads * dim * self.dtype.itemsize
 
     @property
     def lane_bytes(self) -> int:
@@ -98,4 +105,6 @@ class CacheSpec:
     def total_bytes(self) -> int:
         """All that `HybridCache` allocates."""
         drafts = (1 + self.num_lanes) * self.max_drafts * self.draft_bytes
+        if self.draft_layer:
+            drafts += (1 + self.num_slots) * self.config.hidden_size * self.dtype.itemsize
         return self.num_blocks * self.block_bytes + self.entries * self.lane_bytes + drafts

@@ -63,11 +63,23 @@ class Qwen36Model(nn.Module):
         Returns:
             [batch, tokens, hidden] after the final norm, or [batch, 1, hidden] with `last`.
         """
-        x = self.embed_tokens(tokens)
+        return self.last_layer(self.before_last_layer(tokens, positions, state), positions, state, last)
+
+    def before_last_layer(self, tokens: torch.Tensor, positions: torch.Tensor, state: StepState) -> torch.Tensor:
+        """What goes into the last layer, [batch, tokens, hidden]; arguments as those of `forward`."""
+        x: torch.Tensor = self.embed_tokens(tokens)
         rotary = rotary_tables(positions, self.config.rope, x.dtype)
-        for index, layer in enumerate(self.layers):
-            x = layer(x, rotary, state, last if index == len(self.layers) - 1 else None)
-        return self.norm(x)
+        for index in range(len(self.layers) - 1):
+            x = self.layers[index](x, rotary, state)
+        return x
+
+    def last_layer(
+        self, x: torch.Tensor, positions: torch.Tensor, state: StepState, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The rest of `forward`, of what `before_last_layer` gave."""
+        rotary = rotary_tables(positions, self.config.rope, x.dtype)
+        result: torch.Tensor = self.norm(self.layers[-1](x, rotary, state, last))
+        return result
 
     def draft(
         self,

@@ -34,6 +34,7 @@ class RuntimeConfig:
         sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
             what the artifact was compiled with, and 0 on CPU.
         max_drafts: proposed tokens that a row may have verified. On a CPU, with operations in torch or fused.
+        draft_layer: hold the checkpoint's multi-token-prediction layer, which makes drafts. On a CPU, likewise.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
         description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
             file as it is.
@@ -52,6 +53,7 @@ class RuntimeConfig:
     kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
     max_drafts: int = 0
+    draft_layer: bool = False
     lazy_logits: bool = True
     description: ModelConfig | None = None
 
@@ -90,9 +92,19 @@ class RuntimeConfig:
             )
         if self.max_drafts and (self.device != "cpu" or self.kernels == "interpreter"):
             raise ConfigError("max_drafts", self.max_drafts, "no graph verifies drafts yet", "Use 0, or device=cpu")
+        if self.draft_layer and not self.max_drafts:
+            raise ConfigError("max_drafts", self.max_drafts, "leaves nothing for a draft layer to make", "Raise it")
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")
 
     def model_config(self) -> ModelConfig:
         """The network: as described, or else as the checkpoint's config.json says. Raises ConfigError."""
-        return self.description or ModelConfig.from_pretrained(self.model)
+        found = self.description or ModelConfig.from_pretrained(self.model)
+        if self.draft_layer and found.num_mtp_layers != 1:
+            raise ConfigError(
+                "mtp_num_hidden_layers",
+                found.num_mtp_layers,
+                "is not one draft layer",
+                "Draft by lookup, or not at all",
+            )
+        return found

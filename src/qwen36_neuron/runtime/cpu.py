@@ -12,9 +12,10 @@ from ..config import BLOCK_SIZE
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.attention import PagedRow
-from ..step import Capacity, DeviceError, Output, Row, RowResult, Step, StepChecker, StepResult
+from ..step import Capacity, DeviceError, DraftRequest, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose_tokens, verified
 from .config import RuntimeConfig
+from .cpu_draft import CpuDraftLayer
 from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
 from .cpu_memory import keep_freed_memory, return_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, StateEntries
@@ -42,7 +43,7 @@ class CpuRuntime:
         model_config = config.model_config()
         dtype = getattr(torch, config.dtype)
         self.config = config
-        weights = load_weights(config.model, model_config, dtype=dtype)
+        weights = load_weights(config.model, model_config, dtype=dtype, include_mtp=config.draft_layer)
         self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers(self.linear))
         arrange_layers(self.model)
         self.cache = HybridCache(
@@ -53,8 +54,10 @@ class CpuRuntime:
                 config.num_slots,
                 dtype,
                 max_drafts=config.max_drafts,
+                draft_layer=config.draft_layer,
             )
         )
+        self._drafts = CpuDraftLayer(self.model, self.cache, config.max_model_len) if config.draft_layer else None
         self._capacity = Capacity(
             num_blocks=config.num_blocks,
             num_lanes=config.num_lanes,
@@ -63,6 +66,7 @@ class CpuRuntime:
             max_step_tokens=config.max_step_tokens,
             sampling_candidates=config.sampling_candidates or 0,
             max_drafts=config.max_drafts,
+            max_proposals=config.max_drafts if config.draft_layer else 0,
         )
         self._checker = StepChecker(self._capacity, model_config.vocab_size)
         self._closed = False
@@ -78,10 +82,16 @@ class CpuRuntime:
     def warm_up(self) -> None:
         """Touch both code paths on the scratch lane and block, so that the first request pays for no set-up."""
         tokens = min(BLOCK_SIZE, self._capacity.max_step_tokens, self._capacity.max_model_len)
-        row = Row("warm-up", 0, [0] * tokens, 0, [0])
+        row, one = Row("warm-up", 0, [0] * tokens, 0, [0]), Row("warm-up", 0, [0], 0, [0])
         with torch.inference_mode():
+            if self._drafts is not None:
+                self._drafts.begin([row], (), [0])
             self._prefill([row])
-            self._decode([Row("warm-up", 0, [0], 0, [0])])
+            hidden = self._decode([one])
+            if self._drafts is not None:
+                self._drafts.begin([one], (), [0])
+                self._drafts.ran([one], hidden)
+                self._drafts.warm_up()
         self.cache.zero(SCRATCH)
 
     def run(self, step: Step) -> StepResult:
@@ -89,9 +99,21 @@ class CpuRuntime:
             raise DeviceError("the runtime was closed")
         self._checker.check(step)
         with torch.inference_mode():
+            if self._drafts is not None:
+                self._drafts.begin(step.rows, step.released_lanes, [self._checker.accepted(row) for row in step.rows])
             results = self._run(step.rows)
         self._checker.apply(step)
         return StepResult(tuple(results))
+
+    def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
+        if self._closed:
+            raise DeviceError("the runtime was closed")
+        self._checker.check_drafting(requests)
+        assert self._drafts is not None
+        with torch.inference_mode():
+            made = self._drafts.draft(requests)
+        self._checker.drafted(requests)
+        return made
 
     def close(self) -> None:
         """Give the memory of weights and caches back to the machine, whoever still holds this object. May be repeated.
@@ -113,13 +135,20 @@ class CpuRuntime:
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         results: dict[int, RowResult] = {}
         for group, call in self._calls(rows):
-            for row, result in zip(group, self._outputs(group, call(group)), strict=True):
+            hidden = call(group)
+            if self._drafts is not None and not self._is_prompt(group[0]):
+                self._drafts.ran(group, hidden)
+            for row, result in zip(group, self._outputs(group, hidden), strict=True):
                 results[id(row)] = result
         return [results[id(row)] for row in rows]
 
     def _verifies(self, row: Row) -> bool:
         """Whether a row has drafts, or takes in some of those of its lane's last row."""
         return bool(row.drafts or self._checker.accepted(row))
+
+    def _is_prompt(self, row: Row) -> bool:
+        """Whether a row is one of many tokens, which `_prefill` runs."""
+        return len(row.tokens) > 1 and not self._verifies(row)
 
     def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
         """Which rows run together, and what runs them."""
@@ -154,7 +183,12 @@ class CpuRuntime:
         starts = torch.tensor([[row.start] for row in rows])
         whole = any(row.output is Output.ALL_LOGITS for row in rows)
         last = None if whole else torch.tensor(lengths) - 1
-        return self.model(tokens, starts + torch.arange(max(lengths)), self._prefill_state(rows, lengths), last)
+        positions, state = starts + torch.arange(max(lengths)), self._prefill_state(rows, lengths)
+        inputs = self.model.before_last_layer(tokens, positions, state)
+        hidden = self.model.last_layer(inputs, positions, state, last)
+        if self._drafts is not None:
+            self._drafts.prefilled(rows, inputs) if last is not None else self._drafts.ran(rows, hidden)
+        return hidden
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         return CpuPrefill(

@@ -14,7 +14,7 @@ from ..graph.options import GraphOptions
 from ..nxdi.application import Answer, NeuronQwen36ForCausalLM
 from ..nxdi.config import Qwen36InferenceConfig
 from ..ops.sampling import UNDECIDED
-from ..step import Capacity, Output, Row, RowResult, Step, StepChecker, StepResult
+from ..step import Capacity, DraftRequest, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose
 from .config import RuntimeConfig
 from .device_thread import DeviceThread
@@ -103,6 +103,10 @@ class NeuronRuntime:
         results = self._thread.call(self._run, step.rows, timeout=self.step_timeout, what=_describe(step))
         self._checker.apply(step)
         return StepResult(tuple(results))
+
+    def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
+        self._checker.check_drafting(requests)
+        return tuple(() for _ in requests)
 
     def close(self) -> None:
         """Give the graphs and their memory back to the device's runtime."""

@@ -151,3 +151,28 @@ def test_prefixes_that_end_where_drafts_crossed_a_boundary(engine: Make, specula
         turn = prompt + other.worker.runner.drafter.coming[tuple(prompt)] + text(9, length)
         compare(plain, other, [(turn, params(max_tokens=20))], mistakes=(0,))
         assert other.finished["0-0"].num_cached_tokens == 128
+
+
+@pytest.mark.parametrize("kernels", ["torch", "fused"])
+def test_drafts_of_the_checkpoints_own_layer(engine: Make, kernels: str) -> None:
+    """And out of the requests' own tokens, in chunks, with reused prefixes; adapted, and as many as there are."""
+    sizes = {"max_num_batched_tokens": 128, "num_gpu_blocks_override": 200}
+    plain = engine(**sizes, additional_config={"kernels": kernels})
+    once = text(90, 3)
+    prompts = [text(length, length) for length in (1, 63, 64, 65, 300)] + [once * 3, once, once * 2]
+    jobs = [(prompt, params(seed=index, temperature=index % 2)) for index, prompt in enumerate(prompts)]
+    expected = [plain.outputs([prompt], how)[0] for prompt, how in jobs]
+    for adaptive in (False, True):
+        other = engine(
+            **sizes,
+            enable_prefix_caching=True,
+            speculative_config={"method": "mtp", "num_speculative_tokens": 3},
+            additional_config={"kernels": kernels, "adaptive_drafts": adaptive, "num_slots": 16},
+        )
+        for turn in range(2):
+            for index, (prompt, how) in enumerate(jobs):
+                other.add(f"{turn}-{index}", prompt, how)
+            other.drain()
+            for index, (_, how) in enumerate(jobs):
+                same(other.finished[f"{turn}-{index}"], expected[index], how)
+        assert other.finished["1-4"].num_cached_tokens == 256

@@ -40,6 +40,12 @@ class PagedRow:
         positions = (table[:, None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE)).flatten()[:end]
         return cls(positions, start, end)
 
+    def without_first(self) -> PagedRow:
+        """The same row as a layer sees it that has nothing at position 0, of start >= 1."""
+        if isinstance(self.index, slice):
+            return PagedRow(slice(self.index.start + 1, self.index.stop), self.start - 1, self.end - 1)
+        return PagedRow(self.index[1:], self.start - 1, self.end - 1)
+
     @property
     def new(self) -> slice | torch.Tensor:
         """Positions of tokens start .. end - 1."""

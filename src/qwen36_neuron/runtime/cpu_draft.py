@@ -1,0 +1,324 @@
+"""The multi-token-prediction layer on CPU: what it remembers of each lane, and the drafts that it makes.
+
+To the layer the hidden state at p - 1 and the token at p are one input, whose key and value are stored at p. What a
+lane owes it is kept until drafts are wanted or a block is full, and then written in one call: a request that has no
+drafts hardly pays for the layer, and a block that others may share is whole. A prompt's first token does not wait for
+it either: of the last layer a prompt needs its last token alone, and the rest of that layer runs afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ..cache import HybridCache
+from ..config import BLOCK_SIZE
+from ..model import Qwen36Model
+from ..model.state import Mixing
+from ..ops.attention import PagedRow, attend, write_kv
+from ..step import Commit, DraftRequest, Row
+
+MOST_OWED = 64 << 20
+"""Bytes that prompts may wait with, all lanes together; more is not put off."""
+
+
+@dataclass(slots=True)
+class Segment:
+    """Tokens of a lane that have run.
+
+    Attributes:
+        start: position of the first one.
+        tokens: their ids.
+        hidden: [tokens, hidden] after the final norm, or what goes into the last layer if not `complete`.
+        commits: checkpoints that wait for a hidden state of them.
+    """
+
+    start: int
+    tokens: tuple[int, ...]
+    hidden: torch.Tensor
+    complete: bool = True
+    commits: list[Commit] = field(default_factory=list)
+
+    @property
+    def end(self) -> int:
+        """Position after the last one."""
+        return self.start + len(self.tokens)
+
+
+@dataclass(slots=True)
+class Lane:
+    """What one lane has run and the layer has not seen yet.
+
+    Attributes:
+        written: positions below this one have the layer's key and value, except position 0.
+        end: position after the last token that is certain and has run.
+        segments: what has run, in order, from position `written` - 1 on.
+        drafts: the last row's drafts and their hidden states, uncertain yet.
+        crossed: a boundary that is not in `segments` any more and that the next row may take a checkpoint at, and the
+            hidden state before it.
+        blocks: the sequence's KV blocks.
+    """
+
+    written: int = 1
+    end: int = 0
+    segments: list[Segment] = field(default_factory=list)
+    drafts: Segment | None = None
+    crossed: tuple[int, torch.Tensor] | None = None
+    blocks: Sequence[int] = ()
+
+    def confirm(self, count: int) -> None:
+        """So many of the last row's drafts were right; it may be said twice."""
+        if self.drafts is not None and count:
+            right = Segment(self.drafts.start, self.drafts.tokens[:count], self.drafts.hidden[:count])
+            self.segments.append(right)
+            self.end = right.end
+        self.drafts = None
+
+
+@dataclass(slots=True)
+class CpuDraftState(Mixing):
+    """The draft layer's memory in one call: rows of `lengths` real tokens, padded on the right."""
+
+    cache: HybridCache
+    rows: Sequence[PagedRow]
+    lengths: Sequence[int]
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        cache, out = self.cache.positions(layer), torch.zeros_like(q)
+        for index, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
+            write_kv(cache, k[index, :length], v[index, :length], row)
+            count = min(length, q.shape[1])
+            out[index, :count] = attend(q[index, :count], cache, row)
+        return out
+
+
+@dataclass(slots=True)
+class CpuLastLayer(Mixing):
+    """The last layer's memory for a row whose keys and values it holds already."""
+
+    cache: HybridCache
+    row: PagedRow
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        return attend(q[0], self.cache.positions(layer), self.row).unsqueeze(0)
+
+
+class CpuDraftLayer:
+    """Follows what the lanes run, and drafts for those that ask."""
+
+    def __init__(self, model: Qwen36Model, cache: HybridCache, max_model_len: int) -> None:
+        self.model, self.cache, self.max_model_len = model, cache, max_model_len
+        self._lanes: dict[int, Lane] = {}
+        self._waiting: dict[int, tuple[int, Commit]] = {}
+        """Of checkpoint slots whose hidden state is not known yet: the lane that will have it."""
+        self._owed = 0
+
+    # ---- following the lanes -----------------------------------------------------------------------------------------
+
+    def begin(self, rows: Sequence[Row], released: Sequence[int], accepted: Sequence[int]) -> None:
+        """Before a step runs, while all memory is as the last one left it.
+
+        Args:
+            accepted: of each row, how many of its lane's last drafts were right.
+        """
+        for number in released:
+            self._release(number)
+        for row in rows:
+            if row.restore in self._waiting:
+                self.catch_up([self._waiting[row.restore][0]])
+        for row, count in zip(rows, accepted, strict=True):
+            if row.start == 0 or row.restore is not None:
+                self._release(row.lane)
+                self._lanes[row.lane] = self._new(row)
+            lane = self._lanes[row.lane]
+            lane.confirm(count)
+            lane.blocks = row.blocks
+
+    def prefilled(self, rows: Sequence[Row], inputs: torch.Tensor) -> None:
+        """Rows of many tokens have run; inputs [rows, tokens, hidden] of the last layer, padded on the right."""
+        for index, row in enumerate(rows):
+            count = len(row.tokens)
+            self._add(row, Segment(row.start, tuple(row.tokens), inputs[index, :count].clone(), False))
+            self._owed += self._bytes(self._lanes[row.lane].segments[-1])
+        if self._owed > MOST_OWED:
+            self.catch_up([lane for lane, held in self._lanes.items() if not all(s.complete for s in held.segments)])
+
+    def ran(self, rows: Sequence[Row], hidden: torch.Tensor) -> None:
+        """Rows with or without drafts have run; hidden [rows, tokens + drafts or more, hidden] after the final norm."""
+        for index, row in enumerate(rows):
+            lane, count = self._lanes[row.lane], len(row.tokens)
+            self._add(row, Segment(row.start, tuple(row.tokens), hidden[index, :count].clone()))
+            if row.drafts:
+                drafts = hidden[index, count : count + len(row.drafts)].clone()
+                lane.drafts = Segment(row.end, row.drafts, drafts)
+        self.catch_up([row.lane for row in rows if self._fills_a_block(self._lanes[row.lane])])
+
+    def _add(self, row: Row, segment: Segment) -> None:
+        lane = self._lanes[row.lane]
+        lane.segments.append(segment)
+        lane.end = segment.end
+        for commit in row.commits:
+            self._commit(row.lane, lane, commit)
+
+    def _commit(self, number: int, lane: Lane, commit: Commit) -> None:
+        self._waiting.pop(commit.slot, None)
+        if lane.crossed is not None and lane.crossed[0] == commit.boundary:
+            self.cache.last_hidden[commit.slot] = lane.crossed[1]
+        for segment in lane.segments:
+            if segment.start < commit.boundary <= segment.end:
+                if segment.complete:
+                    self.cache.last_hidden[commit.slot] = segment.hidden[commit.boundary - 1 - segment.start]
+                else:
+                    segment.commits.append(commit)
+                    self._waiting[commit.slot] = number, commit
+
+    def _new(self, row: Row) -> Lane:
+        if row.restore is None:
+            return Lane()
+        # The token of that hidden state is not asked for: its own entry is there.
+        hidden = self.cache.last_hidden[row.restore : row.restore + 1].clone()
+        return Lane(row.start, row.start, [Segment(row.start - 1, (0,), hidden)])
+
+    def _release(self, number: int) -> None:
+        """A lane's sequence has ended; what others may go on from is written still."""
+        lane = self._lanes.get(number)
+        if lane is not None and self.cache.spec.num_slots:
+            self.catch_up([number])
+        if lane is not None:
+            self._owed -= sum(self._bytes(segment) for segment in lane.segments if not segment.complete)
+            del self._lanes[number]
+
+    @staticmethod
+    def _bytes(segment: Segment) -> int:
+        return segment.hidden.numel() * segment.hidden.element_size()
+
+    @staticmethod
+    def _fills_a_block(lane: Lane) -> bool:
+        return lane.written < lane.end // BLOCK_SIZE * BLOCK_SIZE
+
+    # ---- drafting ----------------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Draft once on the scratch lane, which has run a row of some tokens and one of one token."""
+        self.draft([DraftRequest("warm-up", 0, (0,), [0], 2)])
+        del self._lanes[0]
+
+    def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
+        """See `Runtime.draft`."""
+        drafts: list[list[int]] = [[] for _ in requests]
+        for request in requests:
+            lane = self._lanes[request.lane]
+            lane.confirm(len(request.tokens) - 1)
+            lane.blocks = request.blocks
+        counts = [self._room(request) for request in requests]
+        chosen = [index for index, count in enumerate(counts) if count > 0]
+        if not chosen:
+            return tuple(tuple(found) for found in drafts)
+        numbers = [requests[index].lane for index in chosen]
+        tokens = [requests[index].tokens[-1] for index in chosen]
+        hidden, place = self._absorb(numbers, tokens), 0
+        while True:
+            best = self.model.logits(hidden[:, 0]).argmax(-1).tolist()
+            for index, token in zip(chosen, best, strict=True):
+                drafts[index].append(token)
+            place += 1
+            going = [at for at, index in enumerate(chosen) if counts[index] > place]
+            if not going:
+                return tuple(tuple(found) for found in drafts)
+            chosen = [chosen[at] for at in going]
+            newest = [drafts[index][-1] for index in chosen]
+            hidden = self._chain([requests[index] for index in chosen], newest, hidden[going], place)
+
+    def _room(self, request: DraftRequest) -> int:
+        """Drafts that fit: a row that verifies n of them reaches n positions beyond its own token."""
+        reach = min(len(request.blocks) * BLOCK_SIZE, self.max_model_len)
+        return min(request.count, reach - self._lanes[request.lane].end - 1)
+
+    def _absorb(self, numbers: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
+        """Write what lanes owe and the entries of their next tokens; the layer's result there, [lanes, 1, hidden]."""
+        self._complete(numbers)
+        lanes = [self._lanes[number] for number in numbers]
+        hidden = [self._pending(lane) for lane in lanes]
+        following = [[*self._tokens(lane), token] for lane, token in zip(lanes, tokens, strict=True)]
+        result = self._run(lanes, hidden, following)
+        for lane in lanes:
+            boundary = lane.end // BLOCK_SIZE * BLOCK_SIZE
+            for segment in lane.segments:
+                if segment.start < boundary <= segment.end:
+                    lane.crossed = boundary, segment.hidden[boundary - 1 - segment.start].clone()
+            lane.written = lane.end + 1
+            lane.segments.clear()
+        return result
+
+    def catch_up(self, numbers: Sequence[int]) -> None:
+        """Write what lanes owe; what their last tokens' hidden states go with is not known yet."""
+        self._complete(numbers)
+        lanes = [lane for number in numbers if (lane := self._lanes[number]).end > lane.written]
+        if not lanes:
+            return
+        hidden = [self._pending(lane) for lane in lanes]
+        self._run(lanes, [own[:-1] for own in hidden], [self._tokens(lane) for lane in lanes])
+        for lane, own in zip(lanes, hidden, strict=True):
+            last = lane.segments[-1]
+            lane.segments[:] = [Segment(last.end - 1, last.tokens[-1:], own[-1:].clone())]
+            lane.written = lane.end
+
+    def _complete(self, numbers: Sequence[int]) -> None:
+        """Run the rest of the last layer where it was put off."""
+        for number in numbers:
+            lane = self._lanes[number]
+            for segment in lane.segments:
+                if not segment.complete:
+                    self._owed -= self._bytes(segment)
+                    row = PagedRow.of(lane.blocks, segment.start, segment.end)
+                    positions = torch.arange(segment.start, segment.end)[None]
+                    state = CpuLastLayer(self.cache, row)
+                    segment.hidden = self.model.last_layer(segment.hidden[None], positions, state)[0]
+                    segment.complete = True
+                for commit in segment.commits:
+                    if self._waiting.get(commit.slot) == (number, commit):  # else the slot has another state by now
+                        self.cache.last_hidden[commit.slot] = segment.hidden[commit.boundary - 1 - segment.start]
+                        del self._waiting[commit.slot]
+                segment.commits.clear()
+
+    def _pending(self, lane: Lane) -> torch.Tensor:
+        """Hidden states from position `written` - 1 on, [positions, hidden]."""
+        joined = lane.segments[0].hidden if len(lane.segments) == 1 else torch.cat([s.hidden for s in lane.segments])
+        return joined[lane.written - 1 - lane.segments[0].start :]
+
+    def _tokens(self, lane: Lane) -> list[int]:
+        """Tokens from position `written` on that have run."""
+        every = [token for segment in lane.segments for token in segment.tokens]
+        return every[lane.written - lane.segments[0].start :]
+
+    def _run(
+        self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        """Write entries from `written` on, one a hidden state; the layer's result at the last, [lanes, 1, hidden]."""
+        lengths = [len(own) for own in tokens]
+        padded = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
+        ids = torch.zeros(padded.shape[:2], dtype=torch.int64)
+        for index, own in enumerate(tokens):
+            ids[index, : lengths[index]] = torch.tensor(own)
+        starts = torch.tensor([lane.written for lane in lanes])
+        rows = [
+            PagedRow.of(lane.blocks, lane.written, lane.written + length).without_first()
+            for lane, length in zip(lanes, lengths, strict=True)
+        ]
+        positions = starts[:, None] - 1 + torch.arange(padded.shape[1])
+        state = CpuDraftState(self.cache, rows, lengths)
+        return self.model.draft(padded, ids, positions, state, torch.tensor(lengths) - 1)
+
+    def _chain(
+        self, requests: Sequence[DraftRequest], tokens: Sequence[int], hidden: torch.Tensor, place: int
+    ) -> torch.Tensor:
+        """The layer's result of its own result and a draft, `place` positions beyond the next token's."""
+        ends = [self._lanes[request.lane].end + place for request in requests]
+        rows = [
+            PagedRow.of(request.blocks, end, end + 1).without_first()
+            for request, end in zip(requests, ends, strict=True)
+        ]
+        state = CpuDraftState(self.cache, rows, [1] * len(rows))
+        return self.model.draft(hidden, torch.tensor(tokens)[:, None], torch.tensor(ends)[:, None] - 1, state)

@@ -1,0 +1,289 @@
+"""The draft layer's memory: drafts are those of one pass over the whole text, however its parts were run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from draft_oracle import DraftOracle
+
+from qwen36_neuron.config import BLOCK_SIZE
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.runtime import Commit, DraftRequest, Output, Row, RuntimeConfig, Step, StepError, open_runtime
+from qwen36_neuron.runtime.cpu import CpuRuntime
+
+MOST = 4
+VOCAB = 4000
+BLOCKS = 8
+
+
+@pytest.fixture(scope="module", params=["torch", "fused"])
+def runtime(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> CpuRuntime:
+    if request.param == "fused":
+        pytest.importorskip("numba")
+    return opened(tiny_checkpoint, request.param)
+
+
+def opened(folder: Path, kernels: str, **changes: object) -> CpuRuntime:
+    settings: dict[str, object] = {
+        "max_model_len": 512,
+        "num_blocks": 65,
+        "num_slots": 4,
+        "num_lanes": 4,
+        "max_drafts": MOST,
+        "draft_layer": True,
+    }
+    made = open_runtime(RuntimeConfig(model=folder, kernels=kernels, **(settings | changes)))  # type: ignore[arg-type]
+    assert isinstance(made, CpuRuntime)
+    return made
+
+
+@pytest.fixture(scope="module")
+def oracle(tiny_checkpoint: Path) -> DraftOracle:
+    return cache(DraftOracle(tiny_checkpoint))  # type: ignore[return-value]
+
+
+def ids(count: int, seed: int = 0) -> tuple[int, ...]:
+    return tuple(torch.randint(0, VOCAB, (count,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+def blocks_of(lane: int) -> tuple[int, ...]:
+    return tuple(range(1 + BLOCKS * (lane - 1), 1 + BLOCKS * lane))
+
+
+class Sequence_:
+    """One lane that runs a text which is known beforehand, in any parts."""
+
+    def __init__(self, runtime: CpuRuntime, text: Sequence[int], lane: int = 1, start: int = 0) -> None:
+        self.runtime, self.text, self.lane = runtime, tuple(text), lane
+        self.start, self.accepted = start, 0
+        self.restore: int | None = None
+        self.blocks = blocks_of(lane)
+
+    def row(self, count: int, drafts: int = 0, wrong_at: int | None = None, commits: tuple[Commit, ...] = ()) -> Row:
+        """The next `count` tokens and as many drafts, of which all before `wrong_at` are right."""
+        end = self.start + count
+        proposed = list(self.text[end : end + drafts])
+        if wrong_at is not None:
+            proposed[wrong_at] = (proposed[wrong_at] + 1) % VOCAB
+        row = Row(
+            str(self.lane),
+            self.lane,
+            self.text[self.start : end],
+            self.start,
+            self.blocks,
+            restore=self.restore,
+            commits=commits,
+            output=Output.TOKEN,
+            drafts=tuple(proposed),
+        )
+        self.accepted = drafts if wrong_at is None else wrong_at
+        self.start, self.restore = end + self.accepted, None
+        return row
+
+    def run(self, count: int, drafts: int = 0, wrong_at: int | None = None, commits: tuple[Commit, ...] = ()) -> None:
+        self.runtime.run(Step((self.row(count, drafts, wrong_at, commits),)))
+
+    def request(self, count: int = MOST) -> DraftRequest:
+        known = self.text[self.start - self.accepted : self.start + 1]
+        return DraftRequest(str(self.lane), self.lane, known, self.blocks, count)
+
+    def drafts(self, count: int = MOST) -> tuple[int, ...]:
+        return self.runtime.draft([self.request(count)])[0]
+
+    def known(self) -> tuple[int, ...]:
+        """What is certain, with the token that has not run."""
+        return self.text[: self.start + 1]
+
+    def release(self) -> None:
+        self.runtime.run(Step((), released_lanes=(self.lane,)))
+
+
+CUTS = ([1], [2], [63], [64], [65], [130], [1, 1, 1], [5, 1, 60, 1, 3], [64, 64, 1], [63, 1, 1], [100, 30], [1, 127, 2])
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+def test_a_prompt_cut_anywhere(runtime: CpuRuntime, oracle: DraftOracle, cuts: list[int]) -> None:
+    sequence = Sequence_(runtime, ids(200))
+    for count in cuts:
+        sequence.run(count)
+    assert sequence.drafts() == oracle(sequence.known(), MOST)
+    sequence.release()
+
+
+@pytest.mark.parametrize("silent", [0, 1, 2, 30, 63, 64, 65, 70])
+def test_after_rows_that_asked_for_no_drafts(runtime: CpuRuntime, oracle: DraftOracle, silent: int) -> None:
+    sequence = Sequence_(runtime, ids(200, 1))
+    sequence.run(40)
+    assert sequence.drafts(2) == oracle(sequence.known(), 2)
+    for _ in range(silent):
+        sequence.run(1)
+    if silent:
+        assert sequence.drafts(3) == oracle(sequence.known(), 3)
+    sequence.release()
+
+
+@pytest.mark.parametrize("asked", [True, False], ids=["each step", "at the end"])
+@pytest.mark.parametrize("k", [1, 2, 4])
+@pytest.mark.parametrize("length", [1, 62, 100])
+def test_after_drafts_rejected_at_each_place(
+    runtime: CpuRuntime, oracle: DraftOracle, length: int, k: int, asked: bool
+) -> None:
+    sequence = Sequence_(runtime, ids(300, 2))
+    sequence.run(length)
+    for place in [*range(k + 1), *range(k, -1, -1)] * 2:
+        if asked:
+            assert sequence.drafts() == oracle(sequence.known(), MOST)
+        sequence.run(1, k, place if place < k else None)
+    assert sequence.drafts() == oracle(sequence.known(), MOST)
+    sequence.release()
+
+
+def test_rows_of_all_kinds_together(runtime: CpuRuntime, oracle: DraftOracle) -> None:
+    sequences = [Sequence_(runtime, ids(300, 10 + lane), lane) for lane in (1, 2, 3, 4)]
+    runtime.run(Step(tuple(s.row(n) for s, n in zip(sequences, (50, 64, 1, 130), strict=True))))
+    plans = [(1, 4, 2), (1, 0, None), (33, 0, None), (1, 4, None)]
+    for counts in ((4, 1, 0, 2), (0, 4, 3, 3), (2, 2, 2, 2)):
+        made = runtime.draft([s.request(n) for s, n in zip(sequences, counts, strict=True)])
+        for sequence, count, drafts in zip(sequences, counts, made, strict=True):
+            assert drafts == (oracle(sequence.known(), count) if count else ())
+        runtime.run(Step(tuple(s.row(*plan) for s, plan in zip(sequences, plans, strict=True))))
+        plans = plans[1:] + plans[:1]
+    for sequence in sequences:
+        sequence.release()
+
+
+@pytest.mark.parametrize("how", ["prompt", "waiting prompt", "decode", "accepted", "accepted and drafted"])
+def test_a_checkpoint_gives_back_the_last_hidden_state(runtime: CpuRuntime, oracle: DraftOracle, how: str) -> None:
+    """And a warm start drafts what a cold one does; its prefix's blocks are whole."""
+    text = ids(300, 3)
+    first = Sequence_(runtime, text)
+    commit = (Commit(BLOCK_SIZE, 2),)
+    if how in ("prompt", "waiting prompt"):
+        first.run(100, commits=commit)
+        if how == "prompt":
+            first.drafts(1)
+    elif how == "decode":
+        first.run(60)
+        for _ in range(3):
+            first.run(1)
+        first.run(1, commits=commit)
+        first.run(1)
+    else:
+        first.run(61)
+        first.drafts(1)
+        first.run(1, 4)
+        if how == "accepted and drafted":
+            first.drafts(1)
+        first.run(1, commits=commit)
+    if how != "waiting prompt":
+        first.release()
+    warm = Sequence_(runtime, text[:BLOCK_SIZE] + ids(100, 4), lane=2, start=BLOCK_SIZE)
+    warm.restore, warm.blocks = 2, (blocks_of(1)[0], *blocks_of(2)[1:])
+    warm.run(20)
+    assert warm.drafts() == oracle(warm.known(), MOST)
+    for sequence in (first, warm):
+        sequence.release()
+
+
+def test_blocks_are_whole_once_they_are_full(tiny_checkpoint: Path) -> None:
+    """Their keys are the same, within fp32 rounding of other batch shapes, whoever asked for drafts on the way."""
+    kept = []
+    for ask in (True, False):
+        runtime = opened(tiny_checkpoint, "torch")
+        sequence = Sequence_(runtime, ids(200, 5))
+        sequence.run(20, commits=())
+        for step in range(50):
+            if ask:
+                sequence.drafts(2)
+            sequence.run(1, 2, step % 2) if ask else sequence.run(1)
+        layer = runtime.model.config.num_layers
+        keys, _ = runtime.cache.positions(layer)
+        kept.append(keys[BLOCK_SIZE + 1 : 2 * BLOCK_SIZE].clone())  # block 1; position 0 has no entry
+        assert not keys[BLOCK_SIZE].any()
+    assert (kept[0] - kept[1]).abs().max() <= 1e-5
+    assert kept[0].any(dim=-1).all()
+
+
+def test_a_lane_is_used_again(runtime: CpuRuntime, oracle: DraftOracle) -> None:
+    for seed in (6, 7):
+        sequence = Sequence_(runtime, ids(200, seed))
+        sequence.run(70)
+        sequence.run(1, 3, 1)
+        if seed == 7:
+            assert sequence.drafts() == oracle(sequence.known(), MOST)
+        sequence.release()
+
+
+def test_drafts_end_where_blocks_and_the_maximum_length_do(runtime: CpuRuntime) -> None:
+    sequence = Sequence_(runtime, ids(300, 8))
+    sequence.run(61)
+    assert len(runtime.draft([replace(sequence.request(), blocks=sequence.blocks[:1])])[0]) == 2
+    sequence.release()
+    sequence = Sequence_(runtime, ids(513, 8))
+    sequence.run(509)
+    assert len(sequence.drafts()) == 2
+    sequence.release()
+
+
+def test_prompts_beyond_what_may_wait(
+    tiny_checkpoint: Path, oracle: DraftOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen36_neuron.runtime.cpu_draft.MOST_OWED", 100 * 256 * 4)
+    runtime = opened(tiny_checkpoint, "torch")
+    sequence = Sequence_(runtime, ids(300, 9))
+    for count in (60, 60, 60, 17):
+        sequence.run(count)
+    assert sequence.drafts() == oracle(sequence.known(), MOST)
+    sequence.release()
+    assert runtime._drafts is not None
+    assert runtime._drafts._owed == 0
+
+
+def test_what_breaks_the_contract_is_refused(runtime: CpuRuntime) -> None:
+    sequence = Sequence_(runtime, ids(300, 11))
+    sequence.run(10)
+    sequence.run(1, 2, 1)
+    good = sequence.request(2)
+    for change, problem in (
+        ({"lane": 3}, "holds no tokens"),
+        ({"tokens": ()}, "do not begin with drafts"),
+        ({"tokens": (*good.tokens[:1], 1, 2, 3)}, "do not begin with drafts"),
+        ({"tokens": (*good.tokens[:-1], VOCAB + 100_000)}, "token ids"),
+        ({"count": MOST + 1}, "can be made"),
+        ({"count": -1}, "can be made"),
+        ({"blocks": ()}, "cannot hold"),
+        ({"blocks": (0,)}, "block 0 is scratch"),
+        ({"blocks": (1, 65)}, "block ids"),
+    ):
+        with pytest.raises(StepError, match=problem):
+            runtime.draft([replace(good, **change)])  # type: ignore[arg-type]
+    with pytest.raises(StepError, match="twice"):
+        runtime.draft([good, good])
+    runtime.draft([good])
+    with pytest.raises(StepError, match="already"):
+        runtime.draft([good])
+    sequence.release()
+
+
+def test_without_a_draft_layer_nothing_is_drafted(tiny_checkpoint: Path) -> None:
+    runtime = opened(tiny_checkpoint, "torch", draft_layer=False)
+    sequence = Sequence_(runtime, ids(30))
+    sequence.run(10)
+    with pytest.raises(StepError, match="no draft layer"):
+        sequence.drafts()
+    with pytest.raises(StepError, match="drafts to make"):
+        runtime.run(Step((replace(sequence.row(1), propose=1),)))
+
+
+def test_configurations_that_cannot_work(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match="max_drafts=0"):
+        RuntimeConfig(tiny_checkpoint, draft_layer=True)
+    config = RuntimeConfig(tiny_checkpoint, draft_layer=True, max_drafts=2)
+    config = replace(config, description=replace(config.model_config(), num_mtp_layers=0))
+    with pytest.raises(ConfigError, match="mtp_num_hidden_layers=0"):
+        config.model_config()
