@@ -225,11 +225,7 @@ class ModelConfig:
         return 2 * self.key_dim + self.value_dim
 
     def kv_bytes_per_token(self, element_bytes: int = 2, draft_layer: bool = False) -> int:
-        """Bytes of keys and values for one token in all attention layers, all ranks, without replication.
-
-        Args:
-            draft_layer: the multi-token-prediction layer's as well.
-        """
+        """Bytes of one token's keys and values in all attention layers, all ranks, without replication."""
         return (len(self.attention_layers) + draft_layer) * 2 * self.num_kv_heads * self.head_dim * element_bytes
 
     def state_bytes_per_lane(self, tp: int = 1, conv_element_bytes: int = 2) -> int:
