@@ -58,7 +58,9 @@ def decode(batch: int = 1, steps: int = 1, checkpoints: int | None = None) -> Ex
     return Example(gated_delta_rule_decode, (*_delta_rule(batch, steps), lanes, read, write), note=note)
 
 
-def attention(tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16) -> Example:
+def attention(
+    tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16, turns_by_dma: bool = True
+) -> Example:
     """New tokens of a few query heads over a prefix in the cache."""
     blocks = held // 64
     q, k = _normal(batch, tokens, heads, 256, dtype=dtype), _normal(batch, tokens, 1, 256, dtype=dtype)
@@ -66,7 +68,8 @@ def attention(tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: typ
     table = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
     start = np.full((1, batch), held, dtype=np.int32)
     note = f"{batch} sequences, {tokens} new tokens each over {held} held, {heads} query heads, 1 key head"
-    return Example(paged_attention, (q, k, k, cache, cache, table, start), note=note)
+    options = {} if turns_by_dma else {"turns_by_dma": False}
+    return Example(paged_attention, (q, k, k, cache, cache, table, start), options, note)
 
 
 register("gated_delta_rule_prefill")(prefill)
@@ -77,6 +80,12 @@ register("gated_delta_rule_decode")(decode)
 def attention_prompt() -> Example:
     """A chunk of 512 tokens over 3,584 in the cache."""
     return attention(512, 3584)
+
+
+@register("paged_attention_turned_by_tensor_engine")
+def attention_prompt_by_tensor_engine() -> Example:
+    """The same chunk where the DMA engines are not to turn."""
+    return attention(512, 3584, turns_by_dma=False)
 
 
 @register("paged_attention_decode")

@@ -19,6 +19,7 @@ def paged_attention(
     v_cache: nl.ndarray,
     table: nl.ndarray,
     start: nl.ndarray,
+    turns_by_dma: bool = True,
 ) -> nl.ndarray:
     """softmax(q K^T / 16) V, K and V being a sequence's first `start` tokens from the cache, then its new tokens.
 
@@ -40,6 +41,7 @@ def paged_attention(
         v_cache (nl.ndarray): [blocks, 64, HK, 256], of q's type
         table (nl.ndarray): [B, P], int32, blocks of each sequence in order; unused entries name any block, all finite
         start (nl.ndarray): [1, B], int32, tokens of each sequence that the cache holds, at most 64 * P
+        turns_by_dma (bool): of 128 new tokens and more, the DMA engines turn queries, keys and weights, else TensorE
 
     Returns:
         o (nl.ndarray): [B, N, HQ, 256], of q's type
@@ -69,5 +71,5 @@ def paged_attention(
     if tokens < ROWS:
         attend_few(q, k, v, k_cache, v_cache, table, start, o, first, own)
     else:
-        attend_many(q, k, v, k_cache, v_cache, table, start, o, first, own)
+        attend_many(q, k, v, k_cache, v_cache, table, start, o, first, own, turns_by_dma)
     return o

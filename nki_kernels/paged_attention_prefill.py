@@ -6,18 +6,17 @@ scores of a section of keys are there before the first exponential, so that its 
 one maximum, 512 queries wide.
 """
 
-from dataclasses import dataclass
-
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import TILE, Bank, identity, make_banks, sbuf, turn_into
+from .delta_rule_tiles import TILE, Bank, identity, make_banks, sbuf
 from .paged_attention_chunk import SCALE, SIZE
 from .paged_attention_decode import tokens_held
 from .paged_attention_plan import (
+    AHEAD,
     SECTION,
     WIDE,
-    Group,
+    Part,
     Products,
     Scores,
     Span,
@@ -29,87 +28,102 @@ from .paged_attention_plan import (
     product_steps,
     score_steps,
 )
-from .paged_gather import BLOCK, Pages, find_pages, gather_lines, rows_of_chunk
+from .paged_attention_turns import (
+    Shared,
+    load_keys,
+    load_queries,
+    new_lines,
+    turn_keys,
+    turn_step,
+    turn_waiting,
+    turn_weights,
+)
+from .paged_gather import BLOCK, add_addresses, gather_lines, make_pages, rows_of_chunk
 
 WAIT = 4
 """Steps from a unit's last scores until its weights have been turned."""
 EARLY = 12
 """Steps before which queries and values are read."""
-
-
-@dataclass
-class Shared(nl.NKIObject):
-    """What all have in common.
-
-    Attributes:
-        eye: the identity, of the operands' type. row: fp32 [128, 1], its number. held: fp32 [128, B].
-        psum: banks in rotation. sums: two more. pages: of keys, in chunks of 512; value_pages: in chunks of 128, a
-            token a partition.
-    """
-
-    eye: nl.ndarray
-    row: nl.ndarray
-    held: nl.ndarray
-    psum: Bank
-    sums: list
-    pages: Pages
-    value_pages: Pages
+AT_ONCE = 4
+"""Banks of weights that TensorE turns a step, where it does."""
+COME_IN, EACH = 6, 1
+"""Step before which the first keys of the cache are there, and steps from one chunk to the next."""
+PAIRS = 256
+"""Keys whose values one address a partition brings, two by two."""
 
 
 def attend_many(
     q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, k_cache: nl.ndarray, v_cache: nl.ndarray, table: nl.ndarray,
-    start: nl.ndarray, o: nl.ndarray, first: int, own: int,
+    start: nl.ndarray, o: nl.ndarray, first: int, own: int, by_dma: bool,
 ) -> None:  # fmt: skip
-    """Heads [first, first + own) of `paged_attention` into o; arguments as there, new tokens a multiple of 128."""
-    psum = make_banks()
-    sums = [psum.tiles[0], psum.tiles[1]]
-    psum = Bank(tiles=psum.tiles[2:])
-    pages = find_pages(table, WIDE * TILE // BLOCK, psum)
-    eye, row, held = identity(q.dtype), sbuf(nl.float32, (TILE, 1)), tokens_held(start, psum)
+    """Heads [first, first + own) of `paged_attention` into o; arguments as there, new tokens a multiple of 128.
+
+    by_dma: the DMA engines turn what has to be turned, else TensorE.
+    """
+    f32, share, tokens = nl.float32, q.shape[2] // k.shape[2], q.shape[1]
+    banks = make_banks().tiles
+    row = sbuf(f32, (TILE, 1))
     nisa.iota(dst=row, pattern=[[0, 1]], channel_multiplier=1)
-    value_pages = find_pages(table, TILE // BLOCK, psum)
-    shared = Shared(eye=eye, row=row, held=held, psum=psum, sums=sums, pages=pages, value_pages=value_pages)
-    share = q.shape[2] // k.shape[2]
-    most = SECTION // (SIZE * 2 * WIDE * (4 if q.dtype == nl.float32 else 2))
+    pages, value_pages = make_pages(table, WIDE * TILE // BLOCK), make_pages(table, PAIRS // BLOCK)
+    shared = Shared(
+        psum=Bank(tiles=banks[2:]), sums=[banks[0], banks[1]], row=row, pages=pages, value_pages=value_pages,
+        by_dma=by_dma, made=[],
+    )  # fmt: skip
+    most = SECTION // (SIZE * 2 * WIDE * (4 if q.dtype == f32 else 2))
     units: list = []
     sections: list = []
     for b in range(q.shape[0]):
         for head in range(first // share, (first + own - 1) // share + 1):
+            spans = make_spans(b, head, tokens, pages, value_pages)
             groups: list = []
             for query_head in range(max(first, head * share), min(first + own, (head + 1) * share)):
-                add_groups(groups, b, query_head, q.shape[1])
-            add_units(units, sections, groups, make_spans(b, head, q.shape[1], pages), most)
+                add_groups(groups, b, query_head, tokens)
+            add_units(units, sections, groups, spans, most)
     scores, products = score_steps(units), product_steps(units)
-    _load_queries(units[0].group, q, shared)
-    _load_keys(sections[0], k, k_cache, shared)
-    _turn_step(scores[0], shared)
+    # What is awaited for longest first: addresses, then what the first scores are made of.
+    add_addresses(pages, table, shared.psum)
+    load_queries(units[0].group, q, shared)
+    load_keys(sections[0][0:1], k, k_cache, shared)
+    shared.eye = identity(q.dtype)
+    shared.held = tokens_held(start, shared.psum)
+    add_addresses(value_pages, table, shared.psum)
+    for n in range(min(AHEAD, len(units))):
+        load_queries(units[n].group, q, shared)
+    load_keys(sections[0], k, k_cache, shared)
+    turn_step(scores[0], shared)
     loaded, done = 1, 0
     finished: list = []
     # Products of a unit follow while the next one's scores are made: each engine finds work where it would wait.
-    for turn in range(len(scores) + len(products) + WAIT):
+    turn = 0
+    while done < len(products):
         if turn < len(scores):
             unit = scores[turn].unit
             if unit.is_last and unit.section + 1 == loaded and loaded < len(sections):
-                _load_keys(sections[loaded], k, k_cache, shared)
+                load_keys(sections[loaded], k, k_cache, shared)
                 loaded = loaded + 1
             for at in range(turn, min(turn + EARLY, len(scores))):
-                _load_queries(scores[at].unit.group, q, shared)
+                load_queries(scores[at].unit.group, q, shared)
             if turn + 1 < len(scores):
-                _turn_step(scores[turn + 1], shared)
+                turn_step(scores[turn + 1], shared)
+                _turn_ahead(scores[turn + 1], turn + 1, shared)
             _score(scores[turn], shared)
             unit.steps = unit.steps - 1
             if unit.steps == 0:
                 unit.scored = turn
             if scores[turn].is_last:
-                _weigh(unit, scores[turn].tile, shared)
+                _weigh(unit, scores[turn].tile, turn, shared)
+                shared.is_weighing = True
+                unit.made = len(shared.made)
+        turn_waiting(turn - 1, AT_ONCE, shared)
         adding = finished
         finished = []
         if done < len(products):
             unit = products[done].unit
-            if unit.scored >= 0:
-                for at in range(done, min(done + EARLY, len(products))):
-                    _load_values(products[at], v, v_cache, shared)
-            if unit.scored >= 0 and unit.scored + WAIT <= turn:
+            if shared.is_weighing:
+                # One at a time, and after the first weights, which have the DMA engines first.
+                _load_values(products[done : done + EARLY], 1, v, v_cache, shared)
+            if unit.scored >= 0 and unit.scored + WAIT <= turn and unit.made <= shared.turned:
+                _load_values(products[done : done + 1], WIDE, v, v_cache, shared)
                 if products[done].is_last:
                     _find_totals(unit)
                 _multiply(products[done], shared)
@@ -119,88 +133,55 @@ def attend_many(
                 done = done + 1
         for n in range(len(adding)):
             _add_up(adding[n], o, shared)
+        turn = turn + 1
     for n in range(len(finished)):
         _add_up(finished[n], o, shared)
 
 
-def _load_queries(group: Group, q: nl.ndarray, shared: Shared) -> None:
-    """Turned on their way from HBM, if they have not been read."""
-    if group.is_loaded:
-        return
-    group.is_loaded = True
-    tokens, heads, f32, count = q.shape[1], q.shape[2], nl.float32, len(group.tiles) * TILE
-    group.turned = sbuf(q.dtype, (TILE, 1, 2, count))
-    source = q.ap(
-        pattern=[[heads * SIZE, count], [1, 1], [TILE, 2], [1, TILE]],
-        offset=((group.b * tokens + group.first) * heads + group.head) * SIZE,
-    )
-    nisa.dma_transpose(dst=group.turned, src=source)
-    for n in range(len(group.tiles)):
-        group.tiles[n].limit = sbuf(f32, (TILE, 1))
-        nisa.tensor_scalar(
-            dst=group.tiles[n].limit, data=shared.row, op0=nl.add, operand0=float(group.tiles[n].first + 1),
-            engine=nisa.engine.vector,
-        )  # fmt: skip
+def _turn_ahead(step: Scores, turn: int, shared: Shared) -> None:
+    """k^T of the first chunks as they come in, while there are scores of new tokens only."""
+    spans = step.unit.spans
+    if step.end == 1 and len(spans) > 1 and turn >= COME_IN and (turn - COME_IN) % EACH == 0:
+        number = 1 + (turn - COME_IN) // EACH
+        if number < len(spans) and spans[number].chunk >= 0 and not spans[number].is_by_line:
+            turn_keys(spans[number], shared)
 
 
-def _load_keys(spans: list, k: nl.ndarray, k_cache: nl.ndarray, shared: Shared) -> None:
-    """A run of tokens a partition: what each address brings is long."""
-    for n in range(len(spans)):
-        span = spans[n]
-        span.raw = sbuf(k.dtype, (span.rows, span.lines, SIZE))
-        if span.chunk < 0:
-            nisa.dma_copy(dst=span.raw, src=_new_lines(k, span))
-        else:
-            gather_lines(span.raw, k_cache, shared.pages, span.b, span.chunk, span.head, 0)
+def _load_values(steps: list, most: int, v: nl.ndarray, v_cache: nl.ndarray, shared: Shared) -> None:
+    """In the tiles of the weights; of the first `most` spans of the steps that have not been read."""
+    for n in range(len(steps)):
+        for p in range(len(steps[n].parts)):
+            for at in range(len(steps[n].parts[p].spans)):
+                span = steps[n].parts[p].spans[at]
+                if not span.has_values and most > 0:
+                    most = most - 1
+                    _load_span_values(span, v, v_cache, shared)
 
 
-def _load_values(step: Products, v: nl.ndarray, v_cache: nl.ndarray, shared: Shared) -> None:
-    """A token a partition, as turned weights have their keys; of a step's spans that have not been read."""
+def _load_span_values(span: Span, v: nl.ndarray, v_cache: nl.ndarray, shared: Shared) -> None:
     pages = shared.value_pages
-    for p in range(len(step.parts)):
-        for n in range(len(step.parts[p].spans)):
-            span = step.parts[p].spans[n]
-            tiles = (span.size + TILE - 1) // TILE
-            if not span.has_values:
-                span.has_values = True
-                span.values = sbuf(v.dtype, (min(TILE, span.size), tiles, SIZE))
-                if span.chunk < 0:
-                    nisa.dma_copy(dst=span.values, src=_new_lines(v, span))
-                else:
-                    for t in range(tiles):
-                        chunk = (span.start + t * TILE) // (pages.blocks * BLOCK)
-                        rows = rows_of_chunk(pages, chunk)
-                        gather_lines(span.values[0:rows, t : t + 1], v_cache, pages, span.b, chunk, span.head, 0)
-
-
-def _new_lines(x: nl.ndarray, span: Span) -> nl.ndarray:
-    """New tokens of a head of x [B, N, HK, 256] as [128, lines, 256]."""
-    row = x.shape[2] * SIZE
-    offset = (span.b * x.shape[1] + span.start) * row + span.head * SIZE
-    return x.ap(pattern=[[row, TILE], [TILE * row, span.lines], [1, SIZE]], offset=offset)
-
-
-def _turn_step(step: Scores, shared: Shared) -> None:
-    """k^T, in order of position, of a step's spans where it has not been made."""
-    for at in range(step.first, step.end):
-        span = step.unit.spans[at]
-        if not span.is_turned:
-            span.is_turned = True
-            rows, lines, size = span.rows, span.lines, span.size
-            span.turned = sbuf(span.raw.dtype, (TILE, 2, size))
-            for half in range(2):
-                bank = shared.psum.take()[:, 0:size]
-                for n in range(lines):
-                    data = span.raw[:, n : n + 1, half * TILE : (half + 1) * TILE].reshape((rows, TILE))
-                    turn_into(bank[:, n * rows : (n + 1) * rows], data, shared.eye)
-                ordered = [[2 * size, TILE], [span.along, lines], [span.across, rows]]
-                place = span.turned.ap(pattern=ordered, offset=half * size)
-                nisa.tensor_copy(dst=place, src=bank, engine=nisa.engine.scalar)
+    lines = pages.lines
+    span.has_values = True
+    span.values = sbuf(v.dtype, (TILE if span.whole > 0 else span.rest, span.tiles, SIZE))
+    if span.chunk < 0:
+        nisa.dma_copy(dst=span.values, src=new_lines(v, span))
+    else:
+        for c in range(span.tiles // lines):
+            chunk = span.chunk * (shared.pages.blocks // pages.blocks) + c
+            place = span.values[0 : rows_of_chunk(pages, chunk), c * lines : (c + 1) * lines]
+            gather_lines(place, v_cache, pages, span.b, chunk, span.head, 0)
 
 
 def _seen(span: Span, tile: Tile) -> int:
     """Keys of a span up to the last that any row of the tile sees."""
     return span.size if span.chunk >= 0 else min(span.size, tile.first + TILE - span.start)
+
+
+def _seen_of_part(part: Part, tile: Tile) -> int:
+    size = 0
+    for n in range(len(part.spans)):
+        size = size + _seen(part.spans[n], tile)
+    return size
 
 
 def _score(step: Scores, shared: Shared) -> None:
@@ -209,11 +190,10 @@ def _score(step: Scores, shared: Shared) -> None:
     if step.first == 0:
         tile.highest = sbuf(nl.float32, (TILE, len(unit.spans)))
         tile.scores = []
-        for p in range(len(unit.parts)):
-            size = 0
-            for n in range(len(unit.parts[p].spans)):
-                size = size + _seen(unit.parts[p].spans[n], tile)
-            tile.scores.append(sbuf(nl.float32, (TILE, size)))
+        tile.has_scores = []
+        for _ in range(len(unit.parts)):
+            tile.scores.append(tile.highest)
+            tile.has_scores.append(False)
     banks: list = []
     for n in range(step.first, step.end):
         banks.append(shared.psum.take()[:, 0 : _seen(unit.spans[n], tile)])
@@ -223,13 +203,16 @@ def _score(step: Scores, shared: Shared) -> None:
             bank, at = banks[n - step.first], step.tile * TILE
             nisa.nc_matmul(
                 dst=bank, stationary=unit.group.turned[:, :, half : half + 1, at : at + TILE],
-                moving=unit.spans[n].turned[:, half : half + 1, 0 : bank.shape[1]], accumulate=half > 0,
+                moving=unit.spans[n].turned[:, :, half : half + 1, 0 : bank.shape[1]], accumulate=half > 0,
             )  # fmt: skip
     for p in range(len(unit.parts)):
         begin = 0
         for n in range(len(unit.parts[p].spans)):
             number = unit.parts[p].at + n
             if step.first <= number and number < step.end:
+                if not tile.has_scores[p]:
+                    tile.has_scores[p] = True
+                    tile.scores[p] = sbuf(nl.float32, (TILE, _seen_of_part(unit.parts[p], tile)))
                 bank, span = banks[number - step.first], unit.spans[number]
                 limit = tile.limit if span.chunk < 0 else shared.held[:, span.b : span.b + 1]
                 nisa.range_select(
@@ -240,7 +223,7 @@ def _score(step: Scores, shared: Shared) -> None:
             begin = begin + unit.parts[p].spans[n].size
 
 
-def _weigh(unit: Unit, number: int, shared: Shared) -> None:
+def _weigh(unit: Unit, number: int, turn: int, shared: Shared) -> None:
     """p = e^((s - m) / 16) of a tile whose scores are all there."""
     tile, f32 = unit.group.tiles[number], nl.float32
     top, bias, fade = sbuf(f32, (TILE, 1)), sbuf(f32, (TILE, 1)), sbuf(f32, (TILE, 1))
@@ -251,45 +234,52 @@ def _weigh(unit: Unit, number: int, shared: Shared) -> None:
     if unit.number > 0:
         nisa.activation(dst=fade, op=nl.exp, data=tile.top, bias=bias, scale=SCALE)
     unit.fades.append(fade)
-    unit.sums.append(sbuf(f32, (TILE, len(unit.parts))))
+    unit.sums.append(sbuf(f32, (TILE, unit.columns)))
     tile.top = top
     for p in range(len(unit.parts)):
-        _weigh_part(unit, p, number, bias, shared)
+        _weigh_part(unit, p, number, bias, turn, shared)
 
 
-def _weigh_part(unit: Unit, p: int, number: int, bias: nl.ndarray, shared: Shared) -> None:
-    """The DMA engines turn them."""
+def _weigh_part(unit: Unit, p: int, number: int, bias: nl.ndarray, turn: int, shared: Shared) -> None:
     part, scores, dt, at = unit.parts[p], unit.group.tiles[number].scores[p], shared.eye.dtype, number * TILE
     size = scores.shape[1]
     if not part.is_begun:
         part.is_begun = True
-        part.turned = sbuf(dt, (TILE, 1, part.tiles, len(unit.group.tiles) * TILE))
-    weights = sbuf(dt, (TILE, size))
-    nisa.activation(
-        dst=weights, op=nl.exp, data=scores, bias=bias, scale=SCALE, reduce_op=nl.add,
-        reduce_res=unit.sums[number][:, p : p + 1], reduce_cmd=nisa.reduce_cmd.reset_reduce,
-    )  # fmt: skip
-    whole, rest = size // TILE, size % TILE
+        part.turned = sbuf(dt, (TILE if part.whole > 0 else part.rest, 1, part.tiles, len(unit.group.tiles) * TILE))
+    weights, sums, column = sbuf(dt, (TILE, size)), unit.sums[number], part.column
+    lines = shared.value_pages.lines if part.spans[0].chunk >= 0 else 1
+    whole = min(part.whole, size // TILE)
     if whole > 0:
-        source = [[size, TILE], [1, 1], [TILE, whole], [1, TILE]]
-        nisa.dma_transpose(dst=part.turned[:, :, 0:whole, at : at + TILE], src=weights.ap(pattern=source))
-    if rest > 0:
-        source = [[size, TILE], [1, 1], [TILE, 1], [1, rest]]
-        nisa.dma_transpose(
-            dst=part.turned[0:rest, :, whole : whole + 1, at : at + TILE],
-            src=weights.ap(pattern=source, offset=whole * TILE),
-        )
+        _weigh_tiles(weights, scores, 0, whole // lines, lines, TILE, bias, sums[:, column : column + 1])
+        column = column + 1
+    if part.rest > 0:
+        _weigh_tiles(weights, scores, part.whole * TILE, 1, lines, part.rest, bias, sums[:, column : column + 1])
+    turn_weights(part, weights, at, turn, shared)
+
+
+def _weigh_tiles(
+    weights: nl.ndarray, scores: nl.ndarray, first: int, chunks: int, lines: int, rows: int, bias: nl.ndarray,
+    total: nl.ndarray,
+) -> None:  # fmt: skip
+    """Of `chunks` times `rows * lines` keys from column `first` on: key n of row p is p * lines + n of its chunk."""
+    size = weights.shape[1]
+    source = [[size, TILE], [lines * rows, chunks], [1, lines], [lines, rows]]
+    nisa.activation(
+        dst=weights[:, first : first + chunks * lines * rows], op=nl.exp, data=scores.ap(pattern=source, offset=first),
+        bias=bias, scale=SCALE, reduce_op=nl.add, reduce_res=total, reduce_cmd=nisa.reduce_cmd.reset_reduce,
+    )  # fmt: skip
 
 
 def _multiply(step: Products, shared: Shared) -> None:
     """(p v)^T, added up over the section."""
     group = step.unit.group
     count = len(group.tiles) * TILE
+    if step.is_first:
+        _change_sums(shared)
     for n in range(len(step.tiles)):
         part, tile = step.parts[n], step.tiles[n]
-        whole = (part.spans[0].size + TILE - 1) // TILE
-        span, line = part.spans[tile // whole], tile % whole
-        rows = min(TILE, span.size - line * TILE)
+        span, line = part.spans[tile // part.spans[0].tiles], tile % part.spans[0].tiles
+        rows = TILE if line < span.whole else span.rest
         begin = max(0, span.start + line * TILE - group.first) if span.chunk < 0 else 0
         for half in range(2):
             # [j, v] x [j, i] -> [v, i]
@@ -318,13 +308,29 @@ def _find_totals(unit: Unit) -> None:
             nisa.reciprocal(dst=tile.inverse, data=total)
 
 
+def _change_sums(shared: Shared) -> None:
+    """Two banks of the rotation for the next sums; those of the last ones, still to be read, are its last in turn."""
+    psum, old = shared.psum, shared.sums
+    shared.sums = []
+    for half in range(2):
+        place = psum.turn % len(psum.tiles)
+        shared.sums.append(psum.take())
+        tiles = list(psum.tiles)
+        tiles[place] = old[half]
+        psum.tiles = tuple(tiles)
+
+
 def _take_out(unit: Unit, is_idle: bool, shared: Shared) -> None:
-    """The sums from PSUM to SBUF. ScalarE takes half if it has no exponentials to make any more."""
+    """The sums from PSUM to SBUF; where nothing follows, ScalarE takes half, and tiles of queries come one by one."""
     count = len(unit.group.tiles) * TILE
-    engine = nisa.engine.scalar if is_idle else nisa.engine.vector
     unit.halves = [sbuf(nl.float32, (TILE, count)), sbuf(nl.float32, (TILE, count))]
-    nisa.tensor_copy(dst=unit.halves[0], src=shared.sums[0][:, 0:count], engine=nisa.engine.vector)
-    nisa.tensor_copy(dst=unit.halves[1], src=shared.sums[1][:, 0:count], engine=engine)
+    wide, engine = (TILE, nisa.engine.scalar) if is_idle else (count, nisa.engine.vector)
+    for at in range(0, count, wide):
+        for half in range(2):
+            nisa.tensor_copy(
+                dst=unit.halves[half][:, at : at + wide], src=shared.sums[half][:, at : at + wide],
+                engine=nisa.engine.vector if half == 0 else engine,
+            )  # fmt: skip
 
 
 def _add_up(unit: Unit, o: nl.ndarray, shared: Shared) -> None:

@@ -39,20 +39,34 @@ def rows_of_chunk(pages: Pages, chunk: int) -> int:
     return (pages.ends if chunk == pages.chunks - 1 else pages.blocks) * pages.pieces
 
 
+def make_pages(table: nl.ndarray, most: int) -> Pages:
+    """The chunks of `table`, int32 [B, P], of at most `most` blocks, a power of two up to 64; no addresses yet."""
+    named = table.shape[1]
+    blocks = 1
+    while blocks < most and blocks < named:
+        blocks = 2 * blocks
+    pieces = min(BLOCK, TILE // blocks)
+    chunks = (named + blocks - 1) // blocks
+    ends = named - (chunks - 1) * blocks
+    return Pages(blocks=blocks, pieces=pieces, lines=BLOCK // pieces, chunks=chunks, ends=ends, index=[])
+
+
 def find_pages(table: nl.ndarray, most: int, psum: Bank) -> Pages:
-    """Addresses of all chunks of `table`, int32 [B, P], in chunks of at most `most` blocks, a power of two up to 64.
+    """The chunks of `table` with their addresses."""
+    pages = make_pages(table, most)
+    add_addresses(pages, table, psum)
+    return pages
+
+
+def add_addresses(pages: Pages, table: nl.ndarray, psum: Bank) -> None:
+    """Addresses of all chunks.
 
     Piece p of a chunk is piece p % pieces of its block p // pieces: a product with ones where j = p // pieces spreads
     the entries over the partitions, exactly, since no other term of the sum is there and addresses are below 2^24.
     """
     batch, named, f32 = table.shape[0], table.shape[1], nl.float32
-    blocks = 1
-    while blocks < most and blocks < named:
-        blocks = 2 * blocks
-    pieces = min(BLOCK, TILE // blocks)
-    rows, chunks = blocks * pieces, (named + blocks - 1) // blocks
-    ends = named - (chunks - 1) * blocks
-    count = batch * chunks
+    blocks, pieces, chunks, ends = pages.blocks, pages.pieces, pages.chunks, pages.ends
+    rows, count = blocks * pieces, batch * chunks
     raw = sbuf(nl.int32, (blocks, batch, chunks))
     if ends < blocks:
         nisa.memset(dst=raw, value=0, engine=nisa.engine.vector)
@@ -75,7 +89,6 @@ def find_pages(table: nl.ndarray, most: int, psum: Bank) -> Pages:
         dst=wide, data=raw, op0=nl.multiply, operand0=float(pieces), op1=nl.subtract, operand1=first,
         engine=nisa.engine.vector,
     )  # fmt: skip
-    index = []
     for begin in range(0, count, BANK_COLUMNS):
         n = min(BANK_COLUMNS, count - begin)
         bank = psum.take()[0:rows, 0:n]
@@ -88,8 +101,7 @@ def find_pages(table: nl.ndarray, most: int, psum: Bank) -> Pages:
             nisa.tensor_scalar(
                 dst=address, data=bank[:, at : at + 1], op0=nl.add, operand0=place, engine=nisa.engine.vector
             )
-            index.append(address)
-    return Pages(blocks=blocks, pieces=pieces, lines=BLOCK // pieces, chunks=chunks, ends=ends, index=index)
+            pages.index.append(address)
 
 
 def gather_lines(dst: nl.ndarray, cache: nl.ndarray, pages: Pages, b: int, chunk: int, head: int, first: int) -> None:

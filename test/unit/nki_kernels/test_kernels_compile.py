@@ -16,7 +16,7 @@ FILES = [
     "delta_rule_step", "delta_rule_system", "delta_rule_tiles",
     "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_rms_norm",
     "paged_attention", "paged_attention_chunk", "paged_attention_decode", "paged_attention_plan",
-    "paged_attention_prefill", "paged_gather", "state_copy",
+    "paged_attention_prefill", "paged_attention_turns", "paged_gather", "state_copy",
 ]  # fmt: skip
 EXAMPLES = {
     "a tile that is not full, checkpoints": lambda: examples.prefill(300, (1, 3)),
@@ -29,6 +29,7 @@ EXAMPLES = {
     "copy": examples.copy,
     "attention of a prompt": lambda: examples.attention(128, 576, heads=2),
     "attention of a prompt, float32": lambda: examples.attention(384, 192, heads=2, dtype=np.float32),
+    "attention of a prompt, turned by TensorE": lambda: examples.attention(256, 576, heads=2, turns_by_dma=False),
     "attention of a token": lambda: examples.attention(1, 192, batch=2, heads=2),
     "attention of drafts": lambda: examples.attention(3, 64, heads=6),
     "attention of few tokens, float32": lambda: examples.attention(64, 64, heads=2, dtype=np.float32),

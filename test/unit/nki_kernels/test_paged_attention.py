@@ -8,8 +8,14 @@ from nki_kernels.paged_attention import paged_attention
 from nki_kernels.paged_attention_torch import paged_attention_torch
 
 BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
-FORMS = [paged_attention, paged_attention[2], paged_attention_torch]
-NAMES = ["kernel", "two cores", "twin"]
+
+
+def turned_by_tensor_engine(*args):
+    return paged_attention(*args, turns_by_dma=False)
+
+
+FORMS = [paged_attention, paged_attention[2], turned_by_tensor_engine, paged_attention_torch]
+NAMES = ["kernel", "two cores", "turned by TensorE", "twin"]
 
 
 def inputs(tokens, held, heads, key_heads, blocks, dtype, size=1.0):
@@ -98,7 +104,8 @@ def test_sections_of_keys_and_groups_of_queries(tokens, held, heads, key_heads, 
     """More than one of each, also sections of which nothing is held."""
     args = inputs(tokens, held, heads, key_heads, blocks, dtype)
     want = paged_attention_torch(*(x.double() if x.is_floating_point() else x for x in args))
-    assert (paged_attention(*args) - want).abs().max() <= BARS[dtype] * want.abs().max()
+    for form in (paged_attention, turned_by_tensor_engine):
+        assert (form(*args) - want).abs().max() <= BARS[dtype] * want.abs().max()
 
 
 @pytest.mark.parametrize("position", [100, 2100])
