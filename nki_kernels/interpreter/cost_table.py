@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 Kind = Literal["measured", "documented", "inferred"]
 KINDS: tuple[Kind, ...] = ("measured", "documented", "inferred")
-_RATES = ("GHz", "bytes/ns")
+_RATES = ("GHz", "bytes/ns", "of bandwidth")
 
 
 @dataclass(frozen=True)
@@ -315,8 +315,11 @@ class Costs:
     dma_store_notify_ns: float = _exact(
         355, "ns", "measured", "voyager: to HBM; mega: a store of 2 KiB 1,781 ns in all"
     )
-    dma_transpose_hbm: float = _exact(0.9, "x", "documented", "dma: at most 90 % of bandwidth from HBM")
-    dma_transpose_sbuf: float = _exact(0.5, "x", "documented", "dma: at most 50 % SBUF to SBUF")
+    dma_transpose_hbm: float = _exact(0.9, "of bandwidth", "documented", "dma: at most 90 % of bandwidth from HBM")
+    dma_transpose_sbuf: float = _range(
+        0.25, 0.5, 0.5, "of bandwidth", "documented", "dma: at most 50 % SBUF to SBUF",
+        "never measured: the document says at most",
+    )  # fmt: skip
     hbm_bytes_ns: float = _range(
         240,
         305,

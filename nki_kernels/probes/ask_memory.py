@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from . import memory
@@ -43,6 +45,16 @@ def _first_parts(args: Arrays, repeats: int, core: int) -> np.ndarray:
 
 def _in_all_rows(args: Arrays, repeats: int, core: int) -> np.ndarray:
     return np.stack([[args[0][0]] * ROWS])
+
+
+def _turned(rows: int, tiles: int) -> Callable[[Arrays, int, int], np.ndarray]:
+    """[128, n * rows] as [rows, n * 128], `tiles` times; 0: as it is."""
+
+    def expected(args: Arrays, repeats: int, core: int) -> np.ndarray:
+        x = args[0].reshape(ROWS, -1, rows).transpose(2, 1, 0).reshape(rows, -1)
+        return np.stack([x] * tiles) if tiles else x
+
+    return expected
 
 
 def _pieces(kernel: object, count: int, size: int, **options: int) -> Run:
@@ -180,6 +192,28 @@ ADDRESSES = (
                     lambda args, repeats, core: args[0].T[None], repeats=4,
                 ),
                 "a load of 128 KiB, turned on the way", repeats=(16, 272),
+            ),
+        ),
+    ),
+    Probe(
+        "turned_in_sbuf",
+        "Does a DMA transpose from SBUF to SBUF give the bits, in tiles of 128 and of fewer, and what does it cost?",
+        "attention of prompts has wrong weights; if it is right and twice as slow, TensorE is faster",
+        "`dma_transposes: false` in the profile, and compile again",
+        (
+            Run(memory.turned_in_sbuf, given(normal(ROWS, 192, dtype=BF16)), _turned(96, 4), EXACT, {"rows": 96},
+                repeats=4),
+            Run(memory.turned_lines, given(normal(ROWS, 1024, dtype=BF16)), _turned(ROWS, 0)),
+        ),
+        (
+            Timing(
+                "turned_in_sbuf",
+                Run(memory.turned_in_sbuf, given(normal(ROWS, 1024, dtype=BF16)), _turned(ROWS, 4), repeats=4),
+                "256 KiB turned in SBUF", "dma_transpose_sbuf", (16, 272),
+            ),
+            Timing(
+                "turned_in_sbuf_chain", moved(memory.turned_there_and_back, normal(ROWS, 1024, dtype=BF16), 1),
+                "the same, each after the other", repeats=(16, 272),
             ),
         ),
     ),

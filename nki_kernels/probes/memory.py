@@ -172,3 +172,40 @@ def transposed_loads(x: nl.ndarray, repeats: int = 1) -> nl.ndarray:
     for step in range(8 + repeats):
         nisa.dma_transpose(dst=tiles[step % 8], src=x)
     return stored(tiles[0:1])
+
+
+@nki.jit
+def turned_in_sbuf(x: nl.ndarray, rows: int = 128, repeats: int = 1) -> nl.ndarray:
+    """Tiles of `rows` columns of x [128, n], each turned from SBUF to SBUF -> [cores, tiles, rows, n / rows * 128]."""
+    held, count, turned = loaded(x), x.shape[1] // rows, []
+    for _ in range(4):
+        turned.append(sbuf(x.dtype, (rows, 1, count, ROWS)))
+    source = held.ap(pattern=[[x.shape[1], ROWS], [1, 1], [rows, count], [1, rows]])
+    for step in range(4 + repeats):
+        nisa.dma_transpose(dst=turned[step % 4], src=source)
+    for n in range(4):
+        turned[n] = turned[n].reshape((rows, count * ROWS))
+    return stored(turned)
+
+
+@nki.jit
+def turned_lines(x: nl.ndarray) -> nl.ndarray:
+    """x [128, lines * 256], a line in two halves, turned from SBUF to SBUF -> [cores, 128, lines * 256]."""
+    lines = x.shape[1] // (2 * ROWS)
+    held, turned = loaded(x), sbuf(x.dtype, (ROWS, lines, 2, ROWS))
+    source = held.ap(pattern=[[x.shape[1], ROWS], [2 * ROWS, lines], [ROWS, 2], [1, ROWS]])
+    nisa.dma_transpose(dst=turned, src=source)
+    out = result(ROWS, x.shape[1], x.dtype)
+    nisa.dma_copy(dst=out[me()], src=turned.reshape((ROWS, x.shape[1])))
+    return out
+
+
+@nki.jit
+def turned_there_and_back(x: nl.ndarray, repeats: int = 1) -> nl.ndarray:
+    """x [128, n] turned in SBUF again and again, an even number of times -> [cores, 1, 128, n]: x."""
+    count = x.shape[1] // ROWS
+    pattern = [[x.shape[1], ROWS], [1, 1], [ROWS, count], [1, ROWS]]
+    tiles = [loaded(x), sbuf(x.dtype, x.shape)]
+    for step in range(repeats):
+        nisa.dma_transpose(dst=tiles[(step + 1) % 2].ap(pattern=pattern), src=tiles[step % 2].ap(pattern=pattern))
+    return stored(tiles[0:1])

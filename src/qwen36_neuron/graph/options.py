@@ -42,6 +42,7 @@ class GraphOptions:
             of their own. Every one is written by every call, used or not: 38.5 MB a rank for the 27B at 4 ranks.
         decode_rows: rows of smaller decode graphs, ascending. Every row of a graph is computed, in use or not, so a
             sequence alone is faster in a graph of one row. Each makes as many graphs as there are decode buckets.
+        dma_transposes: the DMA engines transpose what the kernels of prompts transpose, else TensorE, which is slower.
         sampling_candidates: most likely tokens that a draw in a graph looks at; 0 for graphs that draw none.
     """
 
@@ -58,6 +59,7 @@ class GraphOptions:
     weights: str = WeightFormat.BF16.value
     scales: str = Scales.CHANNEL.value
     kernels: NeuronKernels = "torch"
+    dma_transposes: bool = True
     sampling_candidates: int = 256
     decode_rows: tuple[int, ...] = ()
 
@@ -86,6 +88,8 @@ class GraphOptions:
         if self.sampling_candidates > MOST_CANDIDATES:
             problem = f"is more than the {MOST_CANDIDATES} that a graph sums up"
             raise ConfigError("sampling_candidates", self.sampling_candidates, problem, "Use 256")
+        if not isinstance(self.dma_transposes, bool):
+            raise ConfigError("dma_transposes", self.dma_transposes, "must be true or false", "Use true")
         if self.logical_cores not in (1, 2):
             raise ConfigError("logical_cores", self.logical_cores, "a Trn2 joins 1 or 2 cores", "Use 2")
         check_choice(self.kernels, "neuron")

@@ -25,6 +25,7 @@ SIZES = (
     "decode_commits",
     "sampling_candidates",
 )
+OPTIONAL = ("dma_transposes",)
 FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 SHIPPED = Path(__file__).with_name("profiles")
@@ -84,8 +85,8 @@ class Profile:
     def parse(cls, name: str, raw: Mapping[str, Any]) -> Profile:
         """Build from the fields of the YAML file. Raises ConfigError on a field that cannot be used."""
         for field in raw:
-            if field not in FIELDS:
-                raise ConfigError(field, raw[field], "is not known", f"Known: {', '.join(FIELDS)}")
+            if field not in FIELDS + OPTIONAL:
+                raise ConfigError(field, raw[field], "is not known", f"Known: {', '.join(FIELDS + OPTIONAL)}")
         for field in FIELDS:
             if field not in raw:
                 raise ConfigError(field, None, "is missing", f"Add it to profile {name}")
@@ -105,6 +106,7 @@ class Profile:
             sampling_candidates=sizes["sampling_candidates"],
             weights=str(raw["weights"]),
             kernels=raw["kernels"],
+            dma_transposes=raw.get("dma_transposes", True),
         )
         return cls(name, str(raw["description"]), options)
 

@@ -51,7 +51,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         finally:
             torch.set_default_dtype(default)
         options = config.neuron_config.options
-        self.kernels = open_kernels(options.kernels, options.logical_cores)
+        self.kernels = open_kernels(options.kernels, options.logical_cores, options.dma_transposes)
         set_gated_norm(self.network, self.kernels.gated_norm)
         if options.mlp_kernel:
             set_mlp(self.network, config.model_config, options)

@@ -95,11 +95,12 @@ class Kernels(Protocol):
         ...
 
 
-def open_kernels(choice: GraphKernels, cores: int) -> Kernels:
+def open_kernels(choice: GraphKernels, cores: int, dma_transposes: bool = True) -> Kernels:
     """The operations in one form.
 
     Args:
         cores: physical cores that one logical core joins (LNC); the NKI kernels run on all of them.
+        dma_transposes: the DMA engines transpose what the NKI kernels of prompts transpose, else TensorE.
     Raises:
         ConfigError: the interpreter is asked for where AWS's own nki is installed, whose place it cannot take.
     """
@@ -114,7 +115,7 @@ def open_kernels(choice: GraphKernels, cores: int) -> Kernels:
         raise ConfigError("kernels", choice, problem, "Use kernels=torch")
     from .nki_kernels import NkiKernels
 
-    return NkiKernels(cores)
+    return NkiKernels(cores, dma_transposes)
 
 
 def check_choice(choice: str, device: str) -> None:

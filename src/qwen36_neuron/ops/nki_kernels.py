@@ -28,9 +28,11 @@ class NkiKernels:
     Attributes:
         cores: physical cores that one logical core joins (LNC). Every kernel is launched on all of them: the compiler
             refuses any other number.
+        dma_transposes: the DMA engines transpose what attention of prompts transposes, else TensorE.
     """
 
     cores: int
+    dma_transposes: bool = True
 
     def launch(self, kernel: Any, *tensors: torch.Tensor | None, **constants: Any) -> Any:
         """See `Launch`."""
@@ -76,7 +78,7 @@ class NkiKernels:
         table: torch.Tensor,
         held: torch.Tensor,
     ) -> torch.Tensor:
-        return paged_attention_nki(self.launch, q, k, v, cache, table, held)
+        return paged_attention_nki(self.launch, q, k, v, cache, table, held, self.dma_transposes)
 
     def gated_norm(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return gated_rms_norm_nki(self.launch, x, gate, weight, eps)

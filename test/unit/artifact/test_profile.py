@@ -14,6 +14,7 @@ from qwen36_neuron.artifact.graphs import DECODE, PREFILL
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.inputs import PrefillInputs
+from qwen36_neuron.graph.options import GraphOptions
 from qwen36_neuron.graph.profile import Profile
 from qwen36_neuron.planning.plan import GIB
 
@@ -89,6 +90,7 @@ def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(ch
         ({"logical_cores": 4}, "logical_cores", "1 or 2"),
         ({"kernels": "interpreter"}, "kernels", "Use one of: torch, nki"),
         ({"kernels": None}, "kernels", "is not known"),
+        ({"dma_transposes": 0}, "dma_transposes", "true or false"),
         ({"kernels": ["nki"]}, "kernels", "is not known"),
         ({"kernels": "nki", "prefill_buckets": [[192, 131072]]}, "prefill_buckets", "multiple of 128"),
     ],
@@ -100,6 +102,13 @@ def test_a_wrong_field_is_named_with_its_value_and_a_remedy(
         Profile.parse("test", raw | changes)
     assert caught.value.field == field
     assert caught.value.remedy
+
+
+def test_the_dma_engines_transpose_unless_a_profile_forbids_it(raw: dict[str, Any]) -> None:
+    assert Profile.parse("test", raw).options.dma_transposes
+    options = Profile.parse("test", raw | {"dma_transposes": False}).options
+    assert not options.dma_transposes
+    assert GraphOptions.from_json(options.to_json()) == options
 
 
 def test_a_missing_field_and_a_missing_file_are_named(raw: dict[str, Any], tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ def test_decode_graphs_and_which_one_a_call_takes() -> None:
         ("sampling_candidates", -1),
         ("sampling_candidates", 1025),
         ("logical_cores", 3),
+        ("dma_transposes", "no"),
         ("kernels", "interpreter"),
         ("num_blocks", 16),
         ("max_model_len", 1025),

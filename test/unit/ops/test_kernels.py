@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
 from shapes import CONFIG
 
 from qwen36_neuron.config import ModelConfig
@@ -35,6 +37,23 @@ def test_the_interpreter_is_refused_where_the_real_nki_is(monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=r"kernels='interpreter'.*Use kernels=torch"):
         open_kernels("interpreter", 1)
     assert isinstance(open_kernels("nki", 2), NkiKernels)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("by_dma", [True, False])
+def test_attention_of_prompts_is_told_who_transposes(by_dma: bool) -> None:
+    from qwen36_neuron.ops.attention.nki import paged_attention_nki
+
+    asked: list[dict[str, Any]] = []
+
+    def launch(kernel: Any, *tensors: Any, **constants: Any) -> Any:
+        asked.append(constants)
+        return tensors[0]
+
+    kernels: Any = open_kernels("interpreter", 1, by_dma)
+    x, table, held = torch.zeros(1, 128, 2, 256), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1)
+    paged_attention_nki(launch, x, x, x, (x, x), table, held, kernels.dma_transposes)
+    assert asked == [{"turns_by_dma": by_dma}]
 
 
 def test_sizes_that_the_kernels_do_not_take_are_all_named() -> None:

@@ -17,9 +17,10 @@ def paged_attention_nki(
     cache: tuple[torch.Tensor, torch.Tensor],
     table: torch.Tensor,
     held: torch.Tensor,
+    dma_transposes: bool = True,
 ) -> torch.Tensor:
-    """Tensors as in `Kernels.attend`."""
+    """Tensors as in `Kernels.attend`. dma_transposes: the DMA engines transpose, else TensorE."""
     # The kernel takes one block at least; of the scratch block no token is held.
     table = table if table.shape[1] else table.new_zeros(len(table), 1)
-    out: torch.Tensor = launch(paged_attention, q, k, v, *cache, table, held.view(1, -1))
+    out: torch.Tensor = launch(paged_attention, q, k, v, *cache, table, held.view(1, -1), turns_by_dma=dma_transposes)
     return out
