@@ -50,11 +50,43 @@ class Batch:
     commit_to: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Verify:
+    """Rows of one token that is certain and of drafts behind it, as many in every row. All tensors are int32.
+
+    A lane's state has no draft in it. What it needs to take one in later is in a second bank, [1 + lanes, most drafts,
+    ...], by lane: the row that follows says how many were right. Rows of which nobody is in need have lane 0.
+
+    Attributes:
+        fresh, source, lane: [batch], as in `Span`; the lane's drafts are pending whatever the source is.
+        accepted: [batch], pending drafts of the lane that the row takes in before its own token.
+        commit_at: [n], row of which a state is written to entry `commit_to` too; at most one of a row.
+        commit_after: [n], after how many tokens, accepted ones counted: 1 to accepted + 1.
+        commit_to: [n]; 0 for none.
+    """
+
+    fresh: torch.Tensor
+    source: torch.Tensor
+    lane: torch.Tensor
+    accepted: torch.Tensor
+    commit_at: torch.Tensor
+    commit_after: torch.Tensor
+    commit_to: torch.Tensor
+
+
+def factor_columns(dk: int, dv: int, share: int) -> int:
+    """Columns of a pending draft for a key head with `share` value heads: unit key, what they write there, gates."""
+    return dk + share * (dv + 1)
+
+
 OutputAndBank = tuple[torch.Tensor, torch.Tensor]
 """What an operation computes, and the bank with the rows' states and checkpoints in it."""
 
+OutputAndBanks = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""The same, and the bank of pending drafts with the rows' own in it."""
 
-def source_entries(at: Span | Batch) -> torch.Tensor:
+
+def source_entries(at: Span | Batch | Verify) -> torch.Tensor:
     """int32 [rows]: the entries that hold the rows' states; for a row that starts its sequence the scratch entry."""
     return at.source.masked_fill(at.fresh, 0)
 
@@ -77,3 +109,16 @@ def row_entries(bank: torch.Tensor, batch: Batch) -> torch.Tensor:
     """int32 [1, 2 * rows]: the entry of each row's lane, then that of its checkpoint."""
     rows = torch.arange(len(batch.lane), dtype=torch.int32, device=batch.lane.device)
     return torch.stack((target_entries(bank, batch.lane), checkpoint_entries(bank, batch, rows)), 1).view(1, -1)
+
+
+def checkpoint_counts(rows: Verify) -> torch.Tensor:
+    """int32 [batch]: after how many tokens each row's checkpoint is taken, 0 where it has none."""
+    index = torch.arange(len(rows.lane), dtype=torch.int32, device=rows.lane.device)
+    wanted = (rows.commit_at.view(1, -1) == index.view(-1, 1)) & (rows.commit_to != 0)
+    return (wanted * rows.commit_after).amax(1).to(torch.int32)
+
+
+def write_pending(pending: torch.Tensor, lanes: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """The bank with a row's drafts, new [batch, drafts, ...], as the first of its lane's."""
+    lanes, drafts = lanes.long(), new.shape[1]
+    return pending.index_copy(0, lanes, torch.cat((new, pending.index_select(0, lanes)[:, drafts:]), dim=1))

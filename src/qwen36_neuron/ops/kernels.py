@@ -16,7 +16,7 @@ import torch
 from ..config import BLOCK_SIZE, ModelConfig
 from ..devices import CHOICES, GraphKernels
 from ..errors import ConfigError
-from .banks import Batch, OutputAndBank, Span
+from .banks import Batch, OutputAndBank, OutputAndBanks, Span, Verify
 
 HEAD_DIM, STATE_DIM, TAPS = 256, 128, 4
 """Sizes that the NKI kernels are written for: attention heads, DeltaNet heads, the convolution."""
@@ -29,7 +29,10 @@ ROWS = 128
 
 
 class Kernels(Protocol):
-    """The operations of one rank. Banks are [entries, 3, channels] for windows, [entries, heads, dk, dv] for states."""
+    """The operations of one rank. Banks are [entries, 3, channels] for windows, [entries, heads, dk, dv] for states.
+
+    Those of pending drafts have zeros at first and hold what the operations put there.
+    """
 
     def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> OutputAndBank:
         """Convolution with SiLU: x [1, tokens, channels], weight [channels, 4] -> [1, tokens, channels]."""
@@ -37,6 +40,16 @@ class Kernels(Protocol):
 
     def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> OutputAndBank:
         """The same for x [batch, 1, channels]."""
+        ...
+
+    def conv_verify(
+        self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+    ) -> OutputAndBanks:
+        """The same for x [batch, 1 + drafts, channels]: accepted drafts are taken in first, new ones are only kept.
+
+        Args:
+            pending: [1 + lanes, most drafts, channels], of x's type.
+        """
         ...
 
     def delta_rule_prefill(
@@ -67,6 +80,24 @@ class Kernels(Protocol):
         batch: Batch,
     ) -> OutputAndBank:
         """The same for one token a row: [batch, 1, value_heads, dv] fp32."""
+        ...
+
+    def delta_rule_verify(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bank: torch.Tensor,
+        pending: torch.Tensor,
+        rows: Verify,
+    ) -> OutputAndBanks:
+        """The same for 1 + drafts tokens a row; accepted drafts are taken in first, new ones are only kept.
+
+        Args:
+            pending: fp32 [1 + lanes, most drafts, key_heads, `factor_columns`].
+        """
         ...
 
     def attend(

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from .attention.nki import paged_attention_nki
-from .banks import Batch, OutputAndBank, Span
-from .causal_conv1d.nki import causal_conv1d_nki, causal_conv1d_step_nki
-from .gated_delta_rule.nki import gated_delta_rule_prefill_nki, gated_delta_rule_step_nki
+from .banks import Batch, OutputAndBank, OutputAndBanks, Span, Verify
+from .causal_conv1d.nki import causal_conv1d_nki, causal_conv1d_step_nki, causal_conv1d_verify_nki
+from .gated_delta_rule.nki import gated_delta_rule_prefill_nki, gated_delta_rule_step_nki, gated_delta_rule_verify_nki
 from .mlp.nki import fp8_mlp_nki
 from .norm.nki import gated_rms_norm_nki
 
@@ -45,6 +45,11 @@ class NkiKernels:
     def conv_decode(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, batch: Batch) -> OutputAndBank:
         return causal_conv1d_step_nki(self.launch, x, weight, bank, batch)
 
+    def conv_verify(
+        self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+    ) -> OutputAndBanks:
+        return causal_conv1d_verify_nki(x, weight, bank, pending, rows)
+
     def delta_rule_prefill(
         self,
         q: torch.Tensor,
@@ -68,6 +73,19 @@ class NkiKernels:
         batch: Batch,
     ) -> OutputAndBank:
         return gated_delta_rule_step_nki(self.launch, q, k, v, g, beta, bank, batch)
+
+    def delta_rule_verify(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bank: torch.Tensor,
+        pending: torch.Tensor,
+        rows: Verify,
+    ) -> OutputAndBanks:
+        return gated_delta_rule_verify_nki(q, k, v, g, beta, bank, pending, rows)
 
     def attend(
         self,

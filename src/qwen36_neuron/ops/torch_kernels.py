@@ -6,9 +6,9 @@ import torch
 
 from ..config import BLOCK_SIZE
 from .attention import block_attention, gather_blocks
-from .banks import Batch, OutputAndBank, Span
-from .causal_conv1d import causal_conv1d, place_window, windows_at
-from .gated_delta_rule import gated_delta_rule_boundaries, gated_delta_rule_step
+from .banks import Batch, OutputAndBank, OutputAndBanks, Span, Verify, checkpoint_counts, write_pending
+from .causal_conv1d import causal_conv1d, causal_conv1d_verify, place_window, windows_at
+from .gated_delta_rule import gated_delta_rule_boundaries, gated_delta_rule_step, gated_delta_rule_verify
 from .norm import gated_rms_norm
 
 
@@ -17,7 +17,7 @@ def read_states(bank: torch.Tensor, entries: torch.Tensor, fresh: torch.Tensor) 
     return bank.index_select(0, entries).masked_fill(fresh.view(-1, *[1] * (bank.dim() - 1)), 0.0)
 
 
-def write_states(bank: torch.Tensor, at: Span | Batch, states: torch.Tensor) -> torch.Tensor:
+def write_states(bank: torch.Tensor, at: Span | Batch | Verify, states: torch.Tensor) -> torch.Tensor:
     """The bank with the given states written: those of the lanes, then those of the checkpoints."""
     return bank.index_copy(0, torch.cat((at.lane, at.commit_to)).long(), states)
 
@@ -37,6 +37,14 @@ class TorchKernels:
         after = torch.cat((window[:, 1:], x), dim=1)
         bank = write_states(bank, batch, torch.cat((after, after.index_select(0, batch.commit_at))))
         return causal_conv1d(x, window, weight), bank
+
+    def conv_verify(
+        self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+    ) -> OutputAndBanks:
+        windows, held = read_states(bank, rows.source, rows.fresh), pending.index_select(0, rows.lane)
+        y, left, kept = causal_conv1d_verify(x, windows, held, rows.accepted, checkpoint_counts(rows), weight)
+        bank = write_states(bank, rows, torch.cat((left, kept.index_select(0, rows.commit_at))))
+        return y, bank, write_pending(pending, rows.lane, x[:, 1:])
 
     def delta_rule_prefill(
         self,
@@ -70,6 +78,23 @@ class TorchKernels:
         out = gated_delta_rule_step(q[:, 0], k[:, 0], v[:, 0], g[:, 0], beta[:, 0], states)
         bank = write_states(bank, batch, torch.cat((states, states.index_select(0, batch.commit_at))))
         return out.unsqueeze(1), bank
+
+    def delta_rule_verify(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        g: torch.Tensor,
+        beta: torch.Tensor,
+        bank: torch.Tensor,
+        pending: torch.Tensor,
+        rows: Verify,
+    ) -> OutputAndBanks:
+        states, held = read_states(bank, rows.source, rows.fresh), pending.index_select(0, rows.lane)
+        after = checkpoint_counts(rows)
+        out, left, kept, new = gated_delta_rule_verify(q, k, v, g, beta, states, held, rows.accepted, after)
+        bank = write_states(bank, rows, torch.cat((left, kept.index_select(0, rows.commit_at))))
+        return out, bank, write_pending(pending, rows.lane, new)
 
     def attend(
         self,

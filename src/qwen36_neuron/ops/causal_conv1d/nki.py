@@ -8,8 +8,20 @@ from nki_kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from nki_kernels.state_copy import state_copy
 
 from ...config import BLOCK_SIZE
-from ..banks import Batch, OutputAndBank, Span, row_entries, source_entries, target_entries
+from ..banks import (
+    Batch,
+    OutputAndBank,
+    OutputAndBanks,
+    Span,
+    Verify,
+    checkpoint_counts,
+    row_entries,
+    source_entries,
+    target_entries,
+    write_pending,
+)
 from ..launch import Launch
+from .verify import causal_conv1d_verify
 
 
 def causal_conv1d_nki(
@@ -35,3 +47,14 @@ def causal_conv1d_step_nki(
     sources = source_entries(batch).view(1, -1)
     y, bank = launch(causal_conv1d_step, x, bank, weight, sources, row_entries(bank, batch))
     return y, bank
+
+
+def causal_conv1d_verify_nki(
+    x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+) -> OutputAndBanks:
+    """A token and drafts a row; tensors as in `Kernels.conv_verify`. Plain operations; entry 0 stays zero."""
+    windows, held = bank.index_select(0, source_entries(rows)), pending.index_select(0, rows.lane)
+    y, left, kept = causal_conv1d_verify(x, windows, held, rows.accepted, checkpoint_counts(rows), weight)
+    entries, states = torch.cat((rows.lane, rows.commit_to)), torch.cat((left, kept.index_select(0, rows.commit_at)))
+    bank = bank.index_copy(0, entries.long(), states.masked_fill((entries == 0).view(-1, 1, 1), 0.0))
+    return y, bank, write_pending(pending, rows.lane, x[:, 1:])
