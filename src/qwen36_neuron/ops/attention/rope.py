@@ -10,6 +10,7 @@ from functools import lru_cache
 import torch
 
 from ...config import RopeConfig
+from ..kept import may_keep
 
 
 def _frequencies(dim: int, theta: float, device: torch.device) -> torch.Tensor:
@@ -36,8 +37,8 @@ def rotary_tables(positions: torch.Tensor, rope: RopeConfig, dtype: torch.dtype)
         (cos, sin), each [batch, tokens, 1, dim / 2]; the singleton is for heads.
     """
     device = positions.device
-    cpu = device.type == "cpu"  # elsewhere the tensor belongs to the graph being traced
-    frequencies = _cpu_frequencies(rope.dim, rope.theta) if cpu else _frequencies(rope.dim, rope.theta, device)
+    kept = may_keep(positions)
+    frequencies = _cpu_frequencies(rope.dim, rope.theta) if kept else _frequencies(rope.dim, rope.theta, device)
     angles = positions.float().unsqueeze(-1) * frequencies
     if angles.dim() == 4:
         merged = angles[0].clone()

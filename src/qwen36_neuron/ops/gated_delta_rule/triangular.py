@@ -11,6 +11,8 @@ from functools import lru_cache
 
 import torch
 
+from ..kept import may_keep
+
 LEAF = 16
 """Size up to which the recursion runs on whole tiles; above it, block by block."""
 
@@ -65,8 +67,7 @@ def unit_lower_inverse(a: torch.Tensor) -> torch.Tensor:
 
 def _leaf_inverse(a: torch.Tensor) -> torch.Tensor:
     """The recursion on whole tiles: [tiles, LEAF, LEAF] in and out. The first level needs no product: T is I there."""
-    on_cpu = a.device.type == "cpu"
-    masks = _cpu_level_masks(LEAF, a.dtype) if on_cpu else _level_masks(LEAF, a.device, a.dtype)
+    masks = _cpu_level_masks(LEAF, a.dtype) if may_keep(a) else _level_masks(LEAF, a.device, a.dtype)
     inverse = torch.eye(LEAF, device=a.device, dtype=a.dtype) - masks[0] * a
     for mask in masks[1:]:
         inverse = inverse - torch.bmm(inverse, torch.bmm(mask * a, inverse))

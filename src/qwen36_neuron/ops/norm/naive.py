@@ -7,6 +7,8 @@ from functools import lru_cache
 import torch
 import torch.nn.functional as F
 
+from ..kept import may_keep
+
 
 @lru_cache(maxsize=16)
 def _constant(value: float) -> torch.Tensor:
@@ -24,7 +26,7 @@ def inverse_root(x: torch.Tensor, eps: float, scale: float = 1.0) -> torch.Tenso
         x: [..., n] fp32.
     """
     size = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-    constant = _constant(eps) if x.device.type == "cpu" else torch.tensor(eps, dtype=x.dtype, device=x.device)
+    constant = _constant(eps) if may_keep(x) else torch.tensor(eps, dtype=x.dtype, device=x.device)
     return torch.addcmul(constant, size, size, value=scale).rsqrt_()
 
 
