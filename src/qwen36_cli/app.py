@@ -32,6 +32,7 @@ BENCHMARKS = {
     "apc": "qwen36_cli.bench.apc:apc",
     "kernels": "qwen36_cli.bench.kernels:kernels",
     "sampling": "qwen36_cli.bench.sampling:sampling",
+    "speculation": "qwen36_cli.bench.speculation:speculation",
 }
 
 EXTRAS = {

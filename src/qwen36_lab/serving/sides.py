@@ -11,7 +11,7 @@ import random
 import resource
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,6 +31,7 @@ class SideConfig:
         max_num_seqs: most sequences at once.
         max_num_batched_tokens: tokens of one step of our engine.
         share_cores: whether our engine computes on fewer threads while other processes keep cores busy.
+        engine: further arguments of our engine.
     """
 
     checkpoint: Path
@@ -39,6 +40,7 @@ class SideConfig:
     max_num_seqs: int
     max_num_batched_tokens: int
     share_cores: bool = True
+    engine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,14 @@ class Engine:
                 "share_cores": config.share_cores,
             },
             disable_log_stats=True,
+            **config.engine,
         )
         (self.timer,) = self.llm.collective_rpc(_time_runtime)
         self._count = 0
 
     def first_token(self, prompt: list[int]) -> float:
         started = time.perf_counter()
-        self._add(prompt, 1)
+        self.ask(prompt, max_tokens=1, ignore_eos=True)
         while self.llm.llm_engine.has_unfinished_requests():
             self.llm.llm_engine.step()
         return time.perf_counter() - started
@@ -101,7 +104,9 @@ class Engine:
     def decode(self, prompts: list[list[int]], tokens: int) -> Decode:
         engine = self.llm.llm_engine
         for prompt in prompts:
-            self._add(prompt, tokens + len(prompts) + 1)  # so that nobody ends before the last step that is timed
+            self.ask(
+                prompt, max_tokens=tokens + len(prompts) + 1, ignore_eos=True
+            )  # so that nobody ends before the last step that is timed
         begun: set[str] = set()
         while len(begun) < len(prompts):
             begun |= {output.request_id for output in engine.step() if output.outputs[0].token_ids}
@@ -120,12 +125,20 @@ class Engine:
             overhead_ms=1000 * (seconds - inside) / tokens,
         )
 
-    def _add(self, prompt: list[int], tokens: int) -> None:
+    def ask(self, prompt: list[int], *, choice: str | None = None, **parameters: Any) -> str:
+        """Add a request, greedy unless its parameters say otherwise; its id.
+
+        Args:
+            choice: the only text that its grammar allows.
+        """
         from vllm import SamplingParams
+        from vllm.sampling_params import StructuredOutputsParams
 
         self._count += 1
-        params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        grammar = StructuredOutputsParams(choice=[choice]) if choice is not None else None
+        params = SamplingParams(**{"temperature": 0.0, "structured_outputs": grammar, **parameters})
         self.llm.llm_engine.add_request(str(self._count), {"prompt_token_ids": prompt}, params)
+        return str(self._count)
 
 
 class TimedRuntime:
@@ -220,12 +233,13 @@ class RemoteSide:
     Args:
         name: a key of SIDES.
         config: what it is built from.
+        made_by: what makes it instead; it is imported there.
     """
 
-    def __init__(self, name: str, config: SideConfig) -> None:
+    def __init__(self, name: str, config: SideConfig, made_by: Callable[[SideConfig], Any] | None = None) -> None:
         context = multiprocessing.get_context("spawn")
         self._here, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(name, config, there), daemon=True)
+        self._process = context.Process(target=_serve, args=(name, config, there, made_by), daemon=True)
         self._process.start()
         self._take()
 
@@ -241,6 +255,10 @@ class RemoteSide:
         """The process's largest resident size in MiB, and how much of that came after its imports."""
         peak, imports = self._ask("memory")
         return peak / 1024, (peak - imports) / 1024
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """What a method of the side answers."""
+        return self._ask(method, *arguments)
 
     def close(self) -> None:
         self._here.close()
@@ -258,7 +276,7 @@ class RemoteSide:
         return answer
 
 
-def _serve(name: str, config: SideConfig, pipe: Connection) -> None:
+def _serve(name: str, config: SideConfig, pipe: Connection, made_by: Callable[[SideConfig], Any] | None = None) -> None:
     """The process of one side: build it, then answer questions until the pipe closes."""
     import torch
 
@@ -267,7 +285,7 @@ def _serve(name: str, config: SideConfig, pipe: Connection) -> None:
     imports()
     base = _peak_kib()
     try:
-        side = SIDES[name](config)
+        side = (made_by or SIDES[name])(config)
         pipe.send(None)
         while True:
             method, *arguments = pipe.recv()

@@ -1,0 +1,188 @@
+"""Speculation on beside speculation off: the same engine, checkpoint and requests, each side in its own process.
+
+Both sides answer the same requests in turns and must give the same tokens, or the benchmark ends. Ratios are of tokens
+a second, medians of the rounds' own ratios.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from qwen36_lab.demo import evaluation, filler, skills, talk
+from qwen36_lab.demo.chat import Conversation
+
+from .sides import Engine, SideConfig, random_prompts
+
+FAILING = {"temperature": 2.0, "seed": 3, "ignore_eos": True}
+"""Tokens drawn almost at random, which no draft foretells."""
+PASSAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Requests and the bar that their ratio is held to.
+
+    Attributes:
+        prompts: token ids.
+        parameters: of sampling, vLLM's names.
+        at_once: requests that run together.
+        bar: ratio of tokens a second to reach; of times to the first token, the most that is allowed.
+        first_token: whether it is times to the first token that are compared.
+    """
+
+    name: str
+    prompts: tuple[tuple[int, ...], ...]
+    parameters: dict[str, Any]
+    at_once: int
+    bar: float
+    first_token: bool = False
+
+
+@dataclass(slots=True)
+class Answers:
+    """One run of a workload.
+
+    Attributes:
+        seconds: in all; first: to the first token of each request.
+        tokens: of each request.
+        steps: engine steps that it took.
+    """
+
+    seconds: float = 0.0
+    steps: int = 0
+    first: list[float] = field(default_factory=list)
+    tokens: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Tokens a second, or first tokens."""
+        return sum(map(len, self.tokens)) / self.seconds
+
+
+class Speculating(Engine):
+    """Our engine, with or without speculation, as `SideConfig.engine` says."""
+
+    def answer(self, load: Workload) -> Answers:
+        """All requests of a workload, `at_once` together."""
+        found, engine = Answers(), self.llm.llm_engine
+        for at in range(0, len(load.prompts), load.at_once):
+            group = load.prompts[at : at + load.at_once]
+            names = [self.ask(list(prompt), **load.parameters) for prompt in group]
+            first, ended, started = {}, {}, time.perf_counter()
+            while engine.has_unfinished_requests():
+                outputs = engine.step()
+                found.steps += 1
+                for output in outputs:
+                    if output.outputs[0].token_ids:
+                        first.setdefault(output.request_id, time.perf_counter() - started)
+                    if output.finished:
+                        ended[output.request_id] = tuple(output.outputs[0].token_ids)
+                if load.first_token and len(first) == len(group):
+                    found.seconds += time.perf_counter() - started
+                    engine.abort_request(list(first))
+            if not load.first_token:
+                found.seconds += time.perf_counter() - started
+                found.tokens += [ended[name] for name in names]
+            found.first += [first[name] for name in names]
+        return found
+
+
+def workloads(checkpoint: Path, quick: bool) -> list[Workload]:
+    """Every bar of speculation on the demo checkpoint."""
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    count = 4 if quick else 32
+    domain = _domain(tokenizer, count)
+    long = {"temperature": 0.0, "max_tokens": 24 if quick else 192}
+    failing = {**FAILING, "max_tokens": 16 if quick else 128}
+    noise = tuple(map(tuple, random_prompts(7, 8, 64, len(tokenizer) // 2)))
+    passage, copying = _passage(tokenizer)
+    loads = [
+        Workload("its own domain, batch 1", domain[: count // 2], long, 1, 1.8),
+        Workload("its own domain, batch 8", domain, long, 8, 1.2),
+        Workload("drafts that fail, batch 1", noise[:4], failing, 1, 0.97),
+        Workload("drafts that fail, batch 8", noise, failing, 8, 0.97),
+        Workload("copying 500 tokens", (passage,), copying, 1, 4.0),
+    ]
+    for length in (512,) if quick else (512, 2048, 4096):
+        prompts = tuple(map(tuple, random_prompts(length, 2 if quick else 6, length, len(tokenizer) // 2)))
+        once = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
+        loads.append(Workload(f"first token of {length:,}", prompts, once, 1, 1.05, first_token=True))
+    return loads
+
+
+def summarize(load: Workload, rounds: Sequence[tuple[Answers, Answers]]) -> dict[str, Any]:
+    """One row of the result: `rounds` are pairs of answers, without speculation and with it."""
+    if load.first_token:
+        ratios = [sum(on.first) / sum(off.first) for off, on in rounds]
+        values = [1000 * statistics.median(statistics.mean(side[i].first) for side in rounds) for i in (0, 1)]
+        met = statistics.median(ratios) <= load.bar
+    else:
+        for off, on in rounds:
+            if off.tokens != on.tokens:
+                raise RuntimeError(f"{load.name}: speculation changed a token")
+        ratios = [on.rate / off.rate for off, on in rounds]
+        values = [statistics.median(side[i].rate for side in rounds) for i in (0, 1)]
+        met = statistics.median(ratios) >= load.bar
+    _, on = rounds[-1]
+    row: dict[str, Any] = {
+        "workload": load.name,
+        "requests": len(load.prompts),
+        "at_once": load.at_once,
+        "parameters": load.parameters,
+        "unit": "ms to the first token" if load.first_token else "tokens a second",
+        "off": values[0],
+        "on": values[1],
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "bar": load.bar,
+        "met": met,
+    }
+    if not load.first_token:
+        row["tokens"] = sum(map(len, on.tokens))
+        row["steps"] = {"off": rounds[-1][0].steps, "on": on.steps}
+    return row
+
+
+def _domain(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[tuple[int, ...], ...]:
+    """Questions that the demo checkpoint was trained to answer, with other contents than it has seen."""
+    makers = (
+        lambda random: Conversation([talk.story(random)]),
+        lambda random: Conversation([skills.lists(random)]),
+        lambda random: Conversation([skills.count_up(random)]),
+        lambda random: Conversation([talk.fact(random)]),
+    )
+    prompts = []
+    for index in range(count):
+        made = makers[index % len(makers)](Random(f"speculation/{index}"))
+        prompts.append(tuple(evaluation.Probe("", 0, 0.0, made, "").prompt(tokenizer)))
+    return tuple(prompts)
+
+
+def _passage(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """A prompt that quotes a passage, and parameters by which the answer is that passage: its grammar allows no other.
+
+    The checkpoint is too small to copy so much of its own accord. What is compared is the engine's speed.
+    """
+    random = Random("passage")
+    sentences = [filler.sentence(random) for _ in range(100)]
+    ids: list[int] = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"][:PASSAGE]
+    text = tokenizer.decode(ids)
+    asked = f"Repeat exactly: {text}"
+    prompt: list[int] = tokenizer(asked, add_special_tokens=False)["input_ids"]
+    return tuple(prompt), {"temperature": 0.0, "max_tokens": 2 * PASSAGE, "choice": text}
+
+
+CONFIG = {"method": "mtp", "num_speculative_tokens": 3}
+
+
+def side_configs(base: SideConfig) -> tuple[SideConfig, SideConfig]:
+    """Without speculation and with it."""
+    return replace(base, engine={}), replace(base, engine={"speculative_config": CONFIG})

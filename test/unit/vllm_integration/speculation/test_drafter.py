@@ -1,0 +1,165 @@
+"""How many drafts a request gets: what raises the tokens a second of the batch, by costs and rates that are known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from vllm import SamplingParams
+
+from qwen36_neuron.runtime import DraftRequest
+from vllm_integration.requests import RequestState
+from vllm_integration.speculation.acceptance import UNKNOWN, Acceptance
+from vllm_integration.speculation.config import DraftLimits
+from vllm_integration.speculation.costs import OUTLIER, Rate, StepCosts
+from vllm_integration.speculation.drafter import PROBE_FIRST, PROBE_LAST, Drafter, Source
+
+MTP = DraftLimits(mtp=3)
+
+
+class Layer:
+    """A runtime whose draft layer proposes 1, 2, 3, ...; what it was asked is kept."""
+
+    def __init__(self, max_model_len: int = 1000) -> None:
+        self.capacity = SimpleNamespace(max_model_len=max_model_len)
+        self.asked: list[list[DraftRequest]] = []
+
+    def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
+        self.asked.append(list(requests))
+        return tuple(tuple(range(1, 1 + request.count)) for request in requests)
+
+
+def costs(plain: float = 1.0, position: float = 0.1, draft: float = 0.05, rows: int = 1) -> StepCosts:
+    made = StepCosts()
+    made.plain.observe(rows, plain)
+    made.position.observe(rows, position)
+    made.draft.observe(rows, draft)
+    return made
+
+
+def state(name: str = "r", output: int = 10, prompt: Sequence[int] = range(100, 140), **params: Any) -> RequestState:
+    made = RequestState(name, SamplingParams(**{"max_tokens": 500, "ignore_eos": True, **params}), list(prompt))
+    made.output += range(500, 500 + output)
+    made.given = 1
+    return made
+
+
+def verify(drafter: Drafter, one: RequestState, rights: float, seed: int, steps: int = 60) -> list[int]:
+    """Steps of a request whose drafts are right so often; how many drafts each had."""
+    chance, counts = random.Random(seed), []
+    for _ in range(steps):
+        (drafts,) = drafter.draft([one])
+        counts.append(len(drafts))
+        accepted = 0
+        while accepted < len(drafts) and chance.random() < rights:
+            accepted += 1
+        one.drafts, one.given = tuple(drafts), accepted + 1
+        one.start, one.end = 0, 1
+        drafter.stepped([one], 1.0 + 0.1 * len(drafts))
+    return counts
+
+
+def test_drafts_that_are_right_get_as_many_as_there_are() -> None:
+    counts = verify(Drafter(Layer(), MTP, costs()), state(), 1.0, seed=1)
+    assert counts[10:] == [3] * 50
+
+
+def test_drafts_that_are_wrong_get_none_but_a_probe_now_and_then() -> None:
+    counts = verify(Drafter(Layer(), MTP, costs()), state(), 0.0, seed=1, steps=600)
+    assert set(counts[20:]) == {0, 1}
+    probes = [step for step, count in enumerate(counts) if step > 20 and count]
+    gaps = [b - a for a, b in zip(probes, probes[1:], strict=False)]
+    assert PROBE_FIRST < gaps[0] <= gaps[-1] == PROBE_LAST
+    assert len(probes) <= 600 / 50
+
+
+def test_a_request_whose_drafts_become_right_gets_them_again() -> None:
+    drafter, one = Drafter(Layer(), MTP, costs()), state()
+    verify(drafter, one, 0.0, seed=1, steps=100)
+    counts = verify(drafter, one, 1.0, seed=1, steps=400)
+    assert counts[-1] == 3
+
+
+@pytest.mark.parametrize(("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0)])
+def test_as_many_as_what_they_cost_leaves(position: float, draft: float, expected: int) -> None:
+    """Of drafts that are right two times in three: 0.67, 0.44 and 0.30 tokens each, at a token a second without."""
+    drafter = Drafter(Layer(), MTP, costs(position=position, draft=draft))
+    one = state()
+    for _ in range(200):
+        for kind in range(3):
+            for right in (True, True, False):
+                drafter._history(one).rates[Source.MTP].observe(kind, right)
+    assert len(drafter.draft([one])[0]) == expected
+
+
+def test_a_batch_that_fills_the_machine_stops_drafting() -> None:
+    """A further position costs eight rows a fifth of what each pays for its own; alone it is almost free."""
+    for rows, position, expected in ((1, 0.02, 3), (8, 0.9, 0)):
+        drafter = Drafter(Layer(), MTP, costs(plain=float(rows), position=position, draft=0.02, rows=rows))
+        states = [state(str(i)) for i in range(rows)]
+        assert [len(drafts) for drafts in drafter.draft(states)] == [expected] * rows
+
+
+def test_each_request_has_its_own() -> None:
+    layer = Layer()
+    drafter = Drafter(layer, MTP, costs(rows=2))
+    good, bad = state("good"), state("bad")
+    for kind in range(3):
+        for _ in range(50):
+            drafter._history(good).rates[Source.MTP].observe(kind, True)
+            drafter._history(bad).rates[Source.MTP].observe(kind, False)
+    assert drafter.draft([good, bad]) == [[1, 2, 3], []]
+    assert [[request.request_id for request in asked] for asked in layer.asked] == [["good"]]
+    assert layer.asked[0][0].tokens == tuple(good.output[-1:])
+
+
+@pytest.mark.parametrize(("left", "expected"), [(1, 0), (2, 1), (3, 2), (9, 3)])
+def test_no_more_than_can_be_given(left: int, expected: int) -> None:
+    fixed = DraftLimits(mtp=3, adaptive=False)
+    assert len(Drafter(Layer(), fixed, StepCosts()).draft([state(max_tokens=10 + left)])[0]) == expected
+    assert len(Drafter(Layer(50 + left), fixed, StepCosts()).draft([state()])[0]) == expected
+
+
+def test_a_request_that_has_ended_gets_none() -> None:
+    one = state(stop_token_ids=[509])
+    assert Drafter(Layer(), DraftLimits(mtp=3, adaptive=False), StepCosts()).draft([one]) == [[]]
+
+
+def test_what_repeats_is_looked_up_and_chosen_where_it_gives_more() -> None:
+    layer = Layer()
+    drafter = Drafter(layer, DraftLimits(mtp=3, lookup=16), costs())
+    one = state(prompt=list(range(500, 530)), output=10)
+    for _ in range(50):
+        drafter._rates[Source.LOOKUP].observe((10).bit_length(), True)
+    assert drafter.draft([one]) == [list(range(510, 526))]
+    assert not layer.asked
+    for _ in range(50):
+        drafter._history(one).rates[Source.LOOKUP].observe((10).bit_length(), False)
+        for kind in range(3):
+            drafter._history(one).rates[Source.MTP].observe(kind, True)
+    assert drafter.draft([one]) == [[1, 2, 3]]
+
+
+def test_rates_start_from_what_is_known_of_others() -> None:
+    every = Acceptance(0.99)
+    assert every.rate(0) == UNKNOWN
+    first = Acceptance(0.9, every)
+    for _ in range(100):
+        first.observe(0, True)
+    second = Acceptance(0.9, every)
+    assert second.rate(0) > 0.95
+    for _ in range(10):
+        second.observe(0, False)
+    assert second.rate(0) < 0.35
+    assert first.rate(0) > 0.9
+
+
+def test_one_slow_step_says_little() -> None:
+    rate = Rate()
+    rate.observe(1, 1.0)
+    rate.observe(1, 1000.0)
+    assert rate.of(1) == pytest.approx(1.0 + 0.1 * (OUTLIER - 1.0))
+    assert (rate.of(8), Rate().of(3)) == (rate.of(1), 0.0)
