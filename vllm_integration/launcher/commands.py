@@ -35,6 +35,7 @@ def vllm_command(launch: Launch, num_blocks: int | None = None) -> list[str]:
         *("--enable-auto-tool-choice", "--tool-call-parser", parsers.NAME, "--reasoning-parser", parsers.NAME),
         *("--disable-access-log-for-endpoints", "/health,/metrics"),
         *("--additional-config", json.dumps(additional_config(launch))),
+        *(("--speculative-config", engine.speculative_config) if engine.speculative_config else ()),
         *launch.extra,
     ]
     return command if num_blocks is None else [*command, "--num-gpu-blocks-override", str(num_blocks)]

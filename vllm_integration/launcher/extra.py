@@ -21,6 +21,10 @@ _OWN = (
     "--kv-cache-memory-bytes",
     "--api-key",
     "--additional-config",
+    "--speculative-config",
+    "--spec-method",
+    "--spec-model",
+    "--spec-tokens",
     "--enable-prefix-caching",
     "--no-enable-prefix-caching",
 )
@@ -28,7 +32,7 @@ _OWN = (
 
 BLOCKS = "--num-gpu-blocks-override"
 
-_SHORT = {"-tp": "--tensor-parallel-size"}
+_SHORT = {"-tp": "--tensor-parallel-size", "-sc": "--speculative-config"}
 
 
 def check(rest: Sequence[str], *, blocks_are_chosen: str | None) -> None:

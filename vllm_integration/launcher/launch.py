@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.devices import CHOICES
 from qwen36_neuron.errors import ConfigError
 
 from ..chat_proxy.settings import ProxySettings
 from ..flags import either
 from ..settings import Settings
+from ..speculation.config import ALONE, asked_for, settings_of
 from . import extra
 from . import model as models
 from .errors import Refusal
@@ -91,6 +94,7 @@ def prepare(asked: ParsedArguments, environment: Mapping[str, str]) -> tuple[Lau
     front = _front(values, engine, name, environment)
     extra.check(asked.rest, blocks_are_chosen=_blocks(name, device))
     settings = _settings(values, name)
+    _check_speculation(engine, model, values, name)
     given = frozenset(field for field in _of(Settings, values)) | {"device", "tp_degree", "cache_gib"}
     return Launch(engine, model, settings, given, front, asked.rest, dtype, asked.names), notes
 
@@ -180,6 +184,26 @@ def _blocks(name: _Names, device: str) -> str | None:
     if device == "neuron":
         return "the artifact decides how many KV blocks there are"
     return f"{name('cache_gib')} has decided how many KV blocks there are" if "cache_gib" in name.given else None
+
+
+def _check_speculation(engine: Engine, model: models.Model, values: Mapping[str, Any], name: _Names) -> None:
+    """Refuse here what the plugin would refuse when vLLM starts."""
+    try:
+        given = None if engine.speculative_config is None else json.loads(engine.speculative_config)
+    except json.JSONDecodeError as error:
+        raise Refusal(f"{name('speculative_config')} {engine.speculative_config} is not JSON: {error}") from error
+    try:
+        asked = asked_for(given, {})
+        drafts = {} if asked is None else settings_of(asked, values)
+    except ConfigError as error:
+        raise _refusal(error, name) from error
+    for field in ALONE if not drafts else ():
+        if values.get(field) is not None:
+            raise Refusal(f"{name(field)} says nothing without {name('speculative_config')}")
+    if drafts.get("mtp_drafts") and model.described:
+        layers = ModelConfig.from_pretrained(model.folder).num_mtp_layers
+        if layers != 1:
+            raise Refusal(f"{name('speculative_config')} mtp needs one draft layer, and {model.folder} has {layers}")
 
 
 def _settings(values: Mapping[str, Any], name: _Names) -> Settings:

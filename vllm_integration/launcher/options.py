@@ -34,6 +34,7 @@ class Engine:
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens of one step.
         enable_prefix_caching: reuse the prefixes that requests share.
+        speculative_config: JSON that says how tokens are drafted, as in {"method":"mtp","num_speculative_tokens":3}.
         proxy: run the chat proxy in front; without it vLLM alone listens on HOST:PORT.
         backend_port: inner port of vLLM behind the proxy, on 127.0.0.1.
         python: the Python that runs vLLM and the proxy.
@@ -48,6 +49,7 @@ class Engine:
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
+    speculative_config: str | None = None
     proxy: bool = True
     backend_port: int | None = None
     python: str | None = None
@@ -129,6 +131,7 @@ _NAMES = {
     "tp_degree": ("--tensor-parallel-size", "-tp"),
     "cache_gib": ("--kv-cache-memory-bytes",),
     "num_slots": ("--slots", "--num-slots"),
+    "speculative_config": ("--speculative-config", "-sc"),
 }
 
 _HELP = {
@@ -144,6 +147,7 @@ _METAVARS = {
     "kernels": "KIND",
     "host": "ADDRESS",
     "api_key": "KEY",
+    "speculative_config": "JSON",
     "cache_gib": "BYTES",
     "python": "PATH",
 }
@@ -159,6 +163,7 @@ _DEFAULTS = {
     "api_key": "$VLLM_API_KEY, or none",
     "python": "the one that runs this",
     "revision": "main",
+    "speculative_config": "no speculation",
 }
 
 _ALIASES = {
@@ -171,8 +176,8 @@ _ALIASES = {
 
 _READ = {"cache_gib": _bytes_as_gib}
 
-_OURS = ("backend",)
-"""Fields that the launcher sets itself."""
+_OURS = ("backend", "mtp_drafts", "lookup_match")
+"""Fields that the launcher sets itself, and that --speculative-config does."""
 
 
 @cache

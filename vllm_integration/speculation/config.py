@@ -28,6 +28,11 @@ MOST = 16
 LEAST_MATCH = 3
 """Tokens that have to repeat before what followed them is proposed."""
 
+SHORT = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
+"""Keys by vLLM's short forms of them."""
+ALONE = ("lookup_drafts", "adaptive_drafts")
+"""Settings beside it that mean nothing alone."""
+
 _KEYS = {
     "method": (*MTP, *LOOKUP),
     "num_speculative_tokens": None,
@@ -64,32 +69,66 @@ def take_speculative_config(arguments: EngineArgs) -> None:
     Raises:
         ConfigError: naming the key, its value, what is wrong and what to do.
     """
-    asked = _asked(arguments)
-    if asked is None or asked.get("model") == PROPOSER:
+    short = {field: getattr(arguments, field) for field in SHORT}
+    asked = asked_for(arguments.speculative_config, short)
+    if asked is None:
+        _check_alone(arguments.additional_config)
         return
+    if asked.get("model") == PROPOSER:
+        return
+    arguments.additional_config = {**arguments.additional_config, **settings_of(asked, arguments.additional_config)}
+    most = max(arguments.additional_config.get(key, 0) for key in ("mtp_drafts", "lookup_drafts"))
+    arguments.spec_method = arguments.spec_model = arguments.spec_tokens = None
+    arguments.speculative_config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": most}
+
+
+def asked_for(given: Any, short: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keys of --speculative-config and of its short forms; None if there are none.
+
+    Args:
+        short: values by fields in SHORT.
+    Raises:
+        ConfigError: it is no object, or a key is given twice.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ConfigError("speculative_config", given, "must be a JSON object", """Use '{"method": "mtp", ...}'""")
+    asked = {key.replace("-", "_"): value for key, value in (given or {}).items()}
+    for field, key in SHORT.items():
+        value = short.get(field)
+        if value is not None:
+            if key in asked:
+                raise ConfigError(field, value, f"--speculative-config has {key} too", "Give one of the two")
+            asked[key] = value
+    return asked or None
+
+
+def settings_of(asked: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of this plugin that say the same.
+
+    Args:
+        asked: keys of --speculative-config.
+        extra: settings that were given beside it.
+    Raises:
+        ConfigError: naming the key, its value, what is wrong and what to do.
+    """
     _check_keys(asked)
     method, count = asked.get("method"), asked.get("num_speculative_tokens")
     if method not in (*MTP, *LOOKUP):
         raise _error("method", method, "is not made here", "Use mtp, or ngram")
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MOST:
         raise _error("num_speculative_tokens", count, f"must be an integer, 1 to {MOST}", "Use 3")
-    extra = dict(arguments.additional_config)
     for key in ("mtp_drafts", "lookup_match"):
         if extra.get(key):
             raise ConfigError(
                 f"additional_config.{key}", extra[key], "is set by --speculative-config", "Leave it out there"
             )
     if method in MTP:
-        extra["mtp_drafts"] = count
-    else:
-        if extra.get("lookup_drafts") not in (None, count):
-            problem = f"--speculative-config says {count}"
-            raise ConfigError("additional_config.lookup_drafts", extra["lookup_drafts"], problem, "Give one of the two")
-        extra |= {"lookup_drafts": count, "lookup_match": _least_match(asked)}
-    most = max(extra.get("mtp_drafts", 0), extra.setdefault("lookup_drafts", MOST))
-    arguments.additional_config = extra
-    arguments.spec_method = arguments.spec_model = arguments.spec_tokens = None
-    arguments.speculative_config = {"method": "custom_class", "model": PROPOSER, "num_speculative_tokens": most}
+        lookup = extra.get("lookup_drafts")
+        return {"mtp_drafts": count, "lookup_drafts": MOST if lookup is None else lookup}
+    if extra.get("lookup_drafts") not in (None, count):
+        problem = f"--speculative-config says {count}"
+        raise ConfigError("additional_config.lookup_drafts", extra["lookup_drafts"], problem, "Give one of the two")
+    return {"lookup_drafts": count, "lookup_match": _least_match(asked)}
 
 
 def allow_all_sampling() -> None:
@@ -111,19 +150,11 @@ def allow_all_sampling() -> None:
     SamplingParams._validate_spec_decode = validate_others
 
 
-def _asked(arguments: EngineArgs) -> dict[str, Any] | None:
-    """The keys of --speculative-config and of its short forms."""
-    given = arguments.speculative_config
-    if given is not None and not isinstance(given, Mapping):
-        raise ConfigError("speculative_config", given, "must be a JSON object", """Use '{"method": "mtp", ...}'""")
-    asked = {key.replace("-", "_"): value for key, value in (given or {}).items()}
-    for name, key in (("spec_method", "method"), ("spec_model", "model"), ("spec_tokens", "num_speculative_tokens")):
-        value = getattr(arguments, name)
-        if value is not None:
-            if key in asked:
-                raise ConfigError(name, value, f"--speculative-config has {key} too", "Give one of the two")
-            asked[key] = value
-    return asked or None
+def _check_alone(extra: Mapping[str, Any]) -> None:
+    for key in (*ALONE, "mtp_drafts", "lookup_match"):
+        if extra.get(key) is not None:
+            problem = "says nothing without --speculative-config"
+            raise ConfigError(f"additional_config.{key}", extra[key], problem, "Give both, or neither")
 
 
 def _check_keys(asked: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -35,6 +36,7 @@ class HttpServer:
             *("--max-num-seqs", config.max_num_seqs, "--max-num-batched-tokens", config.max_num_batched_tokens),
             *("--kv-cache-memory-bytes", int(cache_gib(config) * 2**30)),
             *([] if config.share_cores else ["--no-share-cores"]),
+            *(word for flag, value in config.engine.items() for word in _flag(flag, value)),
         ]
         self._server = subprocess.Popen(
             [str(word) for word in command],
@@ -46,9 +48,10 @@ class HttpServer:
         self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False)
         self._wait_ready()
 
-    def first_token(self, prompt: list[int]) -> float:
+    def first_token(self, prompt: list[int], tokens: int = 1) -> float:
+        """Seconds to the first of so many tokens."""
         started = time.perf_counter()
-        return self._stamps(prompt, 1)[0] - started
+        return self._stamps(prompt, tokens)[0] - started
 
     def decode(self, prompts: list[list[int]], tokens: int) -> Decode:
         with ThreadPoolExecutor(len(prompts)) as pool:
@@ -96,6 +99,10 @@ class HttpServer:
             time.sleep(0.25)
         self._server.kill()
         raise RuntimeError("the server did not become ready; run qwen36 serve by hand to see why")
+
+
+def _flag(field: str, value: Any) -> tuple[str, str]:
+    return f"--{field.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _free_port() -> int:

@@ -32,7 +32,43 @@ def refused(start: Start, *words: object, **environment: str) -> str:
 def test_every_field_of_the_proxy_and_of_the_plugin_is_a_flag() -> None:
     known = {option.flag.field for option in options()}
     assert {field.name for field in fields(ProxySettings)} - known == {"backend"}
-    assert {field.name for field in fields(Settings)} <= known
+    assert {field.name for field in fields(Settings)} - known == {"mtp_drafts", "lookup_match"}
+
+
+SPECULATION = '{"method":"mtp","num_speculative_tokens":3}'
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (("-sc", SPECULATION), ["--speculative-config", SPECULATION]),
+        (("--speculative-config", SPECULATION), ["--speculative-config", SPECULATION]),
+    ],
+)
+def test_speculation_reaches_vllm(start: Start, words: tuple[str, ...], wanted: list[str]) -> None:
+    command = commands.vllm_command(start(*words))
+    at = command.index(wanted[0])
+    assert command[at : at + len(wanted)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        (("-sc", "{mtp"), ("-sc {mtp", "not JSON")),
+        (("-sc", "3"), ("-sc 3", "JSON object")),
+        (("-sc", '{"method":"eagle3","num_speculative_tokens":3}'), ("method eagle3", "Use mtp, or ngram")),
+        (("-sc", SPECULATION.replace("3", "40")), ("num_speculative_tokens 40", "1 to 16")),
+        (("--lookup-drafts", "4"), ("--lookup-drafts", "--speculative-config")),
+        (("--no-adaptive-drafts",), ("--no-adaptive-drafts", "--speculative-config")),
+        (("--", "--speculative-config", SPECULATION), ("--speculative-config", "use its options")),
+        (("--", "-sc", SPECULATION), ("--speculative-config", "use its options")),
+        (("--", "--spec-tokens", "3"), ("--spec-tokens", "use its options")),
+    ],
+)
+def test_speculation_that_cannot_be_is_refused(start: Start, words: tuple[str, ...], names: tuple[str, ...]) -> None:
+    message = refused(start, *words)
+    for name in names:
+        assert name in message
 
 
 VALUES: dict[str, str] = {"int": "3", "float": "2.5", "str": "x", "list": "https://a.example,https://b.example"}

@@ -102,6 +102,12 @@ def test_what_is_refused_is_named(given: Any, extra: dict[str, Any], name: str) 
     assert caught.value.field == name
 
 
+@pytest.mark.parametrize("key", ["lookup_drafts", "adaptive_drafts", "mtp_drafts", "lookup_match"])
+def test_settings_that_mean_nothing_alone(key: str) -> None:
+    with pytest.raises(ConfigError, match=rf"additional_config\.{key}=.*says nothing without"):
+        taken(None, {key: 1})
+
+
 def test_a_short_form_and_the_long_one_say_a_thing_once() -> None:
     with pytest.raises(ConfigError, match="spec_tokens=2"):
         taken({"method": "mtp", "num_speculative_tokens": 3}, spec_tokens=2)
