@@ -25,10 +25,12 @@ from ..ops.numba.states import Entries, StateRows
 from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row, RowResult
 from .config import RuntimeConfig
-from .cpu import CpuRuntime
+from .cpu import Call, CpuRuntime
 from .cpu_layers import PlainLinear, linear
 from .cpu_state import source
 from .fused_decode import DecodeProgram, block_tables
+from .fused_draft import FusedDraftLayer
+from .fused_verify import MOST, VerifyProgram
 
 SHORT = 1024
 """Tokens up to which all of attention is one call; beyond, torch's is as fast or faster."""
@@ -49,6 +51,9 @@ class FusedRuntime(CpuRuntime):
         blocks = [block for block in self.model.modules() if isinstance(block, GatedDeltaNet)]
         self._weights = {block.index: _weights(block) for block in blocks}
         self._program = DecodeProgram(self.model, self.cache, self._weights)
+        self._verifier = VerifyProgram(self._program, self.cache)
+        if config.draft_layer:
+            self._drafts = FusedDraftLayer(self.model, self.cache, config.max_model_len, self._program)
         self._projections = [layer.in_proj.tensor for layer in self._program.layers]
 
     def warm_up(self) -> None:
@@ -64,6 +69,20 @@ class FusedRuntime(CpuRuntime):
         hidden = self._program.run(rows)
         self._commit(rows)
         return hidden
+
+    def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
+        """Where a row verifies drafts, all rows of few positions are one call."""
+        few = [row for row in rows if self._is_short(row)]
+        if not any(self._verifies(row) for row in few):
+            return super()._calls(rows)
+        rest = [row for row in rows if not self._is_short(row)]
+        return [(few, self._verify_few), *super()._calls(rest)]
+
+    def _is_short(self, row: Row) -> bool:
+        return not self._is_prompt(row) and len(row.tokens) + len(row.drafts) <= MOST
+
+    def _verify_few(self, rows: Sequence[Row]) -> torch.Tensor:
+        return self._verifier.run(rows, [self._checker.accepted(row) for row in rows])
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         entry = self.cache.spec.slot_entry

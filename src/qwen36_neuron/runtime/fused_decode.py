@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,6 +80,7 @@ class AttentionStep:
 class LayerProgram:
     """A decoder layer. Weights are [out, in]; `in_proj` is all that the mixer projects its input to."""
 
+    index: int
     input_norm: Norm
     in_proj: Matrix
     mixer: DeltaNetStep | AttentionStep
@@ -100,13 +101,14 @@ class LayerProgram:
         else:
             in_proj, out_proj = _weight(block.in_proj_qgkv), block.o_proj
             keys, values = (array(half) for half in cache.positions(block.index))
-            mixer = AttentionStep(_norm(block.q_norm), _norm(block.k_norm), keys, values)
+            mixer = AttentionStep(norm_of(block.q_norm), norm_of(block.k_norm), keys, values)
         return cls(
-            _norm(layer.input_norm),
+            block.index,
+            norm_of(layer.input_norm),
             Matrix.of(in_proj),
             mixer,
             Matrix.of(_weight(out_proj)),
-            _norm(layer.post_norm),
+            norm_of(layer.post_norm),
             Matrix.of(_weight(layer.mlp.gate_up_proj)),
             Matrix.of(_weight(layer.mlp.down_proj)),
         )
@@ -121,6 +123,20 @@ class Buffers(NamedTuple):
     projected: dict[int, Matrix]
     mixed: dict[int, Matrix]
 
+    def part(self, rows: int) -> Buffers:
+        """The first rows of each."""
+
+        def first(matrix: Matrix) -> Matrix:
+            return Matrix.of(matrix.tensor[:rows])
+
+        return Buffers(
+            first(self.residual),
+            first(self.normed),
+            first(self.inner),
+            {size: first(matrix) for size, matrix in self.projected.items()},
+            {size: first(matrix) for size, matrix in self.mixed.items()},
+        )
+
 
 class DecodeProgram:
     """The network for one token a row, fp32. What it computes is `Qwen36Model.forward`, in fewer and larger steps."""
@@ -130,7 +146,8 @@ class DecodeProgram:
         self.embedding = array(_weight(model.embed_tokens))
         layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
         self.layers = [LayerProgram.of(layer, cache, weights) for layer in layers]
-        self.norm = _norm(model.norm)
+        self.norm = norm_of(model.norm)
+        self._whole: Buffers | None = None
         self._buffers: dict[int, Buffers] = {}
 
     def run(self, rows: Sequence[Row]) -> torch.Tensor:
@@ -139,18 +156,29 @@ class DecodeProgram:
         Memory of lanes and blocks is updated in place.
         """
         step = self._rows(rows)
-        buffers = self._buffers.get(len(rows)) or self._make_buffers(len(rows))
+        hidden = self.through([row.tokens[0] for row in rows], lambda layer, x, out: layer.mixer.run(x, step, out))
+        return hidden.unsqueeze(1)
+
+    def through(self, tokens: Sequence[int], mix: Callable[[LayerProgram, Array, Array], None]) -> torch.Tensor:
+        """The network over tokens that only mixers know the rows of: hidden states after the final norm.
+
+        Args:
+            mix: (layer, projected [tokens, ...], out [tokens, ...]) runs a layer's mixer.
+        Returns:
+            fp32 [tokens, hidden].
+        """
+        buffers = self.buffers(len(tokens))
         residual, normed, inner = buffers.residual, buffers.normed, buffers.inner
-        np.take(self.embedding, [row.tokens[0] for row in rows], axis=0, out=residual.array)
+        np.take(self.embedding, tokens, axis=0, out=residual.array)
         for layer in self.layers:
             projected, mixed = buffers.projected[len(layer.in_proj.array)], buffers.mixed[layer.out_proj.array.shape[1]]
             norm_project(residual, layer.input_norm, layer.in_proj, normed, projected)
-            layer.mixer.run(projected.array, step, mixed.array)
+            mix(layer, projected.array, mixed.array)
             project_add(mixed, layer.out_proj, residual)
             norm_swiglu(residual, layer.post_norm, layer.gate_up, normed, inner)
             project_add(inner, layer.down, residual)
-        hidden = torch.empty(len(rows), 1, self.config.hidden_size)
-        normalise(residual.array, *self.norm, array(hidden[:, 0]))
+        hidden = torch.empty(len(tokens), self.config.hidden_size)
+        normalise(residual.array, *self.norm, array(hidden))
         return hidden
 
     def _rows(self, rows: Sequence[Row]) -> StepRows:
@@ -161,31 +189,38 @@ class DecodeProgram:
         fresh = np.array([row.start == 0 for row in rows], np.bool_)
         return StepRows(lanes, origins, fresh, ends, block_tables(rows), cos, sin)
 
+    def buffers(self, rows: int) -> Buffers:
+        """Of that many rows: parts of the memory of the most rows that there were."""
+        return self._buffers.get(rows) or self._make_buffers(rows)
+
     def _make_buffers(self, rows: int) -> Buffers:
-        hidden, inner = self.config.hidden_size, self.config.intermediate_size
-        wide = {len(layer.in_proj.array) for layer in self.layers}
-        mixed = {layer.out_proj.array.shape[1] for layer in self.layers}
-        made = Buffers(
-            residual=Matrix.empty(rows, hidden),
-            normed=Matrix.empty(rows, hidden),
-            inner=Matrix.empty(rows, inner),
-            projected={size: Matrix.empty(rows, size) for size in wide},
-            mixed={size: Matrix.empty(rows, size) for size in mixed},
-        )
-        self._buffers[rows] = made
+        if self._whole is None or rows > len(self._whole.residual.array):
+            hidden, inner = self.config.hidden_size, self.config.intermediate_size
+            wide = {len(layer.in_proj.array) for layer in self.layers}
+            mixed = {layer.out_proj.array.shape[1] for layer in self.layers}
+            self._whole = Buffers(
+                residual=Matrix.empty(rows, hidden),
+                normed=Matrix.empty(rows, hidden),
+                inner=Matrix.empty(rows, inner),
+                projected={size: Matrix.empty(rows, size) for size in wide},
+                mixed={size: Matrix.empty(rows, size) for size in mixed},
+            )
+            self._buffers.clear()
+        self._buffers[rows] = made = self._whole.part(rows)
         return made
 
 
 def block_tables(rows: Sequence[Row]) -> Array:
-    """int32 [rows, n]: the blocks that hold each row's tokens, 0 after its last."""
-    used = [-(-row.end // BLOCK_SIZE) for row in rows]
+    """int32 [rows, n]: the blocks that hold each row's tokens and drafts, 0 after its last."""
+    used = [-(-row.reach // BLOCK_SIZE) for row in rows]
     tables = np.zeros((len(rows), max(used)), np.int32)
     for index, (row, count) in enumerate(zip(rows, used, strict=True)):
         tables[index, :count] = row.blocks[:count]
     return tables
 
 
-def _norm(module: RMSNorm) -> Norm:
+def norm_of(module: RMSNorm) -> Norm:
+    """An RMSNorm as fused operations take it."""
     return Norm(array(module.weight), f32(module.eps))
 
 

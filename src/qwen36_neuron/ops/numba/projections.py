@@ -82,7 +82,7 @@ def norm_swiglu(x: Matrix, norm: Norm, weight: Matrix, normed: Matrix, out: Matr
 
 
 @compiled()
-def _four_by_two(x: Array, w: Array, u: Array) -> tuple[Four, Four]:
+def four_by_two(x: Array, w: Array, u: Array) -> tuple[Four, Four]:
     """Dot products of the four rows of x with w and with u: every number loaded is used twice or four times."""
     a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
     for k in range(w.shape[0]):
@@ -114,7 +114,7 @@ def _columns(x: Array, weight: Array, first: int, second: int, left: Array, righ
     rows = x.shape[0]
     m = 0
     while m + 4 <= rows:
-        a, b = _four_by_two(x[m : m + 4], weight[first], weight[second])
+        a, b = four_by_two(x[m : m + 4], weight[first], weight[second])
         left[m], left[m + 1], left[m + 2], left[m + 3] = a
         right[m], right[m + 1], right[m + 2], right[m + 3] = b
         m += 4

@@ -1,0 +1,149 @@
+"""A few tokens a sequence of gated attention over paged keys and values, causal among them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import prange
+
+from ...config import BLOCK_SIZE
+from ..numba.drafts import VerifyRows
+from ..numba.product import FULL, ROWS, Part, product, whole
+from ..numba.projections import four_by_two
+from ..numba.rows import gate_row
+from ..numba.scalar import Array, compiled, exp, f32, i64, one, zero
+from ..numba.vectors import copy, fill, norm_row, rotate_row, scale
+from .numba_step import LOWEST
+
+
+@compiled(parallel=True)
+def attention_verify(
+    qgkv: Array,
+    query_weight: Array,
+    key_weight: Array,
+    eps: float,
+    cos: Array,
+    sin: Array,
+    keys: Array,
+    values: Array,
+    rows: VerifyRows,
+    begin: int,
+    out: Array,
+) -> None:
+    """Norms, rotary embedding, the new tokens' keys and values, attention and its gate.
+
+    A task is a kv head of a row: a block of keys is read once for all positions and query heads, with the running
+    maximum and sum of an online softmax.
+
+    Args:
+        qgkv: [positions, (2 query_heads + 2 kv_heads) * head_dim] fp32: queries, gates, keys, values.
+        query_weight, key_weight: [head_dim], of the norms.
+        cos, sin: [positions, dim / 2].
+        keys, values: [places, kv_heads, head_dim], BLOCK_SIZE places a block. Those of new tokens are written.
+        begin: the first position of a sequence that has a key: 0, or 1 in the draft layer.
+        out: [positions, query_heads * head_dim], the result.
+    """
+    kv_heads, size = keys.shape[1], keys.shape[2]
+    heads = out.shape[1] // size
+    group = heads // kv_heads
+    for task in prange(rows.lanes.shape[0] * kv_heads):
+        row, kv = task // kv_heads, task % kv_heads
+        lead, start, table = rows.first[row], rows.starts[row], rows.tables[row]
+        count = rows.first[row + 1] - lead
+        tall = (count * group + ROWS - 1) // ROWS * ROWS
+        queries = np.zeros((tall, size), np.float32)
+        for p in range(count):
+            x, position = qgkv[lead + p], start + p
+            place = np.int64(table[position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+            key_at, value_at = (2 * heads + kv) * size, (2 * heads + kv_heads + kv) * size
+            norm_row(x[key_at : key_at + size], key_weight, eps, one, keys[place, kv])
+            rotate_row(keys[place, kv], cos[lead + p], sin[lead + p])
+            copy(x[value_at : value_at + size], values[place, kv])
+            for g in range(group):
+                at, query = (kv * group + g) * size, queries[p * group + g]
+                norm_row(x[at : at + size], query_weight, eps, one / f32(math.sqrt(size)), query)
+                rotate_row(query, cos[lead + p], sin[lead + p])
+        found, total = np.zeros((tall, size), np.float32), np.zeros(tall, np.float32)
+        _attend(queries, group, begin, start, start + count, table, kv, keys, values, total, found)
+        for p in range(count):
+            for g in range(group):
+                at, query = (kv * group + g) * size, p * group + g
+                gate_at = heads * size + at
+                scale(one / total[query], found[query], out[lead + p, at : at + size])
+                gate_row(out[lead + p, at : at + size], qgkv[lead + p, gate_at : gate_at + size])
+
+
+@compiled(inline=False)
+def _attend(
+    queries: Array,
+    group: int,
+    begin: int,
+    start: int,
+    end: int,
+    table: Array,
+    kv: int,
+    keys: Array,
+    values: Array,
+    total: Array,
+    found: Array,
+) -> None:
+    """Sums of a kv head's values, weighed by softmax numerators, and of these.
+
+    Args:
+        queries: [positions * group or more, n], a position's together; start, end: of the positions.
+        begin: the first position that has a key.
+        total: [queries], found: [queries, n], zero before.
+    """
+    kv_heads, size, tall = keys.shape[1], keys.shape[2], queries.shape[0]
+    scores, ones = np.zeros((tall, BLOCK_SIZE), np.float32), np.full(tall, one, np.float32)
+    peak, memory = np.full(tall, LOWEST, np.float32), values.reshape(values.size)
+    for block in range((end + BLOCK_SIZE - 1) // BLOCK_SIZE):
+        first, before = np.int64(table[block]) * BLOCK_SIZE, block * BLOCK_SIZE
+        count = min(BLOCK_SIZE, end - before)
+        for t in range(0, count, 2):
+            _score(queries, keys[first + t, kv], keys[first + min(t + 1, count - 1), kv], t, scores)
+        for q in range((end - start) * group):
+            row, seen = scores[q], min(count, start + q // group + 1 - before)
+            lead = max(0, begin - before)
+            if seen <= lead:
+                fill(zero, row)
+                continue
+            highest = max(peak[q], _largest(row[lead:seen]))
+            fade = exp(peak[q] - highest)
+            peak[q] = highest
+            total[q] = total[q] * fade + _exponentiate(row[lead:seen], highest)
+            fill(zero, row[:lead])
+            fill(zero, row[seen:])
+            if fade != one:
+                scale(fade, found[q], found[q])
+        part = Part(memory, (first * kv_heads + kv) * size, kv_heads * size, 1)
+        product(whole(scores), part, count, ones, one, whole(found), i64(tall), size, FULL)
+
+
+@compiled()
+def _score(queries: Array, key: Array, next_key: Array, at: int, scores: Array) -> None:
+    """Products of all queries with two keys, into columns `at` and the one after it."""
+    for q in range(0, queries.shape[0], 4):
+        left, right = four_by_two(queries[q : q + 4], key, next_key)
+        scores[q, at], scores[q + 1, at], scores[q + 2, at], scores[q + 3, at] = left
+        scores[q, at + 1], scores[q + 1, at + 1], scores[q + 2, at + 1], scores[q + 3, at + 1] = right
+
+
+@compiled()
+def _largest(x: Array) -> float:
+    highest = x[0]
+    for t in range(x.shape[0]):
+        highest = max(highest, x[t])
+    return highest
+
+
+@compiled()
+def _exponentiate(x: Array, highest: float) -> float:
+    """x = e^(x - highest); their sum."""
+    added = zero
+    for t in range(x.shape[0]):
+        weight = exp(x[t] - highest)
+        x[t] = weight
+        added += weight
+    return added

@@ -1,0 +1,107 @@
+"""The multi-token-prediction layer on CPU as a few fused calls, for as few positions as drafting takes at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from ..cache import HybridCache
+from ..config import BLOCK_SIZE
+from ..model import Qwen36Model
+from ..model.mtp import MtpLayer
+from ..ops.numba.drafts import VerifyRows
+from ..ops.numba.projections import Matrix, norm_project, norm_swiglu, project_add
+from ..ops.numba.rows import normalise
+from ..ops.numba.scalar import array
+from ..step import DraftRequest
+from .cpu_draft import CpuDraftLayer, Lane
+from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of
+from .fused_verify import MOST, attend_rows, rotations
+
+BEGIN = 1
+"""The first position that has an entry: the layer's input is of the hidden state before it."""
+
+
+class FusedDraftLayer(CpuDraftLayer):
+    """Its results are those of `CpuDraftLayer` within fp32 rounding; longer parts, of prompts, run as there."""
+
+    def __init__(self, model: Qwen36Model, cache: HybridCache, max_model_len: int, program: DecodeProgram) -> None:
+        super().__init__(model, cache, max_model_len)
+        layer = model.mtp
+        assert isinstance(layer, MtpLayer)
+        self._program = program
+        self._layer = LayerProgram.of(layer.layer, cache, {})
+        self._fc = Matrix.of(layer.fc.weight)
+        self._norm_embedding, self._norm_hidden = norm_of(layer.norm_embedding), norm_of(layer.norm_hidden)
+        self._norm = norm_of(layer.norm)
+
+    def _run(
+        self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]
+    ) -> torch.Tensor:
+        counts = [len(own) for own in tokens]
+        if max(counts) > MOST:
+            return super()._run(lanes, hidden, tokens)
+        flat = [token for own in tokens for token in own]
+        starts, tables = [lane.written for lane in lanes], [lane.blocks for lane in lanes]
+        found = self._through(torch.cat(list(hidden)), flat, starts, counts, tables)
+        return found[np.cumsum(counts) - 1].unsqueeze(1)
+
+    def _chain(
+        self, requests: Sequence[DraftRequest], tokens: Sequence[int], hidden: torch.Tensor, place: int
+    ) -> torch.Tensor:
+        starts = [self._lanes[request.lane].end + place for request in requests]
+        tables = [request.blocks for request in requests]
+        return self._through(hidden[:, 0].contiguous(), tokens, starts, [1] * len(starts), tables).unsqueeze(1)
+
+    def _through(
+        self,
+        hidden: torch.Tensor,
+        tokens: Sequence[int],
+        starts: Sequence[int],
+        counts: Sequence[int],
+        tables: Sequence[Sequence[int]],
+    ) -> torch.Tensor:
+        """The layer's results, fp32 [positions, hidden].
+
+        Args:
+            hidden: [positions, hidden], those before each position; tokens: those at each.
+            starts, counts: first position and number of positions of each row; tables: its blocks.
+        """
+        layer, buffers = self._layer, self._program.buffers(len(tokens))
+        assert isinstance(layer.mixer, AttentionStep)
+        size = hidden.shape[1]
+        joined = Matrix.empty(len(tokens), 2 * size)
+        embedded = np.take(self._program.embedding, tokens, axis=0)
+        normalise(embedded, *self._norm_embedding, buffers.residual.array)
+        joined.array[:, :size] = buffers.residual.array
+        normalise(array(hidden), *self._norm_hidden, buffers.residual.array)
+        joined.array[:, size:] = buffers.residual.array
+        residual, normed, inner = buffers.residual, buffers.normed, buffers.inner
+        residual.array.fill(0.0)
+        project_add(joined, self._fc, residual)
+
+        projected, mixed = buffers.projected[len(layer.in_proj.array)], buffers.mixed[layer.out_proj.array.shape[1]]
+        norm_project(residual, layer.input_norm, layer.in_proj, normed, projected)
+        spans = [torch.arange(start - 1, start - 1 + count) for start, count in zip(starts, counts, strict=True)]
+        angles = rotations(torch.cat(spans), self._program.config)
+        attend_rows(layer.mixer, projected.array, _rows(starts, counts, tables), *angles, BEGIN, mixed.array)
+        project_add(mixed, layer.out_proj, residual)
+        norm_swiglu(residual, layer.post_norm, layer.gate_up, normed, inner)
+        project_add(inner, layer.down, residual)
+        found = torch.empty(len(tokens), size)
+        normalise(residual.array, *self._norm, array(found))
+        return found
+
+
+def _rows(starts: Sequence[int], counts: Sequence[int], tables: Sequence[Sequence[int]]) -> VerifyRows:
+    """The rows as attention sees them; nothing else of them is asked for."""
+    used = [-(-(start + count) // BLOCK_SIZE) for start, count in zip(starts, counts, strict=True)]
+    blocks = np.zeros((len(starts), max(used)), np.int32)
+    for index, (table, count) in enumerate(zip(tables, used, strict=True)):
+        blocks[index, :count] = table[:count]
+    none = np.zeros(len(starts), np.int64)
+    first = np.cumsum([0, *counts]).astype(np.int64)
+    marks = np.zeros((0, 3), np.int64)
+    return VerifyRows(none, none, none > 0, none, none, first, np.array(starts, np.int64), blocks, marks)
