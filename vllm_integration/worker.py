@@ -143,7 +143,8 @@ class Worker(WorkerBase):
         self.runtime.warm_up()
         self.runner.sampler.warm_up()
         if self.runner.drafter is not None:
-            measure(self.runtime, self.runner.drafter.costs, self.settings.draft_limits.most)
+            limits = self.settings.draft_limits
+            measure(self.runtime, self.runner.drafter.costs, limits.most, limits.mtp)
         return CompilationTimes(language_model=time.perf_counter() - started, encoder=0.0)
 
     # ---- steps -------------------------------------------------------------------------------------------------------

@@ -252,7 +252,8 @@ class StepChecker:
     vocab_size: int
     held: dict[int, int] = field(default_factory=dict)
     proposed: dict[int, tuple[int, ...]] = field(default_factory=dict)
-    asked: set[int] = field(default_factory=set)
+    asked: dict[int, int] = field(default_factory=dict)
+    """Lanes that were asked for drafts since their last row, and how many of its own were said to be right."""
 
     def accepted(self, row: Row) -> int:
         """How many of its lane's last drafts a row says were right."""
@@ -304,6 +305,11 @@ class StepChecker:
             if row.lane not in held or not first <= row.start <= first + drafted:
                 also = f" and has run {drafted} drafts" if drafted and first else ""
                 raise StepError(f"{where}: holds {first} tokens{also} but the row starts at {row.start}")
+            if row.start != first + self.asked.get(row.lane, row.start - first):
+                right = self.asked[row.lane]
+                raise StepError(
+                    f"{where}: {right} drafts were right when more were asked for, and now {row.start - first}"
+                )
         self._check_drafts(row, where)
         boundary = held[row.lane] if row.restore is None and row.start else row.start
         for commit in row.commits:
@@ -327,7 +333,7 @@ class StepChecker:
 
     def drafted(self, requests: Sequence[DraftRequest]) -> None:
         """Remember who was asked for drafts."""
-        self.asked.update(request.lane for request in requests)
+        self.asked.update({request.lane: len(request.tokens) - 1 for request in requests})
 
     def check_drafting(self, requests: Sequence[DraftRequest]) -> None:
         """Raises StepError naming the request and the rule."""
@@ -351,8 +357,7 @@ class StepChecker:
             reach = self.held[request.lane] + len(accepted)
             if len(request.blocks) * BLOCK_SIZE < reach:
                 raise StepError(f"{where}: {len(request.blocks)} blocks cannot hold {reach} tokens")
-            needed = request.blocks[: -(-reach // BLOCK_SIZE)]
-            if min(needed) < 1 or max(request.blocks) >= cap.num_blocks:
+            if min(request.blocks) < 1 or max(request.blocks) >= cap.num_blocks:
                 raise StepError(f"{where}: block ids must be 1..{cap.num_blocks - 1}, block 0 is scratch")
         if len({request.lane for request in requests}) < len(requests):
             raise StepError("a lane is asked for drafts twice")
@@ -375,5 +380,5 @@ class StepChecker:
             self.proposed.pop(lane, None)
         for row in step.rows:
             self.held[row.lane] = row.end
-            self.asked.discard(row.lane)
+            self.asked.pop(row.lane, None)
             self.proposed[row.lane] = tuple(row.drafts)

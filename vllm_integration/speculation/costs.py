@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from qwen36_neuron.config import BLOCK_SIZE
-from qwen36_neuron.runtime import Row, Runtime, Step
+from qwen36_neuron.runtime import DraftRequest, Row, Runtime, Step
 
-NEW = 0.1
-"""Weight of one more measurement."""
+SLOWER, FASTER = 0.1, 0.3
+"""Weights of one more measurement: what disturbs one makes it slower."""
 OUTLIER = 4.0
 """A measurement so many times what is known says something of the machine, not of the step."""
 REPEATED = 3
@@ -37,7 +36,8 @@ class Rate:
         if before is None or not before:
             self.known[size] = seconds
         else:
-            self.known[size] = before + NEW * (min(seconds, OUTLIER * before) - before)
+            weight = SLOWER if seconds > before else FASTER
+            self.known[size] = before + weight * (min(seconds, OUTLIER * before) - before)
 
 
 @dataclass(slots=True)
@@ -46,33 +46,53 @@ class StepCosts:
 
     Attributes:
         plain: a step of one token a row.
+        verify: what a step takes more in which any row has drafts, beside their positions.
         position: what every further position of a step takes, a draft to be verified.
         draft: what one more draft of each row takes, made by the model's draft layer.
+        catch_up: what the draft layer takes for each token that it has not seen, by how many there are.
         between: from one step to the next, in the engine.
     """
 
     plain: Rate = field(default_factory=Rate)
+    verify: Rate = field(default_factory=Rate)
     position: Rate = field(default_factory=Rate)
     draft: Rate = field(default_factory=Rate)
+    catch_up: Rate = field(default_factory=Rate)
     between: Rate = field(default_factory=Rate)
 
-    @contextmanager
-    def drafting(self, rows: int, count: int) -> Iterator[None]:
-        """Around the call that makes `count` drafts of each of so many rows."""
-        started = time.perf_counter()
-        yield
-        self.draft.observe(rows, (time.perf_counter() - started) / count)
+    def learn(self, rows: int, seconds: Mapping[int, float]) -> None:
+        """Steps of so many rows took so long, by the drafts that each row had: none, one, as many as there may be."""
+        plain, most = seconds.get(0), max(seconds, default=0)
+        if plain is None:
+            return
+        self.plain.observe(rows, plain)
+        if most:
+            one = seconds.get(1, seconds[most] / most)
+            each = (seconds[most] - one) / (most - 1) if most > 1 else one - plain
+            self.position.observe(rows, each / rows)
+            self.verify.observe(rows, one - plain - each)
+
+    def drafted(self, rows: int, count: int, unseen: int, seconds: float) -> None:
+        """So many drafts of each of so many rows were made, after the layer had seen `unseen` tokens in between."""
+        if unseen:
+            self.catch_up.observe(unseen, (seconds - count * self.draft.of(rows)) / unseen)
+        else:
+            self.draft.observe(rows, seconds / count)
 
     def ran(self, rows: int, drafts: int, seconds: float) -> None:
         """A step of decoding rows alone has run, with so many drafts among them."""
         if drafts:
-            self.position.observe(rows, (seconds - self.plain.of(rows)) / drafts)
+            self.position.observe(rows, (seconds - self.plain.of(rows) - self.verify.of(rows)) / drafts)
         else:
             self.plain.observe(rows, seconds)
 
 
-def measure(runtime: Runtime, costs: StepCosts, most: int) -> None:
-    """Learn what steps cost before the first request, on lanes and blocks that nobody owns yet."""
+def measure(runtime: Runtime, costs: StepCosts, most: int, made: int) -> None:
+    """Learn what steps cost before the first request, on lanes and blocks that nobody owns yet.
+
+    Args:
+        most: drafts that a row may have; made: by the draft layer, 0 where it makes none.
+    """
     capacity = runtime.capacity
     blocks = (capacity.num_blocks - 1) // 2
     length = min(BLOCK_SIZE, capacity.max_step_tokens, capacity.max_model_len - (1 + most) * (1 + 3 * REPEATED))
@@ -80,33 +100,43 @@ def measure(runtime: Runtime, costs: StepCosts, most: int) -> None:
         return
     for lanes in sorted({1, min(capacity.num_lanes, blocks, capacity.max_step_tokens // (1 + most))}):
         if lanes >= 1:
-            _measure(runtime, costs, most, lanes, length)
+            _measure(runtime, costs, most, made, lanes, length)
 
 
-def _measure(runtime: Runtime, costs: StepCosts, most: int, lanes: int, length: int) -> None:
+def _measure(runtime: Runtime, costs: StepCosts, most: int, made: int, lanes: int, length: int) -> None:
     tables = [(2 * lane - 1, 2 * lane) for lane in range(1, lanes + 1)]
-    reach = 2 * BLOCK_SIZE
     held = length
     for lane in range(1, lanes + 1):
         runtime.run(Step((Row("measure", lane, [0] * length, 0, tables[lane - 1]),)))
-    for drafts in (0, most):
+    least: dict[int, float] = {}
+    for drafts in sorted({0, 1, most}):
+        taken = []
         for turn in range(1 + REPEATED):
-            if held + 1 + drafts > reach:
+            if held + 1 + drafts > 2 * BLOCK_SIZE:
                 break
-            seconds = _timed(runtime, _rows(tables, held, drafts))
+            started = time.perf_counter()
+            runtime.run(Step(_rows(tables, held, drafts)))
             held += 1
             if turn:  # the first one makes buffers
-                costs.ran(lanes, drafts * lanes, seconds)
+                taken.append(time.perf_counter() - started)
+            if made:
+                _measure_drafting(runtime, costs, made, tables, counts=turn > 0)
+        if taken:
+            least[drafts] = min(taken)
+    costs.learn(lanes, least)
     runtime.run(Step((), released_lanes=tuple(range(1, lanes + 1))))
+
+
+def _measure_drafting(
+    runtime: Runtime, costs: StepCosts, made: int, tables: Sequence[tuple[int, int]], *, counts: bool
+) -> None:
+    started = time.perf_counter()
+    runtime.draft([DraftRequest("measure", lane, (0,), table, made) for lane, table in enumerate(tables, start=1)])
+    if counts:
+        costs.drafted(len(tables), made, 0, time.perf_counter() - started)
 
 
 def _rows(tables: Sequence[tuple[int, int]], start: int, drafts: int) -> tuple[Row, ...]:
     return tuple(
         Row("measure", lane, [0], start, table, drafts=(0,) * drafts) for lane, table in enumerate(tables, start=1)
     )
-
-
-def _timed(runtime: Runtime, rows: tuple[Row, ...]) -> float:
-    started = time.perf_counter()
-    runtime.run(Step(rows))
-    return time.perf_counter() - started

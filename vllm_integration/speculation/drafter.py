@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 REQUEST_MEMORY, ENGINE_MEMORY = 0.9, 0.99
 PROBE_FIRST, PROBE_LAST = 16, 128
 """Steps without drafts after which a request whose drafts do not pay is tried with one, at first and at last."""
+PLAIN_EVERY = 50
+"""Steps with drafts after which one goes without, so that what those cost stays known."""
+LOOK_EVERY = 4
+"""Steps after which a request without drafts is looked at again; in between it costs next to nothing."""
 ROUNDS = 3
 """Of the search for the best rate; it converges at the second, hardly ever at the third."""
 
@@ -51,6 +55,8 @@ class DraftHistory:
         source: who made the drafts of the step that runs; None if it has none.
         length: of the match that they came from.
         unused: steps since it had drafts.
+        seen: of its tokens that have run, those that the draft layer was shown.
+        missed: seconds that drafts of that layer would have saved since it was shown any.
         patience: steps after which it is tried again.
     """
 
@@ -59,6 +65,8 @@ class DraftHistory:
     source: Source | None = None
     length: int = 0
     unused: int = 0
+    seen: int = 0
+    missed: float = 0.0
     patience: int = PROBE_FIRST
 
 
@@ -99,6 +107,10 @@ class Drafter:
         self.runtime, self.limits, self.costs = runtime, limits, costs
         self._rates = {source: Acceptance(ENGINE_MEMORY) for source in Source}
         self._ended: float | None = None
+        self._drafted = 0
+        """Steps in a row that had drafts."""
+        self._token = 0.0
+        """Seconds that a token takes, all requests together."""
 
     def stepped(self, states: Sequence[RequestState], seconds: float) -> None:
         """A step has run and given its tokens: learn from its drafts and from what it took.
@@ -129,7 +141,7 @@ class Drafter:
     def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
         """Drafts for the next step of requests that have just been given tokens, in their order."""
         started = time.perf_counter()
-        choices = self._choose(states)
+        choices = [self._put_off(*pair) for pair in zip(states, self._choose(states), strict=True)]
         wanted = [
             (index, choice.count)
             for index, choice in enumerate(choices)
@@ -151,19 +163,29 @@ class Drafter:
     # ---- how many ----------------------------------------------------------------------------------------------------
 
     def _choose(self, states: Sequence[RequestState]) -> list[_Choice]:
-        options = [self._options(state, len(states)) for state in states]
+        options = [self._options(state, len(states)) if self._is_due(state) else [] for state in states]
         if not self.limits.adaptive:
             return [_Choice(one[-1], len(one[-1].expected)) if one else _Choice(None, 0) for one in options]
         rows = len(states)
         plain = self.costs.between.of(rows) + self.costs.plain.of(rows)
-        choices = [_Choice(None, 0)] * rows
+        choices, saved, spent = [_Choice(None, 0)] * rows, 0.0, 0.0
         rate = rows / plain if plain else 0.0
         for _ in range(ROUNDS):
             choices = [_best(one, rate) for one in options]
             saved = sum(choice.option.expected[choice.count - 1] for choice in choices if choice.option is not None)
             spent = sum(choice.option.cost * choice.count for choice in choices if choice.option is not None)
             rate = (rows + saved) / (plain + spent) if plain else 0.0
+        if plain and saved * plain < rows * (spent + self.costs.verify.of(rows)):
+            choices, rate = [_Choice(None, 0)] * rows, rows / plain
+        self._token = 1.0 / rate if rate else 0.0
+        self._drafted = self._drafted + 1 if any(choice.option for choice in choices) else 0
+        if self._drafted > PLAIN_EVERY:
+            self._drafted = 0
+            return [_Choice(None, 0)] * rows
         return [self._probe(*pair) for pair in zip(states, options, choices, strict=True)]
+
+    def _is_due(self, state: RequestState) -> bool:
+        return not self.limits.adaptive or self._history(state).unused % LOOK_EVERY == 0
 
     def _options(self, state: RequestState, rows: int) -> list[_Option]:
         """What a request may have; what is found in its own tokens comes last."""
@@ -201,6 +223,25 @@ class Drafter:
         history.unused, history.patience = 0, min(2 * history.patience, PROBE_LAST)
         return _Choice(options[-1], 1)
 
+    def _put_off(self, state: RequestState, choice: _Choice) -> _Choice:
+        """No drafts of the draft layer until they would have saved what it takes to show it the request's tokens.
+
+        How long an answer will be is not known. So a short one never pays for them, and a long one no more than twice.
+        """
+        option, history = choice.option, self._history(state)
+        unseen = self._unseen(state)
+        if option is None or option.source is not Source.MTP or not unseen or not self.limits.adaptive:
+            return choice
+        history.missed += option.expected[choice.count - 1] * self._token - option.cost * choice.count
+        if history.missed >= unseen * self.costs.catch_up.of(unseen):
+            history.missed = 0.0
+            return choice
+        return _Choice(None, 0)
+
+    def _unseen(self, state: RequestState) -> int:
+        """Tokens that have run since the draft layer was shown any: none where it drafted for the last step."""
+        return max(0, state.num_tokens - state.given - self._history(state).seen)
+
     # ---- making them -------------------------------------------------------------------------------------------------
 
     def _make(self, states: Sequence[RequestState], wanted: Sequence[tuple[int, int]]) -> dict[int, list[int]]:
@@ -211,8 +252,14 @@ class Drafter:
             DraftRequest(state.request_id, state.lane, tuple(state.output[-state.given :]), tuple(state.blocks), count)
             for state, count in ((states[index], count) for index, count in wanted)
         ]
-        with self.costs.drafting(len(requests), max(count for _, count in wanted)):
-            made = self.runtime.draft(requests)
+        started = time.perf_counter()
+        made = self.runtime.draft(requests)
+        unseen = 0
+        for index, _ in wanted:
+            unseen += self._unseen(states[index])
+            self._history(states[index]).seen = states[index].num_tokens
+        most = max(count for _, count in wanted)
+        self.costs.drafted(len(requests), most, unseen, time.perf_counter() - started)
         return {index: list(drafts) for (index, _), drafts in zip(wanted, made, strict=True)}
 
     def _history(self, state: RequestState) -> DraftHistory:

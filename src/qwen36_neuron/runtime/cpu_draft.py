@@ -36,7 +36,7 @@ class Segment:
     """
 
     start: int
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     hidden: torch.Tensor
     complete: bool = True
     commits: list[Commit] = field(default_factory=list)
@@ -126,41 +126,61 @@ class CpuDraftLayer:
         for number in released:
             self._release(number)
         for row in rows:
-            if row.restore in self._waiting:
-                self.catch_up([self._waiting[row.restore][0]])
+            if row.restore is not None:
+                self._complete_prefix(row)
         for row, count in zip(rows, accepted, strict=True):
             if row.start == 0 or row.restore is not None:
                 self._release(row.lane)
                 self._lanes[row.lane] = self._new(row)
             lane = self._lanes[row.lane]
-            lane.confirm(count)
+            if lane.drafts is not None:
+                lane.confirm(count)
             lane.blocks = row.blocks
 
     def prefilled(self, rows: Sequence[Row], inputs: torch.Tensor) -> None:
         """Rows of many tokens have run; inputs [rows, tokens, hidden] of the last layer, padded on the right."""
         for index, row in enumerate(rows):
             count = len(row.tokens)
-            self._add(row, Segment(row.start, tuple(row.tokens), inputs[index, :count].clone(), False))
+            self._add(row, Segment(row.start, tuple(row.tokens), inputs[index, :count], False))
             self._owed += self._bytes(self._lanes[row.lane].segments[-1])
         if self._owed > MOST_OWED:
             self.catch_up([lane for lane, held in self._lanes.items() if not all(s.complete for s in held.segments)])
 
     def ran(self, rows: Sequence[Row], hidden: torch.Tensor) -> None:
         """Rows with or without drafts have run; hidden [rows, tokens + drafts or more, hidden] after the final norm."""
+        full = []
         for index, row in enumerate(rows):
-            lane, count = self._lanes[row.lane], len(row.tokens)
-            self._add(row, Segment(row.start, tuple(row.tokens), hidden[index, :count].clone()))
+            count = len(row.tokens)
+            lane = self._add(row, Segment(row.start, row.tokens, hidden[index, :count]))
             if row.drafts:
-                drafts = hidden[index, count : count + len(row.drafts)].clone()
+                drafts = hidden[index, count : count + len(row.drafts)]
                 lane.drafts = Segment(row.end, row.drafts, drafts)
-        self.catch_up([row.lane for row in rows if self._fills_a_block(self._lanes[row.lane])])
+            if lane.written < lane.end // BLOCK_SIZE * BLOCK_SIZE:
+                full.append(row.lane)
+        if full:
+            self.catch_up(full)
 
-    def _add(self, row: Row, segment: Segment) -> None:
+    def _add(self, row: Row, segment: Segment) -> Lane:
         lane = self._lanes[row.lane]
         lane.segments.append(segment)
-        lane.end = segment.end
+        lane.end = row.end
         for commit in row.commits:
             self._commit(row.lane, lane, commit)
+        return lane
+
+    def _complete_prefix(self, row: Row) -> None:
+        """Have written what a row is to go on from: its checkpoint's hidden state, and what others owe its blocks."""
+        prefix = set(row.blocks[: row.start // BLOCK_SIZE])
+        owing = {number for number, lane in self._lanes.items() if not prefix.isdisjoint(self._owed_blocks(lane))}
+        if row.restore in self._waiting:
+            owing.add(self._waiting[row.restore][0])
+        if owing:
+            self.catch_up(sorted(owing))
+
+    @staticmethod
+    def _owed_blocks(lane: Lane) -> Sequence[int]:
+        """Blocks with positions that have run and have no entry yet."""
+        return lane.blocks[lane.written // BLOCK_SIZE : -(-lane.end // BLOCK_SIZE)] if lane.written < lane.end else ()
 
     def _commit(self, number: int, lane: Lane, commit: Commit) -> None:
         self._waiting.pop(commit.slot, None)
@@ -193,10 +213,6 @@ class CpuDraftLayer:
     @staticmethod
     def _bytes(segment: Segment) -> int:
         return segment.hidden.numel() * segment.hidden.element_size()
-
-    @staticmethod
-    def _fills_a_block(lane: Lane) -> bool:
-        return lane.written < lane.end // BLOCK_SIZE * BLOCK_SIZE
 
     # ---- drafting ----------------------------------------------------------------------------------------------------
 
@@ -259,7 +275,7 @@ class CpuDraftLayer:
         if not lanes:
             return
         hidden = [self._pending(lane) for lane in lanes]
-        self._run(lanes, [own[:-1] for own in hidden], [self._tokens(lane) for lane in lanes])
+        self._write(lanes, [own[:-1] for own in hidden], [self._tokens(lane) for lane in lanes])
         for lane, own in zip(lanes, hidden, strict=True):
             last = lane.segments[-1]
             lane.segments[:] = [Segment(last.end - 1, last.tokens[-1:], own[-1:].clone())]
@@ -292,6 +308,10 @@ class CpuDraftLayer:
         """Tokens from position `written` on that have run."""
         every = [token for segment in lane.segments for token in segment.tokens]
         return every[lane.written - lane.segments[0].start :]
+
+    def _write(self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]) -> None:
+        """Write entries from `written` on, one a hidden state."""
+        self._run(lanes, hidden, tokens)
 
     def _run(
         self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]

@@ -11,12 +11,14 @@ from ..cache import HybridCache
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
 from ..model.mtp import MtpLayer
+from ..ops.attention.numba import store_keys
 from ..ops.numba.drafts import VerifyRows
 from ..ops.numba.projections import Matrix, norm_project, norm_swiglu, project_add
 from ..ops.numba.rows import normalise
 from ..ops.numba.scalar import array
 from ..step import DraftRequest
 from .cpu_draft import CpuDraftLayer, Lane
+from .cpu_layers import linear
 from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of
 from .fused_verify import MOST, attend_rows, rotations
 
@@ -48,6 +50,32 @@ class FusedDraftLayer(CpuDraftLayer):
         found = self._through(torch.cat(list(hidden)), flat, starts, counts, tables)
         return found[np.cumsum(counts) - 1].unsqueeze(1)
 
+    def _write(self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]) -> None:
+        """Keys and values alone: nothing reads the layer's results."""
+        layer = self._layer
+        assert isinstance(layer.mixer, AttentionStep)
+        for lane, own, ids in zip(lanes, hidden, tokens, strict=True):
+            inputs = linear(self._joined(own.contiguous(), ids).tensor, self._fc.tensor)
+            normed = torch.empty_like(inputs)
+            normalise(array(inputs), *layer.input_norm, array(normed))
+            kv = linear(normed, layer.in_proj.tensor[-2 * layer.mixer.keys[0].size :])
+            end = lane.written + len(ids)
+            angles = rotations(torch.arange(lane.written - 1, end - 1), self._program.config)
+            rows = _rows([lane.written], [len(ids)], [lane.blocks])
+            norm, ends = (layer.mixer.key.weight, layer.mixer.key.eps), np.array([end], np.int64)
+            where = rows.tables, rows.starts, ends, layer.mixer.keys, layer.mixer.values
+            store_keys(array(kv[None]), *norm, *(table[None] for table in angles), *where)
+
+    def _joined(self, hidden: torch.Tensor, tokens: Sequence[int]) -> Matrix:
+        """Both inputs of the layer, normed, side by side: [positions, 2 hidden]."""
+        size, made = hidden.shape[1], Matrix.empty(len(tokens), 2 * hidden.shape[1])
+        part = np.empty((len(tokens), size), np.float32)
+        normalise(np.take(self._program.embedding, tokens, axis=0), *self._norm_embedding, part)
+        made.array[:, :size] = part
+        normalise(array(hidden), *self._norm_hidden, part)
+        made.array[:, size:] = part
+        return made
+
     def _chain(
         self, requests: Sequence[DraftRequest], tokens: Sequence[int], hidden: torch.Tensor, place: int
     ) -> torch.Tensor:
@@ -71,13 +99,7 @@ class FusedDraftLayer(CpuDraftLayer):
         """
         layer, buffers = self._layer, self._program.buffers(len(tokens))
         assert isinstance(layer.mixer, AttentionStep)
-        size = hidden.shape[1]
-        joined = Matrix.empty(len(tokens), 2 * size)
-        embedded = np.take(self._program.embedding, tokens, axis=0)
-        normalise(embedded, *self._norm_embedding, buffers.residual.array)
-        joined.array[:, :size] = buffers.residual.array
-        normalise(array(hidden), *self._norm_hidden, buffers.residual.array)
-        joined.array[:, size:] = buffers.residual.array
+        joined = self._joined(hidden, tokens)
         residual, normed, inner = buffers.residual, buffers.normed, buffers.inner
         residual.array.fill(0.0)
         project_add(joined, self._fc, residual)
@@ -90,7 +112,7 @@ class FusedDraftLayer(CpuDraftLayer):
         project_add(mixed, layer.out_proj, residual)
         norm_swiglu(residual, layer.post_norm, layer.gate_up, normed, inner)
         project_add(inner, layer.down, residual)
-        found = torch.empty(len(tokens), size)
+        found = torch.empty(len(tokens), hidden.shape[1])
         normalise(residual.array, *self._norm, array(found))
         return found
 

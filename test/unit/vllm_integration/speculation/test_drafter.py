@@ -14,7 +14,7 @@ from qwen36_neuron.runtime import DraftRequest
 from vllm_integration.requests import RequestState
 from vllm_integration.speculation.acceptance import UNKNOWN, Acceptance
 from vllm_integration.speculation.config import DraftLimits
-from vllm_integration.speculation.costs import OUTLIER, Rate, StepCosts
+from vllm_integration.speculation.costs import OUTLIER, SLOWER, Rate, StepCosts
 from vllm_integration.speculation.drafter import PROBE_FIRST, PROBE_LAST, Drafter, Source
 
 MTP = DraftLimits(mtp=3)
@@ -64,7 +64,7 @@ def verify(drafter: Drafter, one: RequestState, rights: float, seed: int, steps:
 
 def test_drafts_that_are_right_get_as_many_as_there_are() -> None:
     counts = verify(Drafter(Layer(), MTP, costs()), state(), 1.0, seed=1)
-    assert counts[10:] == [3] * 50
+    assert sorted(counts[10:]) == [0] + [3] * 49  # one step goes without, to know what that costs
 
 
 def test_drafts_that_are_wrong_get_none_but_a_probe_now_and_then() -> None:
@@ -80,7 +80,7 @@ def test_a_request_whose_drafts_become_right_gets_them_again() -> None:
     drafter, one = Drafter(Layer(), MTP, costs()), state()
     verify(drafter, one, 0.0, seed=1, steps=100)
     counts = verify(drafter, one, 1.0, seed=1, steps=400)
-    assert counts[-1] == 3
+    assert counts[-100:].count(3) >= 95
 
 
 @pytest.mark.parametrize(("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0)])
@@ -161,5 +161,5 @@ def test_one_slow_step_says_little() -> None:
     rate = Rate()
     rate.observe(1, 1.0)
     rate.observe(1, 1000.0)
-    assert rate.of(1) == pytest.approx(1.0 + 0.1 * (OUTLIER - 1.0))
+    assert rate.of(1) == pytest.approx(1.0 + SLOWER * (OUTLIER - 1.0))
     assert (rate.of(8), Rate().of(3)) == (rate.of(1), 0.0)
