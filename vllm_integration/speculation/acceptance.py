@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 UNKNOWN = 0.6
 """Taken for right before anything is known."""
-WEIGHT = 2.0
+WEIGHT = 1.0
 """Drafts of its own that a request must have had before they count as much as those of all requests."""
 
 

@@ -19,14 +19,14 @@ from qwen36_neuron.runtime import DraftRequest, Runtime
 
 from .acceptance import Acceptance
 from .config import DraftLimits
-from .costs import StepCosts
+from .costs import OUTLIER, StepCosts
 from .lookup import Match, TokenHistory, look_up
 
 if TYPE_CHECKING:
     from ..requests import RequestState
 
 REQUEST_MEMORY, ENGINE_MEMORY = 0.9, 0.99
-PROBE_FIRST, PROBE_LAST = 16, 128
+PROBE_FIRST, PROBE_LAST = 4, 128
 """Steps without drafts after which a request whose drafts do not pay is tried with one, at first and at last."""
 PLAIN_EVERY = 50
 """Steps with drafts after which one goes without, so that what those cost stays known."""
@@ -107,6 +107,9 @@ class Drafter:
         self.runtime, self.limits, self.costs = runtime, limits, costs
         self._rates = {source: Acceptance(ENGINE_MEMORY) for source in Source}
         self._ended: float | None = None
+        self._expected, self._drafting, self._off = 0.0, 0.0, 1.0
+        """Seconds that the next step and its drafts should take, that the drafts did, and by what factor such sums were
+        too low of late: what is known of the parts is only an estimate of the whole."""
         self._drafted = 0
         """Steps in a row that had drafts."""
         self._token = 0.0
@@ -119,6 +122,10 @@ class Drafter:
             seconds: of the device and of the sampler.
         """
         now = time.perf_counter()
+        if self._expected:
+            off = min(max((seconds + self._drafting) / self._expected, 1 / OUTLIER), OUTLIER)
+            self._off += 0.1 * (off - self._off)
+            self._expected = 0.0
         for state in states:
             if state.drafts:
                 self._learn(state, state.given - 1)
@@ -137,6 +144,8 @@ class Drafter:
         for place in range(min(accepted + 1, len(state.drafts))):
             kind = place if history.source is Source.MTP else history.length.bit_length()
             rates.observe(kind, place < accepted)
+        if accepted and history.unused:
+            history.unused, history.patience = history.patience, PROBE_FIRST  # one was right: try the next one too
 
     def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
         """Drafts for the next step of requests that have just been given tokens, in their order."""
@@ -156,8 +165,9 @@ class Drafter:
             history.source = choice.option.source if choice.option is not None and found else None
             history.length = match.length if match is not None else 0
             drafts.append(found)
+        self._drafting = time.perf_counter() - started
         if self._ended is not None:
-            self._ended += time.perf_counter() - started
+            self._ended += self._drafting
         return drafts
 
     # ---- how many ----------------------------------------------------------------------------------------------------
@@ -175,8 +185,11 @@ class Drafter:
             saved = sum(choice.option.expected[choice.count - 1] for choice in choices if choice.option is not None)
             spent = sum(choice.option.cost * choice.count for choice in choices if choice.option is not None)
             rate = (rows + saved) / (plain + spent) if plain else 0.0
-        if plain and saved * plain < rows * (spent + self.costs.verify.of(rows)):
+        step = self.costs.plain.of(rows) + self.costs.verify.of(rows) + spent / max(self._off, 1.0)
+        if plain and saved * plain < rows * (step * max(self._off, 1.0) - self.costs.plain.of(rows)):
             choices, rate = [_Choice(None, 0)] * rows, rows / plain
+        elif saved:
+            self._expected = step
         self._token = 1.0 / rate if rate else 0.0
         self._drafted = self._drafted + 1 if any(choice.option for choice in choices) else 0
         if self._drafted > PLAIN_EVERY:
@@ -191,11 +204,13 @@ class Drafter:
         """What a request may have; what is found in its own tokens comes last."""
         history = self._history(state)
         room = self._room(state)
-        verify = self.costs.position.of(rows)
+        verify = self.costs.position.of(rows) * max(self._off, 1.0)
         options = []
         if (most := min(self.limits.mtp, room)) > 0:
             rates = [history.rates[Source.MTP].rate(place) for place in range(most)]
-            options.append(_Option(Source.MTP, _expected(rates), verify + self.costs.draft.of(rows) / rows))
+            options.append(
+                _Option(Source.MTP, _expected(rates), verify + self.costs.draft.of(rows) / rows * max(self._off, 1.0))
+            )
         if (most := min(self.limits.lookup, room)) > 0:
             match = look_up(history.tokens.follow(state.prompt, state.output), self.limits.least_match, most)
             if match is not None:
@@ -217,10 +232,10 @@ class Drafter:
         if choice.option is not None:
             history.unused, history.patience = 0, PROBE_FIRST
             return choice
-        history.unused += 1
         if not options or history.unused < history.patience:
+            history.unused += 1
             return choice
-        history.unused, history.patience = 0, min(2 * history.patience, PROBE_LAST)
+        history.unused, history.patience = 1, min(2 * history.patience, PROBE_LAST)
         return _Choice(options[-1], 1)
 
     def _put_off(self, state: RequestState, choice: _Choice) -> _Choice:
@@ -258,6 +273,8 @@ class Drafter:
         for index, _ in wanted:
             unseen += self._unseen(states[index])
             self._history(states[index]).seen = states[index].num_tokens
+        if unseen:
+            self._expected = 0.0  # which leaves that out
         most = max(count for _, count in wanted)
         self.costs.drafted(len(requests), most, unseen, time.perf_counter() - started)
         return {index: list(drafts) for (index, _), drafts in zip(wanted, made, strict=True)}

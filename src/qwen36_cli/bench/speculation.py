@@ -19,14 +19,25 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from qwen36_lab.serving.http import HttpServer
 from qwen36_lab.serving.sides import RemoteSide, SideConfig
-from qwen36_lab.serving.speculation import CONFIG, Speculating, side_configs, summarize, workloads
+from qwen36_lab.serving.speculation import (
+    CONFIG,
+    Answers,
+    Speculating,
+    Workload,
+    first_tokens,
+    side_configs,
+    summarize,
+    workloads,
+)
 from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.provenance import provenance
 
 from .serving import closing_all
 
 MAX_MODEL_LEN, MAX_NUM_SEQS = 4608, 8
+SIDES = ("off", "on")
 
 
 def speculation(
@@ -48,16 +59,19 @@ def speculation(
     loads = workloads(folder, quick)
     base = SideConfig(folder, threads, MAX_MODEL_LEN, MAX_NUM_SEQS, 2048)
     answers: dict[str, list[Any]] = {each.name: [] for each in loads}
-    with closing_all({}) as sides:
-        for name, config in zip(("off", "on"), side_configs(base), strict=True):
-            sides[name] = RemoteSide("engine", config, Speculating)
-        for turn in range(rounds + 1):
-            console.print(f"round {turn} of {rounds}" if turn else "warming up")
-            for each in loads:
-                order = ("off", "on") if turn % 2 else ("on", "off")
-                found = {name: sides[name].ask("answer", each) for name in order}
-                if turn:
-                    answers[each.name].append((found["off"], found["on"]))
+    for http in (False, True):
+        with closing_all({}) as sides:
+            for name, config in zip(SIDES, side_configs(base), strict=True):
+                sides[name] = HttpServer(config) if http else RemoteSide("engine", config, Speculating)
+            for turn in range(rounds + 1):
+                console.print(f"round {turn} of {rounds}{', over HTTP' if http else ''}" if turn else "warming up")
+                for each in loads:
+                    if each.first_token is not http:
+                        continue
+                    order = SIDES if turn % 2 else SIDES[::-1]
+                    found = {name: _answer(sides[name], each) for name in order}
+                    if turn:
+                        answers[each.name].append((found["off"], found["on"]))
     rows = [summarize(each, answers[each.name]) for each in loads]
     show(rows, console)
     settings = {
@@ -72,6 +86,13 @@ def speculation(
     result = {"provenance": provenance("measured").as_dict(), "settings": settings, "results": rows}
     (out / "speculation.json").write_text(json.dumps(result, indent=1) + "\n")
     console.print(f"written: {out / 'speculation.json'}")
+
+
+def _answer(side: HttpServer | RemoteSide, load: Workload) -> Answers:
+    if isinstance(side, HttpServer):
+        return first_tokens(side, load)
+    found: Answers = side.ask("answer", load)
+    return found
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:

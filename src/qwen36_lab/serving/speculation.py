@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from qwen36_lab.demo import evaluation, filler, skills, talk
 from qwen36_lab.demo.chat import Conversation
 
+from .http import HttpServer
 from .sides import Engine, SideConfig, random_prompts
 
 FAILING = {"temperature": 2.0, "seed": 3, "ignore_eos": True}
@@ -35,7 +36,7 @@ class Workload:
         parameters: of sampling, vLLM's names.
         at_once: requests that run together.
         bar: ratio of tokens a second to reach; of times to the first token, the most that is allowed.
-        first_token: whether it is times to the first token that are compared.
+        first_token: whether it is times to the first token that are compared, over HTTP.
     """
 
     name: str
@@ -85,12 +86,8 @@ class Speculating(Engine):
                         first.setdefault(output.request_id, time.perf_counter() - started)
                     if output.finished:
                         ended[output.request_id] = tuple(output.outputs[0].token_ids)
-                if load.first_token and len(first) == len(group):
-                    found.seconds += time.perf_counter() - started
-                    engine.abort_request(list(first))
-            if not load.first_token:
-                found.seconds += time.perf_counter() - started
-                found.tokens += [ended[name] for name in names]
+            found.seconds += time.perf_counter() - started
+            found.tokens += [ended[name] for name in names]
             found.first += [first[name] for name in names]
         return found
 
@@ -116,6 +113,12 @@ def workloads(checkpoint: Path, quick: bool) -> list[Workload]:
         once = {"temperature": 0.0, "max_tokens": 8, "ignore_eos": True}
         loads.append(Workload(f"first token of {length:,}", prompts, once, 1, 1.05, first_token=True))
     return loads
+
+
+def first_tokens(server: HttpServer, load: Workload) -> Answers:
+    """Times to the first token over HTTP, where the engine's process sends a token before it makes drafts."""
+    tokens = load.parameters["max_tokens"]
+    return Answers(first=[server.first_token(list(prompt), tokens) for prompt in load.prompts])
 
 
 def summarize(load: Workload, rounds: Sequence[tuple[Answers, Answers]]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def test_drafts_that_are_wrong_get_none_but_a_probe_now_and_then() -> None:
     probes = [step for step, count in enumerate(counts) if step > 20 and count]
     gaps = [b - a for a, b in zip(probes, probes[1:], strict=False)]
     assert PROBE_FIRST < gaps[0] <= gaps[-1] == PROBE_LAST
-    assert len(probes) <= 600 / 50
+    assert len(probes) <= 600 / 60
 
 
 def test_a_request_whose_drafts_become_right_gets_them_again() -> None:
