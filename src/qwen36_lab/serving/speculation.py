@@ -77,7 +77,9 @@ class Speculating(Engine):
         for at in range(0, len(load.prompts), load.at_once):
             group = load.prompts[at : at + load.at_once]
             names = [self.ask(list(prompt), **load.parameters) for prompt in group]
-            first, ended, started = {}, {}, time.perf_counter()
+            first: dict[str, float] = {}
+            ended: dict[str, tuple[int, ...]] = {}
+            started = time.perf_counter()
             while engine.has_unfinished_requests():
                 outputs = engine.step()
                 found.steps += 1

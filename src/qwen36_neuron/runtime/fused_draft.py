@@ -60,11 +60,11 @@ class FusedDraftLayer(CpuDraftLayer):
             normalise(array(inputs), *layer.input_norm, array(normed))
             kv = linear(normed, layer.in_proj.tensor[-2 * layer.mixer.keys[0].size :])
             end = lane.written + len(ids)
-            angles = rotations(torch.arange(lane.written - 1, end - 1), self._program.config)
-            rows = _rows([lane.written], [len(ids)], [lane.blocks])
-            norm, ends = (layer.mixer.key.weight, layer.mixer.key.eps), np.array([end], np.int64)
-            where = rows.tables, rows.starts, ends, layer.mixer.keys, layer.mixer.values
-            store_keys(array(kv[None]), *norm, *(table[None] for table in angles), *where)
+            cos, sin = rotations(torch.arange(lane.written - 1, end - 1), self._program.config)
+            rows, norm = _rows([lane.written], [len(ids)], [lane.blocks]), layer.mixer.key
+            where = rows.tables, rows.starts, np.array([end], np.int64)
+            cache = layer.mixer.keys, layer.mixer.values
+            store_keys(array(kv[None]), norm.weight, norm.eps, cos[None], sin[None], *where, *cache)
 
     def _joined(self, hidden: torch.Tensor, tokens: Sequence[int]) -> Matrix:
         """Both inputs of the layer, normed, side by side: [positions, 2 hidden]."""

@@ -259,6 +259,7 @@ def test_what_breaks_the_contract_is_refused(runtime: CpuRuntime) -> None:
         ({"blocks": ()}, "cannot hold"),
         ({"blocks": (0,)}, "block 0 is scratch"),
         ({"blocks": (1, 65)}, "block ids"),
+        ({"blocks": (1, -1)}, "block ids"),
     ):
         with pytest.raises(StepError, match=problem):
             runtime.draft([replace(good, **change)])  # type: ignore[arg-type]
@@ -267,7 +268,25 @@ def test_what_breaks_the_contract_is_refused(runtime: CpuRuntime) -> None:
     runtime.draft([good])
     with pytest.raises(StepError, match="already"):
         runtime.draft([good])
+    sequence.start -= 1  # as if another number of drafts had been right
+    with pytest.raises(StepError, match="drafts were right"):
+        sequence.run(1)
     sequence.release()
+
+
+def test_a_prefix_whose_blocks_another_request_owes(runtime: CpuRuntime, oracle: DraftOracle) -> None:
+    """The slot is of one request and the blocks of another, which ran the same text and never asked for drafts."""
+    text = ids(300, 12)
+    first, second = Sequence_(runtime, text, lane=1), Sequence_(runtime, text, lane=2)
+    first.run(100, commits=(Commit(BLOCK_SIZE, 2),))
+    first.drafts(1)
+    second.run(100)
+    warm = Sequence_(runtime, text, lane=3, start=BLOCK_SIZE)
+    warm.restore, warm.blocks = 2, (blocks_of(2)[0], *blocks_of(3)[1:])
+    warm.run(20)
+    assert warm.drafts() == oracle(warm.known(), MOST)
+    for sequence in (first, second, warm):
+        sequence.release()
 
 
 def test_without_a_draft_layer_nothing_is_drafted(tiny_checkpoint: Path) -> None:

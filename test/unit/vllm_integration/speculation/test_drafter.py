@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -71,7 +72,7 @@ def test_drafts_that_are_wrong_get_none_but_a_probe_now_and_then() -> None:
     counts = verify(Drafter(Layer(), MTP, costs()), state(), 0.0, seed=1, steps=600)
     assert set(counts[20:]) == {0, 1}
     probes = [step for step, count in enumerate(counts) if step > 20 and count]
-    gaps = [b - a for a, b in zip(probes, probes[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(probes)]
     assert PROBE_FIRST < gaps[0] <= gaps[-1] == PROBE_LAST
     assert len(probes) <= 600 / 60
 
