@@ -30,7 +30,7 @@ from qwen36_neuron.runtime import (
     StepError,
     StepResult,
 )
-from qwen36_neuron.runtime.choose import choose_all
+from qwen36_neuron.runtime.choose import choose_tokens, verified
 
 VOCAB = 512
 _SEED = 0x9E3779B97F4A7C15
@@ -185,7 +185,7 @@ class FakeRuntime:
             rows.append(logits_of(state, self._kv_digest(row, position + 1)))
         logits = torch.stack(rows)
         if row.output is Output.TOKEN:
-            return RowResult(tokens=choose_all(row, logits))
+            return RowResult(tokens=verified(row.drafts, choose_tokens([row], [len(logits)], logits)))
         return RowResult(logits=logits)
 
     def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
