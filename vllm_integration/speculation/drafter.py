@@ -30,6 +30,8 @@ PROBE_FIRST, PROBE_LAST = 4, 128
 """Steps without drafts after which a request whose drafts do not pay is tried with one, at first and at last."""
 PLAIN_EVERY = 50
 """Steps with drafts after which one goes without, so that what those cost stays known."""
+PROBE_PART = 0.1
+"""Of the time since the last try, what the next one may take to get the draft layer up to date."""
 LOOK_EVERY = 4
 """Steps after which a request without drafts is looked at again; in between it costs next to nothing."""
 ROUNDS = 3
@@ -150,7 +152,7 @@ class Drafter:
     def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
         """Drafts for the next step of requests that have just been given tokens, in their order."""
         started = time.perf_counter()
-        choices = [self._put_off(*pair) for pair in zip(states, self._choose(states), strict=True)]
+        choices = self._choose(states)
         wanted = [
             (index, choice.count)
             for index, choice in enumerate(choices)
@@ -195,7 +197,10 @@ class Drafter:
         if self._drafted > PLAIN_EVERY:
             self._drafted = 0
             return [_Choice(None, 0)] * rows
-        return [self._probe(*pair) for pair in zip(states, options, choices, strict=True)]
+        return [
+            self._put_off(state, choice) if choice.option is not None else self._probe(state, own, plain)
+            for state, own, choice in zip(states, options, choices, strict=True)
+        ]
 
     def _is_due(self, state: RequestState) -> bool:
         return not self.limits.adaptive or self._history(state).unused % LOOK_EVERY == 0
@@ -226,17 +231,24 @@ class Drafter:
             longest = min(longest, params.max_tokens - len(state.output) - 1)
         return 0 if state.output and state.output[-1] in params.all_stop_token_ids else longest
 
-    def _probe(self, state: RequestState, options: list[_Option], choice: _Choice) -> _Choice:
-        """Try a request whose drafts do not pay with one now and then: its text may have changed."""
+    def _probe(self, state: RequestState, options: list[_Option], plain: float) -> _Choice:
+        """Try a request whose drafts do not pay with one now and then: its text may have changed.
+
+        Args:
+            plain: seconds of a step. What a try takes is to be little beside those since the last one.
+        """
         history = self._history(state)
-        if choice.option is not None:
-            history.unused, history.patience = 0, PROBE_FIRST
-            return choice
-        if not options or history.unused < history.patience:
+        affordable = PROBE_PART * history.unused * plain
+        if not options or history.unused < history.patience or affordable < self._catch_up(state, options[-1]):
             history.unused += 1
-            return choice
+            return _Choice(None, 0)
         history.unused, history.patience = 1, min(2 * history.patience, PROBE_LAST)
         return _Choice(options[-1], 1)
+
+    def _catch_up(self, state: RequestState, option: _Option) -> float:
+        """Seconds until the draft layer has seen what it has to, for drafts of its own."""
+        unseen = self._unseen(state) if option.source is Source.MTP else 0
+        return unseen * self.costs.catch_up.of(unseen) if unseen else 0.0
 
     def _put_off(self, state: RequestState, choice: _Choice) -> _Choice:
         """No drafts of the draft layer until they would have saved what it takes to show it the request's tokens.
@@ -244,14 +256,14 @@ class Drafter:
         How long an answer will be is not known. So a short one never pays for them, and a long one no more than twice.
         """
         option, history = choice.option, self._history(state)
-        unseen = self._unseen(state)
-        if option is None or option.source is not Source.MTP or not unseen or not self.limits.adaptive:
-            return choice
-        history.missed += option.expected[choice.count - 1] * self._token - option.cost * choice.count
-        if history.missed >= unseen * self.costs.catch_up.of(unseen):
-            history.missed = 0.0
-            return choice
-        return _Choice(None, 0)
+        assert option is not None
+        price = self._catch_up(state, option)
+        if price:
+            history.missed += option.expected[choice.count - 1] * self._token - option.cost * choice.count
+            if history.missed < price:
+                return _Choice(None, 0)
+        history.unused, history.patience, history.missed = 0, PROBE_FIRST, 0.0
+        return choice
 
     def _unseen(self, state: RequestState) -> int:
         """Tokens that have run since the draft layer was shown any: none where it drafted for the last step."""
