@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 import torch
 
 from ..config import BLOCK_SIZE, ModelConfig
+from ..ops.banks import factor_columns
 
 FEWEST_SLOTS, MOST_SLOTS = 16, 256
 STARVED = 4
@@ -100,6 +102,20 @@ class CacheSpec:
         inputs = 2 * rank.conv_channels * self.dtype.itemsize  # before the convolution, and keys and values after it
         queries = rank.num_key_heads * self.config.key_head_dim * self.dtype.itemsize
         return len(self.config.deltanet_layers) * (inputs - queries + 2 * rank.num_value_heads * 4)
+
+    @property
+    def pending_shapes(self) -> tuple[tuple[int, int, int], tuple[int, int, int, int]]:
+        """What a graph keeps of one DeltaNet layer's drafts, by lane: convolution inputs and, in fp32, factors."""
+        rank, rows = self.config.rank(self.tp), (1 + self.num_lanes, self.max_drafts)
+        share = rank.num_value_heads // rank.num_key_heads
+        columns = factor_columns(self.config.key_head_dim, self.config.value_head_dim, share)
+        return (*rows, rank.conv_channels), (*rows, rank.num_key_heads, columns)
+
+    @property
+    def pending_bytes(self) -> int:
+        """All of `pending_shapes` in all DeltaNet layers of this rank."""
+        inputs, factors = (prod(shape) for shape in self.pending_shapes)
+        return len(self.config.deltanet_layers) * (inputs * self.dtype.itemsize + factors * 4)
 
     @property
     def total_bytes(self) -> int:

@@ -67,7 +67,39 @@ class DecodeInputs(NamedTuple):
     sampling: torch.Tensor | None = None
 
 
-def graph_inputs(inputs: PrefillInputs | DecodeInputs) -> tuple[torch.Tensor, ...]:
+class VerifyInputs(NamedTuple):
+    """Rows of one token that is certain and of drafts behind it; those without drafts, and padded ones, among them.
+
+    Attributes:
+        tokens: [batch, 1 + drafts]; what a row does not have is padding.
+        starts: [batch], as for a prefill: the first token's position, accepted drafts of the row before counted.
+        lengths: [batch], real tokens: 1 + the row's drafts, 0 for a padded row.
+        accepted: [batch], how many of its lane's pending drafts each row takes in before its own token.
+        sources, lanes: [batch], as for a prefill.
+        table: [batch, blocks].
+        commit_at: [commits], row of which a state is a checkpoint; at most one of a row.
+        commit_after: [commits], after how many tokens, accepted ones counted: 1 to accepted + 1.
+        commit_to: [commits], entry to leave it in; 0 for none.
+        sampling: [batch, 1 + drafts, columns] fp32, a place's own.
+    """
+
+    tokens: torch.Tensor
+    starts: torch.Tensor
+    lengths: torch.Tensor
+    accepted: torch.Tensor
+    sources: torch.Tensor
+    lanes: torch.Tensor
+    table: torch.Tensor
+    commit_at: torch.Tensor
+    commit_after: torch.Tensor
+    commit_to: torch.Tensor
+    sampling: torch.Tensor | None = None
+
+
+GraphInputs = PrefillInputs | DecodeInputs | VerifyInputs
+
+
+def graph_inputs(inputs: GraphInputs) -> tuple[torch.Tensor, ...]:
     """What a graph is called with: the fields that it has, in order."""
     return tuple(tensor for tensor in inputs if tensor is not None)
 
@@ -87,6 +119,15 @@ def empty_decode(batch: int, bucket: int, commits: int, sampling: bool = False) 
     rows = _zeros(batch), _zeros(batch), _zeros(batch)
     table, commit = _zeros(batch, bucket // BLOCK_SIZE), (_zeros(commits), _zeros(commits))
     return DecodeInputs(_zeros(batch, 1), *rows, table, *commit, _greedy(batch, sampling))
+
+
+def empty_verify(batch: int, bucket: int, drafts: int, commits: int, sampling: bool = False) -> VerifyInputs:
+    """As `empty_decode`, for rows of up to `drafts` drafts."""
+    rows = (_zeros(batch) for _ in ("starts", "lengths", "accepted", "sources", "lanes"))
+    table, commit = _zeros(batch, bucket // BLOCK_SIZE), (_zeros(commits), _ones(commits), _zeros(commits))
+    drawn = _greedy(batch * (1 + drafts), sampling)
+    drawn = drawn if drawn is None else drawn.view(batch, 1 + drafts, -1)
+    return VerifyInputs(_zeros(batch, 1 + drafts), *rows, table, *commit, drawn)
 
 
 def prefill_inputs(
@@ -123,6 +164,55 @@ def decode_inputs(
     return inputs
 
 
+def verify_inputs(
+    rows: Sequence[Row],
+    accepted: Sequence[int],
+    batch: int,
+    bucket: int,
+    drafts: int,
+    commits: int,
+    num_lanes: int,
+    sampling: bool = False,
+) -> VerifyInputs:
+    """The rows, then padded ones. accepted: of its lane's pending drafts, those that each row takes in."""
+    inputs = empty_verify(batch, bucket, drafts, commits, sampling)
+    used = 0
+    for index, (row, right) in enumerate(zip(rows, accepted, strict=True)):
+        real = 1 + len(row.drafts)
+        inputs.tokens[index, :real] = torch.tensor([*row.tokens, *row.drafts], dtype=torch.int32)
+        inputs.starts[index], inputs.lengths[index], inputs.accepted[index] = row.start, real, right
+        inputs.sources[index], inputs.lanes[index] = _source(row, num_lanes), row.lane
+        _fill_table(inputs.table[index], row)
+        for commit in row.commits:
+            inputs.commit_at[used], inputs.commit_to[used] = index, num_lanes + commit.slot
+            inputs.commit_after[used] = commit.boundary - row.start + right
+            used += 1
+        if inputs.sampling is not None and row.sampling is not None:
+            inputs.sampling[index, :real] = parameter_tensor([row.sampling.at(place) for place in range(real)])
+    return inputs
+
+
+def verify_pieces(row: Row, accepted: int) -> tuple[list[Row], list[Row], list[Row]]:
+    """A row as graphs run it: a token behind accepted drafts, tokens before others, a token before drafts.
+
+    Args:
+        accepted: drafts of its lane's last row that it takes in.
+    Returns:
+        What a verify graph runs, then a row for prefill or decode graphs, then what a verify graph runs, each a list of
+        one row or empty.
+    """
+    first: list[Row] = []
+    if accepted and len(row.tokens) > 1:
+        head, row = split(row, row.start + 1)
+        first = [head]
+    if not row.drafts and (first or not accepted):
+        return first, [row], []
+    if len(row.tokens) == 1:
+        return first, [], [row]
+    head, row = split(row, row.end - 1)
+    return first, [head], [row]
+
+
 def prefill_pieces(row: Row, buckets: Buckets, commits: int) -> list[Row]:
     """The row cut, at block boundaries, into pieces that each fit a bucket and take `commits` checkpoints at most."""
     pieces: list[Row] = []
@@ -139,16 +229,16 @@ def prefill_pieces(row: Row, buckets: Buckets, commits: int) -> list[Row]:
 
 
 def split(row: Row, end: int) -> tuple[Row, Row]:
-    """The row up to position `end`, which gives nothing back, and the rest, which goes on from the lane."""
+    """The row up to position `end`, which gives nothing back, and the rest with its drafts, which goes on from the lane."""
     count = end - row.start
     before = tuple(commit for commit in row.commits if commit.boundary <= end)
-    head = replace(row, tokens=row.tokens[:count], commits=before, output=Output.NOTHING, sampling=None)
+    head = replace(row, tokens=row.tokens[:count], commits=before, output=Output.NOTHING, sampling=None, drafts=())
     rest = replace(row, tokens=row.tokens[count:], start=end, restore=None, commits=row.commits[len(before) :])
     return head, rest
 
 
 def decode_groups(rows: Sequence[Row], batch: int, commits: int) -> list[list[Row]]:
-    """Rows in calls of `batch` rows and `commits` checkpoints at most. A one-token row has one checkpoint at most."""
+    """Rows in calls of `batch` rows and `commits` checkpoints at most. A row of one certain token has one checkpoint at most."""
     groups: list[list[Row]] = []
     for row in rows:
         last = groups[-1] if groups else None
@@ -165,7 +255,7 @@ def _source(row: Row, num_lanes: int) -> int:
 
 def _fill_table(table: torch.Tensor, row: Row) -> None:
     """The blocks that the row needs; a longer table may hold blocks that padding must not write to."""
-    needed = -(-row.end // BLOCK_SIZE)
+    needed = -(-row.reach // BLOCK_SIZE)
     table[:needed] = torch.tensor(row.blocks[:needed], dtype=torch.int32)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
@@ -21,24 +21,44 @@ class StepMemory:
         kv: (keys, values) of attention layers, each [blocks, BLOCK_SIZE, kv_heads, head_dim].
         recurrent: of DeltaNet layers, [entries, value_heads, dk, dv] fp32.
         window: of DeltaNet layers, [entries, kernel - 1, channels].
+        inputs, factors: of DeltaNet layers, what is pending of each lane's drafts (`CacheSpec.pending_shapes`); none
+            without drafts.
     """
 
     kv: dict[int, tuple[torch.Tensor, torch.Tensor]]
     recurrent: dict[int, torch.Tensor]
     window: dict[int, torch.Tensor]
+    inputs: dict[int, torch.Tensor] = field(default_factory=dict)
+    factors: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, cache: HybridCache) -> StepMemory:
-        """The cache's own tensors."""
+    def of(cls, cache: HybridCache, drafts: int = 0) -> StepMemory:
+        """The cache's own tensors, and room for so many pending drafts a lane."""
+        spec = replace(cache.spec, max_drafts=drafts)
+        inputs, factors = spec.pending_shapes
+        layers = spec.config.deltanet_layers if spec.max_drafts else ()
         return cls(
             kv=dict(cache.kv),
             recurrent={layer: bank.recurrent for layer, bank in cache.banks.items()},
             window={layer: bank.window for layer, bank in cache.banks.items()},
+            inputs={layer: torch.zeros(inputs, dtype=spec.dtype) for layer in layers},
+            factors={layer: torch.zeros(factors, dtype=torch.float32) for layer in layers},
         )
+
+    def keep_pending(self) -> None:
+        """Leave what is pending as it is, in a graph that verifies nothing.
+
+        Every state is an output of every graph, and an output must be computed: scratch is written with its own value.
+        """
+        for pending in (self.inputs, self.factors):
+            for layer, bank in pending.items():
+                scratch = torch.zeros(1, dtype=torch.int64, device=bank.device)
+                pending[layer] = bank.index_copy(0, scratch, bank[:1])
 
     def outputs(self) -> list[torch.Tensor]:
         """Everything, in the order of `GraphCache.states`."""
-        return [t for pair in self.kv.values() for t in pair] + [*self.recurrent.values(), *self.window.values()]
+        by_layer = (self.recurrent, self.window, self.inputs, self.factors)
+        return [t for pair in self.kv.values() for t in pair] + [t for each in by_layer for t in each.values()]
 
 
 class GraphCache(nn.Module):
@@ -51,25 +71,32 @@ class GraphCache(nn.Module):
     def __init__(self, spec: CacheSpec) -> None:
         super().__init__()
         self.spec = spec
-        memory = StepMemory.of(HybridCache(spec))
+        memory = StepMemory.of(HybridCache(replace(spec, max_drafts=0)), spec.max_drafts)
         self.past_key_values = _parameters([t for pair in memory.kv.values() for t in pair])
         self.recurrent = _parameters(list(memory.recurrent.values()))
         self.window = _parameters(list(memory.window.values()))
+        self.inputs = _parameters(list(memory.inputs.values()))
+        self.factors = _parameters(list(memory.factors.values()))
 
     def states(self) -> Iterator[nn.Parameter]:
         """Every state, in the order in which a graph gives them back: KV first, as NxDI expects."""
         yield from self.past_key_values
         yield from self.recurrent
         yield from self.window
+        yield from self.inputs
+        yield from self.factors
 
     def open(self) -> StepMemory:
         """The memory at the start of a call."""
         config = self.spec.config
+        drafting = config.deltanet_layers if self.spec.max_drafts else ()
         pairs = zip(self.past_key_values[::2], self.past_key_values[1::2], strict=True)
         return StepMemory(
             kv=dict(zip(config.attention_layers, pairs, strict=True)),
             recurrent=dict(zip(config.deltanet_layers, self.recurrent, strict=True)),
             window=dict(zip(config.deltanet_layers, self.window, strict=True)),
+            inputs=dict(zip(drafting, self.inputs, strict=True)),
+            factors=dict(zip(drafting, self.factors, strict=True)),
         )
 
 

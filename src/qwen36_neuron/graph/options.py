@@ -44,6 +44,8 @@ class GraphOptions:
             sequence alone is faster in a graph of one row. Each makes as many graphs as there are decode buckets.
         dma_transposes: the DMA engines transpose what the kernels of prompts transpose, else TensorE, which is slower.
         sampling_candidates: most likely tokens that a draw in a graph looks at; 0 for graphs that draw none.
+        max_drafts: drafts that a row may have verified; 0 for none. Above 0 there is a verify graph of 1 + max_drafts
+            tokens a row beside each decode graph.
     """
 
     max_model_len: int
@@ -62,6 +64,7 @@ class GraphOptions:
     dma_transposes: bool = True
     sampling_candidates: int = 256
     decode_rows: tuple[int, ...] = ()
+    max_drafts: int = 0
 
     def __post_init__(self) -> None:
         for choice, allowed in (("dtype", list(DTYPES)), ("weights", list(WeightFormat)), ("scales", list(Scales))):
@@ -77,6 +80,7 @@ class GraphOptions:
             ("prefill_commits", 1),
             ("decode_commits", 1),
             ("sampling_candidates", 0),
+            ("max_drafts", 0),
         ):
             value = getattr(self, field)
             if value < minimum:
@@ -90,6 +94,9 @@ class GraphOptions:
             raise ConfigError("sampling_candidates", self.sampling_candidates, problem, "Use 256")
         if not isinstance(self.dma_transposes, bool):
             raise ConfigError("dma_transposes", self.dma_transposes, "must be true or false", "Use true")
+        if self.max_drafts >= BLOCK_SIZE:
+            problem = f"could cross more than one boundary of {BLOCK_SIZE} tokens at once"
+            raise ConfigError("max_drafts", self.max_drafts, problem, f"Use {BLOCK_SIZE - 1} at most")
         if self.logical_cores not in (1, 2):
             raise ConfigError("logical_cores", self.logical_cores, "a Trn2 joins 1 or 2 cores", "Use 2")
         check_choice(self.kernels, "neuron")
@@ -126,7 +133,10 @@ class GraphOptions:
 
     @property
     def decode_graphs(self) -> list[tuple[int, int]]:
-        """(rows, tokens held) of every decode graph, in the order in which they are compiled: all lanes first."""
+        """(rows, tokens held) of every decode graph, in the order in which they are compiled: all lanes first.
+
+        Those of the verify graphs too.
+        """
         return [(rows, size) for rows in (self.num_lanes, *self.decode_rows) for size in self.buckets.decode]
 
     def decode_rows_for(self, count: int) -> int:
@@ -135,7 +145,8 @@ class GraphOptions:
 
     def cache_spec(self, model: ModelConfig) -> CacheSpec:
         """The memory of one rank."""
-        return CacheSpec(model, self.num_blocks, self.num_lanes, self.num_slots, self.torch_dtype, self.tp_degree)
+        sizes = self.num_blocks, self.num_lanes, self.num_slots
+        return CacheSpec(model, *sizes, self.torch_dtype, self.tp_degree, self.max_drafts)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""

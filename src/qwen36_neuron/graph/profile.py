@@ -25,7 +25,7 @@ SIZES = (
     "decode_commits",
     "sampling_candidates",
 )
-OPTIONAL = ("dma_transposes",)
+OPTIONAL = ("dma_transposes", "max_drafts")
 FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 SHIPPED = Path(__file__).with_name("profiles")
@@ -104,6 +104,7 @@ class Profile:
             prefill_commits=sizes["prefill_commits"],
             decode_commits=sizes["decode_commits"],
             sampling_candidates=sizes["sampling_candidates"],
+            max_drafts=_integer("max_drafts", raw.get("max_drafts", 0)),
             weights=str(raw["weights"]),
             kernels=raw["kernels"],
             dma_transposes=raw.get("dma_transposes", True),

@@ -12,9 +12,9 @@ import torch
 from ..config import BLOCK_SIZE
 from ..model.state import Mixing, select_tokens
 from ..ops.attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
-from ..ops.banks import Batch, Span
+from ..ops.banks import Batch, Span, Verify
 from ..ops.kernels import Kernels
-from .inputs import DecodeInputs, PrefillInputs
+from .inputs import DecodeInputs, PrefillInputs, VerifyInputs
 from .memory import StepMemory
 
 
@@ -116,3 +116,67 @@ class GraphDecode(Mixing):
         cache = write_tokens(keys, k[:, 0], index), write_tokens(values, v[:, 0], index)
         self.memory.kv[layer] = cache
         return self.kernels.attend(q, k, v, cache, table, starts)
+
+
+@dataclass(slots=True)
+class GraphVerify(Mixing):
+    """Rows of a certain token and drafts: tensors are [batch, 1 + drafts, ...]. What is padding goes to scratch.
+
+    The states that the lanes are left with hold the certain tokens; drafts change nothing but what is pending.
+    """
+
+    memory: StepMemory
+    step: VerifyInputs
+    kernels: Kernels
+
+    @property
+    def places(self) -> torch.Tensor:
+        """int32 [1, 1 + drafts]."""
+        tokens = self.step.tokens
+        return torch.arange(tokens.shape[1], dtype=torch.int32, device=tokens.device).view(1, -1)
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[batch, 1 + drafts]."""
+        return self.step.starts.view(-1, 1) + self.places
+
+    @property
+    def rows(self) -> Verify:
+        """Where the rows' states are kept, and which drafts they take in."""
+        step = self.step
+        return Verify(
+            step.starts == 0,
+            step.sources,
+            step.lanes,
+            step.accepted,
+            step.commit_at,
+            step.commit_after,
+            step.commit_to,
+        )
+
+    def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        memory = self.memory
+        y, memory.window[layer], memory.inputs[layer] = self.kernels.conv_verify(
+            x, weight, memory.window[layer], memory.inputs[layer], self.rows
+        )
+        return y
+
+    def delta_rule(
+        self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, g: torch.Tensor, beta: torch.Tensor
+    ) -> torch.Tensor:
+        memory = self.memory
+        out, memory.recurrent[layer], memory.factors[layer] = self.kernels.delta_rule_verify(
+            q, k, v, g, beta, memory.recurrent[layer], memory.factors[layer], self.rows
+        )
+        return out
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        table, positions = self.step.table, self.positions
+        keys, values = self.memory.kv[layer]
+        # Padding may lie past the end of the table, and must not be written to a block of the row.
+        block = table.gather(1, block_of(positions).clamp(max=table.shape[1] - 1).long())
+        real = self.places < self.step.lengths.view(-1, 1)
+        index = (block * BLOCK_SIZE + offset_of(positions)).masked_fill(~real, 0).view(-1)
+        cache = write_tokens(keys, k.flatten(0, 1), index), write_tokens(values, v.flatten(0, 1), index)
+        self.memory.kv[layer] = cache
+        return self.kernels.attend(q, k, v, cache, table, self.step.starts)

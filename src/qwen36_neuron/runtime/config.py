@@ -33,8 +33,10 @@ class RuntimeConfig:
             and for what the artifact was compiled with on a device.
         sampling_candidates: most likely tokens that a draw on the device looks at, 0 to give logits instead; None for
             what the artifact was compiled with, and 0 on CPU.
-        max_drafts: proposed tokens that a row may have verified. On a CPU, with operations in torch or fused.
-        draft_layer: hold the checkpoint's multi-token-prediction layer, which makes drafts. On a CPU, likewise.
+        max_drafts: proposed tokens that a row may have verified; on a Neuron device at most as many as the artifact was
+            compiled for.
+        draft_layer: hold the checkpoint's multi-token-prediction layer, which makes drafts. On a CPU, with operations in
+            torch or fused.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
         description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
             file as it is.
@@ -90,8 +92,11 @@ class RuntimeConfig:
             raise ConfigError(
                 "sampling_candidates", self.sampling_candidates, f"must be 0 to {MOST_CANDIDATES}", "Use 256, or 0"
             )
-        if self.max_drafts and (self.device != "cpu" or self.kernels == "interpreter"):
-            raise ConfigError("max_drafts", self.max_drafts, "no graph verifies drafts yet", "Use 0, or device=cpu")
+        if self.max_drafts >= BLOCK_SIZE:
+            problem = f"could cross more than one boundary of {BLOCK_SIZE} tokens at once"
+            raise ConfigError("max_drafts", self.max_drafts, problem, f"Use {BLOCK_SIZE - 1} at most")
+        if self.draft_layer and (self.device != "cpu" or self.kernels == "interpreter"):
+            raise ConfigError("draft_layer", True, "is in no graph", "Draft by lookup, or use device=cpu, kernels=torch")
         if self.draft_layer and not self.max_drafts:
             raise ConfigError("max_drafts", self.max_drafts, "leaves nothing for a draft layer to make", "Raise it")
         if self.device == "cpu" and self.tp_degree != 1:

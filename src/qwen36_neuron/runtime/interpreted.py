@@ -7,6 +7,7 @@ the sizes are made to fit each call. It is slow, and meant for proof: it must gi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -15,19 +16,23 @@ from ..graph.buckets import PrefillBucket
 from ..graph.inputs import (
     DecodeInputs,
     PrefillInputs,
+    VerifyInputs,
     decode_inputs,
     empty_decode,
     empty_prefill,
+    empty_verify,
     prefill_inputs,
     split,
+    verify_inputs,
+    verify_pieces,
 )
 from ..graph.memory import StepMemory
-from ..graph.state import GraphDecode, GraphPrefill
+from ..graph.state import GraphDecode, GraphPrefill, GraphVerify
 from ..model.norm import set_gated_norm
 from ..ops.kernels import ROWS, check_shapes, open_kernels
-from ..step import Output, Row, RowResult
+from ..step import Output, Row
 from .config import RuntimeConfig
-from .cpu import CpuRuntime
+from .cpu import Call, CpuRuntime
 
 CHUNK = 512
 """Places of one prefill call at most; longer rows are cut at block boundaries, as a device's buckets do."""
@@ -36,7 +41,8 @@ CHUNK = 512
 class InterpretedRuntime(CpuRuntime):
     """The CPU runtime with the memory of a device and interpreted kernels.
 
-    Rows of one token are one call, each longer row is its own. A checkpoint is restored by reading it from its entry.
+    Rows of one token are one call, which verifies drafts if any of them needs it; each longer row is its own, or
+    several where it has drafts. A checkpoint is restored by reading it from its entry.
 
     Raises:
         ConfigError: the kernels do not take the model's sizes, or there is no interpreter beside AWS's own nki.
@@ -47,26 +53,28 @@ class InterpretedRuntime(CpuRuntime):
         self.kernels = open_kernels("interpreter", cores=1)
         super().__init__(config)
         set_gated_norm(self.model, self.kernels.gated_norm)
-        self.memory = StepMemory.of(self.cache)
+        self.memory = StepMemory.of(self.cache, config.max_drafts)
         del self.cache
 
     def warm_up(self) -> None:
-        """Run both kinds of call on the scratch block and lane alone."""
+        """Run every kind of call on the scratch block and lane alone."""
         with torch.inference_mode():
             self._run_prefill(empty_prefill(PrefillBucket(BLOCK_SIZE, 0), 1), whole=False)
             self._run_decode(empty_decode(1, BLOCK_SIZE, 1))
+            if self._capacity.max_drafts:
+                self._run_verify(empty_verify(1, BLOCK_SIZE, self._capacity.max_drafts, 1))
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
-    def _run(self, rows: Sequence[Row]) -> list[RowResult]:
+    def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
         single = [row for row in rows if len(row.tokens) == 1]
-        groups = [[row] for row in rows if len(row.tokens) > 1]
-        results: dict[int, RowResult] = {}
-        for group in [single, *groups] if single else groups:
-            hidden = self._decode(group) if group is single else self._prefill(group)
-            for row, result in zip(group, self._outputs(group, hidden), strict=True):
-                results[id(row)] = result
-        return [results[id(row)] for row in rows]
+        calls: list[tuple[list[Row], Call]] = []
+        if single:
+            calls.append((single, self._verify if any(map(self._verifies, single)) else self._decode))
+        for row in rows:
+            if len(row.tokens) > 1:
+                calls.append(([row], self._in_pieces if self._verifies(row) else self._prefill))
+        return calls
 
     def _decode(self, rows: Sequence[Row]) -> torch.Tensor:
         """[rows, 1, hidden]."""
@@ -74,6 +82,28 @@ class InterpretedRuntime(CpuRuntime):
         commits = max(1, sum(len(row.commits) for row in rows))
         lanes = self._capacity.num_lanes
         return self._run_decode(decode_inputs(rows, len(rows), blocks * BLOCK_SIZE, commits, lanes))
+
+    def _verify(self, rows: Sequence[Row]) -> torch.Tensor:
+        """[rows, 1 + most drafts, hidden]."""
+        return self._verify_behind(rows, [self._checker.accepted(row) for row in rows])
+
+    def _verify_behind(self, rows: Sequence[Row], accepted: Sequence[int]) -> torch.Tensor:
+        blocks = max(-(-row.reach // BLOCK_SIZE) for row in rows)
+        commits = max(1, sum(len(row.commits) for row in rows))
+        drafts, lanes = self._capacity.max_drafts, self._capacity.num_lanes
+        return self._run_verify(
+            verify_inputs(rows, accepted, len(rows), blocks * BLOCK_SIZE, drafts, commits, lanes)
+        )
+
+    def _in_pieces(self, rows: Sequence[Row]) -> torch.Tensor:
+        """[1, tokens + drafts, hidden] of one row of several tokens that verifies; of fewer where fewer are asked for."""
+        (row,) = rows
+        accepted = self._checker.accepted(row)
+        first, between, last = verify_pieces(row, accepted)
+        parts = [self._verify_behind(first, [accepted])[:, :1]] if first else []
+        parts += [self._prefill([replace(piece, output=row.output)]) for piece in between]
+        parts += [self._verify_behind(last, [0])[:, : 1 + len(row.drafts)]] if last else []
+        return torch.cat(parts, dim=1)
 
     def _prefill(self, rows: Sequence[Row]) -> torch.Tensor:
         """[1, tokens, hidden] of one row, or [1, 1, hidden] of its last token where no more is asked for."""
@@ -100,5 +130,10 @@ class InterpretedRuntime(CpuRuntime):
 
     def _run_decode(self, inputs: DecodeInputs) -> torch.Tensor:
         state = GraphDecode(self.memory, inputs, self.kernels)
+        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
+        return hidden
+
+    def _run_verify(self, inputs: VerifyInputs) -> torch.Tensor:
+        state = GraphVerify(self.memory, inputs, self.kernels)
         hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
         return hidden

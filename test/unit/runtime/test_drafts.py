@@ -14,6 +14,7 @@ import torch
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Sampling, Step, open_runtime
 from qwen36_neuron.runtime.cpu import CpuRuntime
+from qwen36_neuron.runtime.interpreted import InterpretedRuntime
 
 MOST = 4
 VOCAB = 4000
@@ -23,7 +24,10 @@ Propose = Callable[[Sequence[int], int], tuple[int, ...]]
 """(the tokens that will follow, number of the step) -> drafts."""
 
 
-@pytest.fixture(scope="module", params=["torch", "fused"])
+INTERPRETED = pytest.param("interpreter", marks=pytest.mark.interpreter)
+
+
+@pytest.fixture(scope="module", params=["torch", "fused", INTERPRETED])
 def runtime(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> CpuRuntime:
     if request.param == "fused":
         pytest.importorskip("numba")
@@ -79,9 +83,11 @@ def plain(runtime: CpuRuntime, prompt: Sequence[int], count: int, drawn: bool = 
 
 
 @pytest.fixture(scope="module")
-def expected(runtime: CpuRuntime) -> Callable[[int, bool], list[int]]:
-    """The tokens without drafts after a prompt of that length."""
-    return cache(lambda length, drawn: plain(runtime, ids(length, seed=length), COUNT, drawn))
+def expected(runtime: CpuRuntime, tiny_checkpoint: Path) -> Callable[[int, bool], list[int]]:
+    """The tokens without drafts after a prompt of that length; those of interpreted kernels are plain torch's."""
+    interpreted = runtime.config.kernels == "interpreter"
+    plainest = opened(tiny_checkpoint, "torch") if interpreted else runtime
+    return cache(lambda length, drawn: plain(plainest, ids(length, seed=length), COUNT, drawn))
 
 
 def right(k: int) -> Propose:
@@ -194,13 +200,19 @@ def test_a_boundary_that_accepted_drafts_cross_is_committed_by_the_row_that_conf
     runtime.run(Step((), released_lanes=(1, 2, 3)))
 
 
+def states(runtime: CpuRuntime) -> list[torch.Tensor]:
+    """The banks of states and of windows."""
+    if isinstance(runtime, InterpretedRuntime):
+        return [*runtime.memory.recurrent.values(), *runtime.memory.window.values()]
+    return [state for bank in runtime.cache.banks.values() for state in (bank.recurrent, bank.window)]
+
+
 def test_what_was_proposed_changes_no_bit_of_what_is_held(runtime: CpuRuntime) -> None:
     tokens, found = ids(70, seed=4), []
     for drafts in ((1, 2, 3), (7, 8, 9)):
         runtime.run(Step((Row("a", 1, tokens[:66], 0, blocks_of(1), output=Output.NOTHING),)))
         runtime.run(Step((Row("a", 1, tokens[66:67], 66, blocks_of(1), drafts=drafts),)))
-        banks = runtime.cache.banks.values()
-        found.append([state[1].clone() for bank in banks for state in (bank.recurrent, bank.window)])
+        found.append([state[1].clone() for state in states(runtime)])
         row = Row("a", 1, tokens[67:68], 67, blocks_of(1), output=Output.LOGITS)
         found[-1].append(runtime.run(Step((row,))).rows[0].logits)
         runtime.run(Step((), released_lanes=(1,)))
@@ -241,7 +253,20 @@ def test_without_drafts_nothing_is_held_for_them(tiny_checkpoint: Path, kernels:
     assert held(with_drafts) == with_drafts.spec.total_bytes - without.spec.total_bytes
 
 
+@pytest.mark.interpreter
+def test_what_interpreted_kernels_keep_of_drafts_is_what_is_planned(tiny_checkpoint: Path) -> None:
+    memories = [opened(tiny_checkpoint, "interpreter", max_drafts=count).memory for count in (MOST, 0)]  # type: ignore[attr-defined]
+    with_drafts, without = (sum(state.nbytes for state in memory.outputs()) for memory in memories)
+    spec = opened(tiny_checkpoint, "torch").cache.spec
+    assert with_drafts - without == spec.pending_bytes > 0
+
+
 @pytest.mark.parametrize("changes", [{"device": "neuron", "artifact": Path("a")}, {"kernels": "interpreter"}])
-def test_where_no_graph_verifies_drafts_they_are_refused(tiny_checkpoint: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="max_drafts"):
-        replace(RuntimeConfig(model=tiny_checkpoint), max_drafts=1, **changes)  # type: ignore[arg-type]
+def test_where_no_graph_has_the_draft_layer_it_is_refused(tiny_checkpoint: Path, changes: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="draft_layer=True: is in no graph"):
+        replace(RuntimeConfig(model=tiny_checkpoint, max_drafts=1), draft_layer=True, **changes)  # type: ignore[arg-type]
+
+
+def test_drafts_cross_one_boundary_at_most(tiny_checkpoint: Path) -> None:
+    with pytest.raises(ConfigError, match=r"max_drafts=64.*more than one boundary of 64 tokens"):
+        RuntimeConfig(model=tiny_checkpoint, max_drafts=64)
