@@ -52,6 +52,10 @@ def compile_model(
             help="Instead of the profile's: torch for plain graphs, nki for graphs that call the NKI kernels."
         ),
     ] = None,
+    max_drafts: Annotated[
+        int | None,
+        typer.Option(help="Instead of the profile's: drafts that a row may have verified, 0 for none."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Convert, and compile nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
@@ -69,7 +73,7 @@ def compile_model(
         chosen = weights or Profile.load(required("profile", profile)).weights
         print(f"checkpoint: {converted(locate(model), required('out', out), chosen, scales)}")
         return
-    chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels)
+    chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, max_drafts)
     folder = locate(model, sizes_only=dry_run)
     checked = check(chosen_profile, ModelConfig.from_pretrained(folder))
     if dry_run and as_json:
@@ -93,13 +97,17 @@ def required(option: str, value: T | None) -> T:
     return value
 
 
-def changed(profile: Profile, weights: WeightFormat | None, kernels: NeuronKernels | None) -> Profile:
-    """The profile in another number format, or with other kernels, if they are given."""
+def changed(
+    profile: Profile, weights: WeightFormat | None, kernels: NeuronKernels | None, max_drafts: int | None
+) -> Profile:
+    """The profile in another number format, with other kernels or for other drafts, if they are given."""
     options = profile.options
     if weights is not None:
         options = replace(options, weights=weights.value)
     if kernels is not None:
         options = replace(options, kernels=kernels)
+    if max_drafts is not None:
+        options = replace(options, max_drafts=max_drafts)
     return replace(profile, options=options)
 
 

@@ -29,7 +29,10 @@ from .manifest import (
 
 @dataclass(frozen=True, slots=True)
 class LaunchArguments:
-    """What a server is started with. None where the artifact decides; 0 `sampling_candidates` suit every artifact."""
+    """What a server is started with. None where the artifact decides.
+
+    0 `sampling_candidates`, and 0 `max_drafts`, suit every artifact.
+    """
 
     model: Path
     max_model_len: int
@@ -40,6 +43,7 @@ class LaunchArguments:
     num_blocks: int | None = None
     kernels: NeuronKernels | None = None
     sampling_candidates: int | None = None
+    max_drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,11 @@ def _sizes(options: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch
     if asked and asked != drawn:
         flag, on_host = "--sampling-candidates", ", or with 0 to sample on the host" if drawn else ""
         found.append(Mismatch(flag, drawn, asked, f"Start with {flag} {drawn}{on_host}, or compile again"))
+    drafts = options.get("max_drafts", 0)
+    if arguments.max_drafts > drafts:
+        fewer = f"Start with {drafts} drafts" if drafts else "Start without drafts"
+        remedy = f"{fewer}, or compile again with --max-drafts {arguments.max_drafts}"
+        found.append(Mismatch("--max-drafts", drafts, arguments.max_drafts, remedy))
     longest = options["max_model_len"]
     if arguments.max_model_len > longest:
         remedy = f"Start with --max-model-len {longest} or less, or compile again"
@@ -139,11 +148,12 @@ def main(
     num_blocks: Annotated[int | None, typer.Option(help="KV blocks, if they are chosen already.")] = None,
     kernels: Annotated[NeuronKernels | None, typer.Option(help="What must have been compiled.")] = None,
     sampling_candidates: Annotated[int | None, typer.Option(help="Most likely tokens that a graph draws from.")] = None,
+    max_drafts: Annotated[int, typer.Option(help="Drafts of a row that are to be verified.")] = 0,
     checksums: Annotated[bool, typer.Option(help="Read the artifact's files, and not only their sizes.")] = False,
 ) -> None:
     """Name every difference between an artifact and a start; print its number of KV blocks if there is none."""
     sizes = max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks
-    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates)
+    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates, max_drafts)
     try:
         manifest = read_manifest(artifact)
         mismatches = audit(manifest, arguments, artifact, checksums)

@@ -7,10 +7,10 @@ from typing import Any
 
 from ..config import BLOCK_SIZE, ModelConfig
 from ..graph.compiler import decode_options, prefill_options
-from ..graph.inputs import DecodeInputs, PrefillInputs, empty_decode, empty_prefill
+from ..graph.inputs import GraphInputs, empty_decode, empty_prefill, empty_verify
 from ..graph.profile import Profile
 
-PREFILL, DECODE = "context_encoding_model", "token_generation_model"
+PREFILL, DECODE, VERIFY = "context_encoding_model", "token_generation_model", "speculation_model"
 """NxDI's tags."""
 
 FP8_ARGUMENT = "--experimental-unsafe-fp8e4m3fn-as-fp8e4m3"
@@ -23,7 +23,8 @@ class Graph:
     """One compiled graph.
 
     Attributes:
-        bucket: (new tokens, tokens held before) for context encoding, (1, tokens held) for token generation.
+        bucket: (new tokens, tokens held before) for context encoding, (1, tokens held) for token generation,
+            (1 + drafts, tokens held) where drafts are verified.
         inputs: shape of every input by name; all are int32, but for `sampling`, which is fp32.
         states: outputs that are the memory of the next call, beside the tokens and the logits.
         arguments: command line of the compiler.
@@ -42,7 +43,9 @@ class Graph:
     def name(self) -> str:
         new, held = self.bucket
         rows = self.inputs["tokens"][0]
-        return f"decode {rows} to {held}" if self.tag == DECODE else f"prefill {new} after {held}"
+        if self.tag == PREFILL:
+            return f"prefill {new} after {held}"
+        return f"decode {rows} to {held}" if self.tag == DECODE else f"verify {rows} x {new} to {held}"
 
     @property
     def signature(self) -> str:
@@ -57,15 +60,15 @@ class Graph:
 def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     """Every graph of the profile, context encoding first."""
     options, rank = profile.options, model.rank(profile.options.tp_degree)
-    states = 2 * len(model.attention_layers) + 2 * len(model.deltanet_layers)
+    states = 2 * len(model.attention_layers) + (4 if options.max_drafts else 2) * len(model.deltanet_layers)
     width, draws = options.torch_dtype.itemsize, bool(options.sampling_candidates)
     extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.quantised_layers else "")
 
-    def graph(tag: str, bucket: tuple[int, int], example: PrefillInputs | DecodeInputs) -> Graph:
+    def graph(tag: str, bucket: tuple[int, int], example: GraphInputs) -> Graph:
         compiler = prefill_options if tag == PREFILL else decode_options
         arguments = compiler(options.max_model_len, options.logical_cores).arguments()
         rows, new = example.tokens.shape
-        held = example.table.shape[1] * BLOCK_SIZE + (new if tag == DECODE else 0)
+        held = example.table.shape[1] * BLOCK_SIZE + (0 if tag == PREFILL else new)
         scores = rows * rank.num_query_heads * new * held * (4 + width)
         gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * width
         scratch = scores + gathered if options.kernels == "torch" else 0
@@ -80,4 +83,10 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         graph(DECODE, (1, size), empty_decode(rows, size, options.decode_commits, draws))
         for rows, size in options.decode_graphs
     ]
-    return prefill + decode
+    drafts = options.max_drafts
+    verify = [
+        graph(VERIFY, (1 + drafts, size), empty_verify(rows, size, drafts, options.decode_commits, draws))
+        for rows, size in options.decode_graphs
+        if drafts
+    ]
+    return prefill + decode + verify

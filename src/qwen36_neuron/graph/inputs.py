@@ -123,7 +123,7 @@ def empty_decode(batch: int, bucket: int, commits: int, sampling: bool = False) 
 
 def empty_verify(batch: int, bucket: int, drafts: int, commits: int, sampling: bool = False) -> VerifyInputs:
     """As `empty_decode`, for rows of up to `drafts` drafts."""
-    rows = (_zeros(batch) for _ in ("starts", "lengths", "accepted", "sources", "lanes"))
+    rows = _zeros(batch), _zeros(batch), _zeros(batch), _zeros(batch), _zeros(batch)
     table, commit = _zeros(batch, bucket // BLOCK_SIZE), (_zeros(commits), _ones(commits), _zeros(commits))
     drawn = _greedy(batch * (1 + drafts), sampling)
     drawn = drawn if drawn is None else drawn.view(batch, 1 + drafts, -1)
@@ -229,7 +229,7 @@ def prefill_pieces(row: Row, buckets: Buckets, commits: int) -> list[Row]:
 
 
 def split(row: Row, end: int) -> tuple[Row, Row]:
-    """The row up to position `end`, which gives nothing back, and the rest with its drafts, which goes on from the lane."""
+    """The row up to position `end`, which gives nothing back, and the rest with its drafts, which goes on from it."""
     count = end - row.start
     before = tuple(commit for commit in row.commits if commit.boundary <= end)
     head = replace(row, tokens=row.tokens[:count], commits=before, output=Output.NOTHING, sampling=None, drafts=())
@@ -238,7 +238,7 @@ def split(row: Row, end: int) -> tuple[Row, Row]:
 
 
 def decode_groups(rows: Sequence[Row], batch: int, commits: int) -> list[list[Row]]:
-    """Rows in calls of `batch` rows and `commits` checkpoints at most. A row of one certain token has one checkpoint at most."""
+    """Rows in calls of `batch` rows and `commits` checkpoints at most. A row of one certain token has one at most."""
     groups: list[list[Row]] = []
     for row in rows:
         last = groups[-1] if groups else None

@@ -11,7 +11,7 @@ class Logits:
     """Rows of one call's logits, wherever they are.
 
     Args:
-        held: [rows, 1, vocab], on the device or not.
+        held: [rows, places, vocab], on the device or not.
         rows: those meant.
     """
 
@@ -27,5 +27,5 @@ class Logits:
         return Logits(self._held, [self._rows[index]])
 
     def fetch(self) -> torch.Tensor:
-        """fp32 [rows, vocab] on the host."""
+        """fp32 [rows * places, vocab] on the host."""
         return torch.cat([self._held[row].to("cpu") for row in self._rows])

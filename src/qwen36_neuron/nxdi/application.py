@@ -1,4 +1,4 @@
-"""The application: both graphs' wrappers, their compiler arguments, and the weights."""
+"""The application: the graphs' wrappers, their compiler arguments, and the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseForCausalLM
-from neuronx_distributed_inference.models.model_wrapper import CONTEXT_ENCODING_MODEL_TAG, TOKEN_GENERATION_MODEL_TAG
+from neuronx_distributed_inference.models.model_wrapper import (
+    CONTEXT_ENCODING_MODEL_TAG,
+    SPECULATION_MODEL_TAG,
+    TOKEN_GENERATION_MODEL_TAG,
+)
 from safetensors.torch import save_file
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
@@ -34,12 +38,18 @@ class Answer(NamedTuple):
     """What one row gave back.
 
     Attributes:
-        token: drawn as the row's sampling asks; `ops.sampling.UNDECIDED` where the graph's candidates do not tell.
-        logits: of one row, after its last token.
+        tokens: drawn as the row's sampling asks, `ops.sampling.UNDECIDED` where the graph's candidates do not tell:
+            the token after the row, or where drafts are verified one at each place of the graph.
+        logits: of one row, at the same places.
     """
 
-    token: int
+    tokens: tuple[int, ...]
     logits: Logits
+
+    @property
+    def token(self) -> int:
+        """The token after the row's last certain one."""
+        return self.tokens[0]
 
 
 class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
@@ -48,6 +58,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
     _model_cls = NeuronQwen36Model
     context_encoding_model: Qwen36ModelWrapper
     token_generation_model: Qwen36ModelWrapper
+    speculation_model: Qwen36ModelWrapper
 
     @classmethod
     def get_config_cls(cls) -> type[Qwen36InferenceConfig]:
@@ -86,6 +97,25 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             batch_size=options.num_lanes,
             is_prefill_stage=False,
             n_active_tokens=1,
+        )
+
+        if options.max_drafts:  # beside it: NxDI itself would make one of the two
+            self.enable_speculation()
+
+    def enable_speculation(self, enable_wlt_optimization: bool = False, **model_init_kwargs: Any) -> None:
+        """The graphs that verify drafts, as many as decode. Weights are laid out for decoding all the same."""
+        options = self.options
+        pairs = [[1 + options.max_drafts, size] for _, size in options.decode_graphs]
+        compiler = decode_options(options.max_model_len, options.logical_cores)
+        self.speculation_model = self._add(
+            SPECULATION_MODEL_TAG,
+            pairs,
+            compiler,
+            0 if enable_wlt_optimization else None,
+            model_init_kwargs,
+            batch_size=options.num_lanes,
+            is_prefill_stage=False,
+            n_active_tokens=1 + options.max_drafts,
         )
 
     def _add(
@@ -193,6 +223,17 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         for group in decode_groups(rows, options.num_lanes, options.decode_commits):
             yield from answers(self.token_generation_model(group))
 
+    def verify(self, rows: Sequence[Row], accepted: Sequence[int]) -> Iterator[Answer]:
+        """Run rows of one certain token and drafts, as `decode` does.
+
+        Args:
+            accepted: how many of its lane's pending drafts each row takes in.
+        """
+        options = self.options
+        behind = {id(row): count for row, count in zip(rows, accepted, strict=True)}
+        for group in decode_groups(rows, options.num_lanes, options.decode_commits):
+            yield from answers(self.speculation_model(group, [behind[id(row)] for row in group]))
+
     def forward(
         self,
         input_ids: torch.Tensor,
@@ -224,7 +265,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
 def answers(result: tuple[torch.Tensor, Logits]) -> list[Answer]:
     """What a wrapper gave back, a row an answer."""
     tokens, logits = result
-    return [Answer(token, logits.row(index)) for index, token in enumerate(tokens.tolist())]
+    return [Answer(tuple(found), logits.row(index)) for index, found in enumerate(tokens.tolist())]
 
 
 def in_module(weights: dict[str, torch.Tensor], ranks: torch.Tensor) -> dict[str, torch.Tensor]:

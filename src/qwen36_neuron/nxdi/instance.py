@@ -11,7 +11,7 @@ from .model import NeuronQwen36Model
 
 
 class Qwen36ModelInstance(DecoderModelInstance):
-    """NxDI's instance with the recurrent states and convolution windows aliased after the keys and values."""
+    """NxDI's instance with states, convolution windows and pending drafts aliased after the keys and values."""
 
     module: NeuronQwen36Model
 
@@ -32,7 +32,11 @@ class Qwen36ModelInstance(DecoderModelInstance):
 
 def check_fp32(module: NeuronQwen36Model) -> None:
     """Raises TypeError naming every parameter that is kept in fp32 by design and is not."""
-    kept = {f"kv_mgr.recurrent.{index}": state for index, state in enumerate(module.kv_mgr.recurrent)}
+    kept = {
+        f"kv_mgr.{name}.{index}": state
+        for name in ("recurrent", "factors")
+        for index, state in enumerate(getattr(module.kv_mgr, name))
+    }
     for name, block in module.network.named_modules():
         if isinstance(block, RMSNorm):
             kept[f"{name}.weight"] = block.weight

@@ -6,9 +6,9 @@ import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
-from ..graph.inputs import DecodeInputs, PrefillInputs
+from ..graph.inputs import DecodeInputs, GraphInputs, PrefillInputs, VerifyInputs
 from ..graph.memory import GraphCache
-from ..graph.state import GraphDecode, GraphPrefill
+from ..graph.state import GraphDecode, GraphPrefill, GraphVerify
 from ..model import Qwen36Model
 from ..model.norm import set_gated_norm
 from ..ops.kernels import open_kernels
@@ -26,7 +26,7 @@ RANK_PARAMETERS = (f"{NETWORK}embed_tokens.rank_util.rank", "rank_util.rank")
 
 
 class NeuronQwen36Model(NeuronBaseModel):
-    """One module for both kinds of graph; which one is decided by the stage that it is built for, never by a shape.
+    """One module for every kind of graph; which one is decided by the stage that it is built for, never by a shape.
 
     NxDI's own forward is not used: it feeds a computed prefix again to fill a bucket, which a recurrence must not see,
     and its path without kernels does not mask unused prefix.
@@ -41,6 +41,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         self.max_batch_size = config.neuron_config.max_batch_size
         self.buckets = config.neuron_config.buckets
         self.is_prefill = bool(config.neuron_config.is_prefill_stage)
+        self.verifies = not self.is_prefill and config.neuron_config.n_active_tokens > 1
         self.candidates: int = config.neuron_config.options.sampling_candidates
 
     def init_model(self, config: Qwen36InferenceConfig) -> None:
@@ -64,28 +65,36 @@ class NeuronQwen36Model(NeuronBaseModel):
         """Run one graph.
 
         Args:
-            inputs: the fields of `PrefillInputs` or `DecodeInputs`.
+            inputs: the fields of `PrefillInputs`, `DecodeInputs` or `VerifyInputs`.
         Returns:
-            Tokens int32 [rows, 1] as the rows' sampling asks: `ops.sampling.UNDECIDED` where the candidates do not
-            tell, the most likely ones in a graph without sampling parameters. Then the logits after each row's last
-            token, fp32 [rows, 1, vocab], then every state in the order of `GraphCache.states`.
+            Tokens int32 [rows, places] as the rows' sampling asks: `ops.sampling.UNDECIDED` where the candidates do not
+            tell, the most likely ones in a graph without sampling parameters. Then the logits that they are drawn from,
+            fp32 [rows, places, vocab], then every state in the order of `GraphCache.states`. Places are a row's tokens
+            in a graph that verifies drafts, and its last token in others.
         """
         memory = self.kv_mgr.open()
-        step: PrefillInputs | DecodeInputs
+        step: GraphInputs
         if self.is_prefill:
             step = PrefillInputs(*inputs)
             prefill = GraphPrefill(memory, step, self.kernels)
             hidden = self.network(step.tokens, prefill.positions, prefill, prefill.last)
+        elif self.verifies:
+            step = VerifyInputs(*inputs)
+            verify = GraphVerify(memory, step, self.kernels)
+            hidden = self.network(step.tokens, verify.positions, verify)
         else:
             step = DecodeInputs(*inputs)
             decode = GraphDecode(memory, step, self.kernels)
             hidden = self.network(step.tokens, decode.positions, decode)
-        part = self.network.lm_head(hidden)[:, 0]
+        if not self.verifies:
+            memory.keep_pending()
+        rows, places = hidden.shape[:2]
+        part = self.network.lm_head(hidden).flatten(0, 1)
         logits = gathered(part).float()
         best = Argmax.apply(logits, 1, False)  # Neuron's own: XLA's argmax is a slow pair reduction
         if step.sampling is None:
             tokens = best.to(torch.int32)
         else:
             ranked = candidates(part.float(), min(self.candidates, part.shape[1]), self.tp_degree)
-            tokens = draw(logits, *ranked, best, step.sampling)
-        return [tokens.unsqueeze(1), logits.unsqueeze(1), *memory.outputs()]
+            tokens = draw(logits, *ranked, best, step.sampling.view(rows * places, -1))
+        return [tokens.view(rows, places), logits.view(rows, places, -1), *memory.outputs()]

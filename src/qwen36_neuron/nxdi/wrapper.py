@@ -9,13 +9,14 @@ import torch
 from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
 
 from ..graph.inputs import (
-    DecodeInputs,
-    PrefillInputs,
+    GraphInputs,
     decode_inputs,
     empty_decode,
     empty_prefill,
+    empty_verify,
     graph_inputs,
     prefill_inputs,
+    verify_inputs,
 )
 from ..graph.logits import Logits
 from ..graph.options import GraphOptions
@@ -45,6 +46,11 @@ class Qwen36ModelWrapper(ModelWrapper):
         return bool(self.neuron_config.is_prefill_stage)
 
     @property
+    def verifies(self) -> bool:
+        """Whether the graphs verify drafts."""
+        return not self.is_prefill and self.neuron_config.n_active_tokens > 1
+
+    @property
     def draws(self) -> bool:
         """Whether the graphs draw tokens, and so take sampling parameters."""
         return bool(self.options.sampling_candidates)
@@ -59,19 +65,25 @@ class Qwen36ModelWrapper(ModelWrapper):
             pairs = options.buckets.prefill
             return [graph_inputs(empty_prefill(pair, options.prefill_commits, draws)) for pair in pairs]
         commits = options.decode_commits
+        if self.verifies:
+            drafts, graphs = options.max_drafts, options.decode_graphs
+            return [graph_inputs(empty_verify(rows, size, drafts, commits, draws)) for rows, size in graphs]
         return [graph_inputs(empty_decode(rows, size, commits, draws)) for rows, size in options.decode_graphs]
 
     def get_model_instance(self) -> Qwen36ModelInstance:
         return Qwen36ModelInstance(model_cls=self.model_cls, config=self.config, **self.model_init_kwargs)
 
-    def forward(self, rows: Sequence[Row]) -> tuple[torch.Tensor, Logits]:
-        """Run rows that fit one call: one for context encoding, up to `num_lanes` one-token rows for decoding.
+    def forward(self, rows: Sequence[Row], accepted: Sequence[int] = ()) -> tuple[torch.Tensor, Logits]:
+        """Run rows that fit one call: one for context encoding, else up to `num_lanes` rows of one certain token.
 
+        Args:
+            accepted: for graphs that verify drafts, how many of its lane's pending ones each row takes in.
         Returns:
-            Tokens int32 [rows] as the rows' sampling asks, and logits after each row's last token. What of the logits
-            is read comes from the device, where `lazy_logits` leaves them.
+            Tokens int32 [rows, places] as the rows' sampling asks, and the logits that they are drawn from (see
+            `NeuronQwen36Model.forward`). What of the logits is read comes from the device, where `lazy_logits` leaves
+            them.
         """
-        return self.call(graph_inputs(self.lay_out(rows)), len(rows))
+        return self.call(graph_inputs(self.lay_out(rows, accepted)), len(rows))
 
     def call(self, inputs: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, Logits]:
         """Run the graph of these shapes; `count` is the number of rows that are wanted back."""
@@ -82,15 +94,18 @@ class Qwen36ModelWrapper(ModelWrapper):
             tokens, logits = self._process_ranked_inputs(*inputs)[0]
         else:
             tokens, logits = self.model(*inputs)
-        return tokens.to("cpu")[:count, 0], Logits(logits, range(count))
+        return tokens.to("cpu")[:count], Logits(logits, range(count))
 
-    def lay_out(self, rows: Sequence[Row]) -> PrefillInputs | DecodeInputs:
+    def lay_out(self, rows: Sequence[Row], accepted: Sequence[int] = ()) -> GraphInputs:
         """The rows in the shape of the smallest bucket that takes them."""
         options = self.options
         if self.is_prefill:
             (row,) = rows
             bucket = options.buckets.prefill_for(row.start, len(row.tokens))
             return prefill_inputs(row, bucket, options.prefill_commits, options.num_lanes, self.draws)
-        size = options.buckets.decode_for(max(row.end for row in rows))
+        size = options.buckets.decode_for(max(row.reach for row in rows))
         batch = options.decode_rows_for(len(rows))
+        if self.verifies:
+            counts = options.max_drafts, options.decode_commits, options.num_lanes
+            return verify_inputs(rows, accepted, batch, size, *counts, self.draws)
         return decode_inputs(rows, batch, size, options.decode_commits, options.num_lanes, self.draws)

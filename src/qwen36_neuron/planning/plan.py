@@ -65,6 +65,7 @@ class PlanRequest:
         kv_dtype: of KV and of the convolution windows.
         num_blocks: KV blocks, scratch included, when not enough for every sequence at full length.
         mtp: hold the multi-token-prediction layer and its KV.
+        max_drafts: drafts that a row may have verified: what is pending of them is held for every lane.
     """
 
     max_model_len: int
@@ -75,9 +76,10 @@ class PlanRequest:
     kv_dtype: torch.dtype = torch.bfloat16
     num_blocks: int | None = None
     mtp: bool = False
+    max_drafts: int = 0
 
     def __post_init__(self) -> None:
-        for field, minimum in (("max_model_len", 1), ("max_num_seqs", 1), ("slots", 0)):
+        for field, minimum in (("max_model_len", 1), ("max_num_seqs", 1), ("slots", 0), ("max_drafts", 0)):
             value = getattr(self, field)
             if value < minimum:
                 raise ConfigError(field, value, f"must be at least {minimum}", "Raise it")
@@ -221,6 +223,9 @@ class Plan:
         ]
         if request.slots:
             lines.append(Line("checkpoint slots", request.slots * spec.lane_bytes, f"{request.slots}, {state}"))
+        if request.max_drafts:
+            pending = f"{request.max_drafts} a lane, {request.max_num_seqs} + scratch, factors in fp32"
+            lines.append(Line("pending drafts", spec.pending_bytes, pending))
         if request.mtp:
             layer = 2 * prod(spec.kv_shape) * request.kv_dtype.itemsize
             hidden = spec.entries * self.config.hidden_size * request.kv_dtype.itemsize
@@ -231,7 +236,8 @@ class Plan:
     def spec(self) -> CacheSpec:
         """The cache that would be allocated on each rank."""
         request = self.request
-        return CacheSpec(self.config, request.blocks, request.max_num_seqs, request.slots, request.kv_dtype, request.tp)
+        sizes = request.blocks, request.max_num_seqs, request.slots
+        return CacheSpec(self.config, *sizes, request.kv_dtype, request.tp, request.max_drafts)
 
     def _reserve_line(self) -> Line:
         return Line("reserve", self.machine.reserve_bytes, "graphs, scratchpad, runtime (estimate)")
@@ -249,5 +255,6 @@ def plan_profile(profile: Profile, model: ModelConfig) -> Plan:
         weights=profile.weights,
         kv_dtype=options.torch_dtype,
         num_blocks=options.num_blocks,
+        max_drafts=options.max_drafts,
     )
     return Plan(model, request)

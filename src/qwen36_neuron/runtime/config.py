@@ -35,8 +35,8 @@ class RuntimeConfig:
             what the artifact was compiled with, and 0 on CPU.
         max_drafts: proposed tokens that a row may have verified; on a Neuron device at most as many as the artifact was
             compiled for.
-        draft_layer: hold the checkpoint's multi-token-prediction layer, which makes drafts. On a CPU, with operations in
-            torch or fused.
+        draft_layer: hold the checkpoint's multi-token-prediction layer, which makes drafts. On a CPU, with operations
+            in torch or fused.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
         description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
             file as it is.
@@ -96,7 +96,9 @@ class RuntimeConfig:
             problem = f"could cross more than one boundary of {BLOCK_SIZE} tokens at once"
             raise ConfigError("max_drafts", self.max_drafts, problem, f"Use {BLOCK_SIZE - 1} at most")
         if self.draft_layer and (self.device != "cpu" or self.kernels == "interpreter"):
-            raise ConfigError("draft_layer", True, "is in no graph", "Draft by lookup, or use device=cpu, kernels=torch")
+            raise ConfigError(
+                "draft_layer", True, "is in no graph", "Draft by lookup, or use device=cpu, kernels=torch"
+            )
         if self.draft_layer and not self.max_drafts:
             raise ConfigError("max_drafts", self.max_drafts, "leaves nothing for a draft layer to make", "Raise it")
         if self.device == "cpu" and self.tp_degree != 1:

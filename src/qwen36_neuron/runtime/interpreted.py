@@ -91,12 +91,10 @@ class InterpretedRuntime(CpuRuntime):
         blocks = max(-(-row.reach // BLOCK_SIZE) for row in rows)
         commits = max(1, sum(len(row.commits) for row in rows))
         drafts, lanes = self._capacity.max_drafts, self._capacity.num_lanes
-        return self._run_verify(
-            verify_inputs(rows, accepted, len(rows), blocks * BLOCK_SIZE, drafts, commits, lanes)
-        )
+        return self._run_verify(verify_inputs(rows, accepted, len(rows), blocks * BLOCK_SIZE, drafts, commits, lanes))
 
     def _in_pieces(self, rows: Sequence[Row]) -> torch.Tensor:
-        """[1, tokens + drafts, hidden] of one row of several tokens that verifies; of fewer where fewer are asked for."""
+        """[1, tokens + drafts, hidden] of one row of several tokens that verifies, or of fewer of them."""
         (row,) = rows
         accepted = self._checker.accepted(row)
         first, between, last = verify_pieces(row, accepted)

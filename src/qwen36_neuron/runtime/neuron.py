@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 
 import torch
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..graph.inputs import split
+from ..graph.inputs import split, verify_pieces
 from ..graph.options import GraphOptions
 from ..nxdi.application import Answer, NeuronQwen36ForCausalLM
 from ..nxdi.config import Qwen36InferenceConfig
 from ..ops.sampling import UNDECIDED
 from ..step import Capacity, DraftRequest, Output, Row, RowResult, Step, StepChecker, StepResult
-from .choose import choose
+from .choose import draw, verified
 from .config import RuntimeConfig
 from .device_thread import DeviceThread
 from .environment import check_fp8_environment
@@ -30,6 +30,8 @@ START_TIMEOUT = 1800.0
 
 class NeuronRuntime:
     """All ranks of one device. Rows of one token run as one call, longer rows one after the other.
+
+    The call of rows of one token verifies drafts if any of them has some, or takes some in; else it decodes.
 
     Lanes, slots and blocks are those of the step: which memory a call reads and writes is in its inputs, and a row that
     starts a sequence reads zeros, so nothing has to be cleared between sequences.
@@ -51,6 +53,7 @@ class NeuronRuntime:
             max_model_len=config.max_model_len,
             max_step_tokens=config.max_step_tokens,
             sampling_candidates=0 if config.sampling_candidates == 0 else app.options.sampling_candidates,
+            max_drafts=config.max_drafts,
         )
         for model in app.models:
             model.lazy_logits = config.lazy_logits
@@ -120,15 +123,32 @@ class NeuronRuntime:
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         results: dict[int, RowResult] = {}
         single = [row for row in rows if len(row.tokens) == 1]
-        if single:
-            for row, answer in zip(single, self.app.decode(single), strict=True):
-                results[id(row)] = _result(row, answer)
+        for row, answer in zip(single, self._together(single), strict=True):
+            results[id(row)] = _result(row, answer)
         for row in rows:
             if row.output is Output.ALL_LOGITS and len(row.tokens) > 1:
                 results[id(row)] = RowResult(logits=self._every_logit(row))
             elif len(row.tokens) > 1:
-                results[id(row)] = _result(row, self.app.prefill(row))
+                results[id(row)] = _result(row, self._alone(row))
         return [results[id(row)] for row in rows]
+
+    def _together(self, rows: Sequence[Row]) -> Iterator[Answer]:
+        """Rows of one token."""
+        accepted = [self._checker.accepted(row) for row in rows]
+        if any(accepted) or any(row.drafts for row in rows):
+            return self.app.verify(rows, accepted)
+        return self.app.decode(rows)
+
+    def _alone(self, row: Row) -> Answer:
+        """A row of several tokens; the answer of its end."""
+        first, between, last = verify_pieces(row, self._checker.accepted(row))
+        for piece in first:
+            list(self._together([piece]))
+        for piece in between:
+            answer = self.app.prefill(piece) if len(piece.tokens) > 1 else next(self.app.decode([piece]))
+        for piece in last:
+            (answer,) = self.app.verify([piece], [0])
+        return answer
 
     def _every_logit(self, row: Row) -> torch.Tensor:
         """Prompt log-probabilities, token by token through the decode graph.
@@ -136,11 +156,16 @@ class NeuronRuntime:
         A context-encoding graph gives the logits of one token: those of a whole chunk would take half a gigabyte.
         """
         parts: list[torch.Tensor] = []
+        accepted, pieces = self._checker.accepted(row), []
         while len(row.tokens) > 1:
             head, row = split(row, row.start + 1)
-            parts += (answer.logits.fetch() for answer in self.app.decode([head]))
+            pieces.append(head)
+        for piece in (*pieces, row):
+            found = self.app.verify([piece], [accepted]) if accepted else self.app.decode([piece])
+            parts += (answer.logits.fetch()[:1] for answer in found)
+            accepted = 0
             self._thread.moved()
-        return torch.cat([*parts, *(answer.logits.fetch() for answer in self.app.decode([row]))])
+        return torch.cat(parts)
 
 
 def check_artifact(config: RuntimeConfig, options: GraphOptions) -> None:
@@ -159,6 +184,8 @@ def check_artifact(config: RuntimeConfig, options: GraphOptions) -> None:
     ]
     if config.sampling_candidates not in (None, 0, options.sampling_candidates):
         wrong.append(f"sampling_candidates is {options.sampling_candidates}, asked for {config.sampling_candidates}")
+    if config.max_drafts > options.max_drafts:
+        wrong.append(f"max_drafts is {options.max_drafts}, asked for {config.max_drafts}")
     if config.max_model_len > options.max_model_len:
         wrong.append(f"max_model_len is {options.max_model_len}, asked for {config.max_model_len}")
     if wrong:
@@ -194,11 +221,17 @@ def _result(row: Row, answer: Answer) -> RowResult:
     if row.output is Output.NOTHING:
         return RowResult()
     if row.output is not Output.TOKEN:
-        return RowResult(logits=answer.logits.fetch())
-    if answer.token != UNDECIDED:
-        return RowResult(tokens=(answer.token,))
-    return RowResult(tokens=(choose(row, answer.logits.fetch()),))
+        return RowResult(logits=answer.logits.fetch()[: 1 + len(row.drafts)])
+    tokens = list(answer.tokens[: 1 + len(row.drafts)])
+    left = [place for place, token in enumerate(tokens) if token == UNDECIDED]
+    if left:
+        how = row.sampling
+        drawn = draw(answer.logits.fetch()[left], [how and how.at(place) for place in left])
+        for place, token in zip(left, drawn, strict=True):
+            tokens[place] = token
+    return RowResult(tokens=verified(row.drafts, tokens))
 
 
 def _describe(step: Step) -> str:
-    return f"a step of {len(step.rows)} rows and {sum(len(row.tokens) for row in step.rows)} tokens"
+    tokens = sum(len(row.tokens) + len(row.drafts) for row in step.rows)
+    return f"a step of {len(step.rows)} rows and {tokens} tokens"

@@ -61,6 +61,7 @@ def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]
     assert fields(kernels="torch") == []
     assert fields(sampling_candidates=256) == []
     assert fields(sampling_candidates=0) == []  # sampling on the host needs nothing of a graph
+    assert fields(max_drafts=0) == []
     assert fields(max_model_len=100) == []  # shorter sequences need nothing else
     assert fields(checksums=True) == []
 
@@ -76,6 +77,7 @@ def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]
         ({"num_blocks": 18}, "--num-gpu-blocks-override"),
         ({"kernels": "nki"}, "--kernels"),
         ({"sampling_candidates": 64}, "--sampling-candidates"),
+        ({"max_drafts": 3}, "--max-drafts"),
     ],
 )
 def test_every_size_is_compared(fields: Callable[..., list[str]], changes: dict[str, Any], field: str) -> None:
@@ -91,6 +93,17 @@ def test_the_remedy_for_candidates_is_what_was_compiled_or_the_host(artifact: Pa
     manifest["options"]["sampling_candidates"] = 0
     assert str(*audit(manifest, start, artifact)).endswith(
         "compiled for 0, started with 64. Start with --sampling-candidates 0, or compile again."
+    )
+
+
+def test_fewer_drafts_than_compiled_for_need_nothing_and_more_are_refused(
+    artifact: Path, arguments: LaunchArguments
+) -> None:
+    manifest = read_manifest(artifact)
+    manifest["options"]["max_drafts"] = 3
+    assert audit(manifest, replace(arguments, max_drafts=2), artifact) == []
+    assert str(*audit(manifest, replace(arguments, max_drafts=4), artifact)) == (
+        "--max-drafts: compiled for 3, started with 4. Start with 3 drafts, or compile again with --max-drafts 4."
     )
 
 

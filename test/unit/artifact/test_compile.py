@@ -62,6 +62,16 @@ def test_kernels_instead_of_the_profiles(
     assert not (tmp_path / "out").exists()
 
 
+def test_drafts_instead_of_the_profiles(
+    run: Callable[..., Ended], published_27b: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    ended = run("--model", tmp_path, "--profile", "4k", "--dry-run", "--json", "--max-drafts", "3")
+    found = json.loads(ended.stdout)
+    assert found["options"]["max_drafts"] == 3
+    assert "verify 8 x 4 to 1024" in {graph["name"] for graph in found["graphs"]}
+
+
 def test_weights_only_converts_once_and_finds_it_done_the_next_time(
     run: Callable[..., Ended], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

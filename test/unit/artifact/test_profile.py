@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen36_neuron.artifact.check import Checked, check
-from qwen36_neuron.artifact.graphs import DECODE, PREFILL
+from qwen36_neuron.artifact.graphs import DECODE, PREFILL, VERIFY
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.inputs import PrefillInputs
@@ -51,6 +51,25 @@ def test_every_shipped_profile_compiles_with_the_kernels_too(
     published_27b["text_config"]["linear_conv_kernel_dim"] = 3
     with pytest.raises(ConfigError, match="linear_conv_kernel_dim is 3, must be 4"):
         check(profile, ModelConfig.from_dict(published_27b)).require()
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_profile_can_verify_drafts(file: Path, big: ModelConfig) -> None:
+    profile = Profile.load(file)
+    assert profile.options.max_drafts == 0
+    plain, result = (
+        check(replace(profile, options=replace(profile.options, max_drafts=count)), big) for count in (0, 4)
+    )
+    assert result.findings == []
+    decode, verify = ([graph for graph in result.graphs if graph.tag == tag] for tag in (DECODE, VERIFY))
+    assert [graph.bucket for graph in verify] == [(5, held) for _, held in (graph.bucket for graph in decode)]
+    assert verify[0].inputs["tokens"] == (profile.options.num_lanes, 5)
+    assert verify[0].inputs["sampling"] == (profile.options.num_lanes, 5, 5)
+    assert {graph.states for graph in result.graphs} == {plain.graphs[0].states + 2 * 48}
+    (line,) = (line for line in result.plan.lines if line.name == "pending drafts")
+    # Of a rank, layer and draft: 2,560 channels in bf16; 4 key heads of 128, and 12 value heads of 128 and a gate.
+    assert line.rank_bytes == 48 * (1 + profile.options.num_lanes) * 4 * (2 * 2560 + 4 * (4 * 128 + 12 * 129))
+    assert plain.plan.free_bytes - result.plan.free_bytes == line.rank_bytes
 
 
 def test_there_are_profiles_for_4k_32k_and_128k() -> None:
@@ -102,6 +121,14 @@ def test_a_wrong_field_is_named_with_its_value_and_a_remedy(
         Profile.parse("test", raw | changes)
     assert caught.value.field == field
     assert caught.value.remedy
+
+
+def test_drafts_are_a_profiles_choice(raw: dict[str, Any]) -> None:
+    assert Profile.parse("test", raw | {"max_drafts": 3}).options.max_drafts == 3
+    del raw["max_drafts"]
+    assert Profile.parse("test", raw).options.max_drafts == 0
+    with pytest.raises(ConfigError, match=r"max_drafts='three'"):
+        Profile.parse("test", raw | {"max_drafts": "three"})
 
 
 def test_the_dma_engines_transpose_unless_a_profile_forbids_it(raw: dict[str, Any]) -> None:

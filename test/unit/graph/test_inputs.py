@@ -13,9 +13,12 @@ from qwen36_neuron.graph.inputs import (
     decode_inputs,
     empty_decode,
     empty_prefill,
+    empty_verify,
     graph_inputs,
     prefill_inputs,
     prefill_pieces,
+    verify_inputs,
+    verify_pieces,
 )
 from qwen36_neuron.ops.sampling import GREEDY
 from qwen36_neuron.runtime import Commit, Output, Row, Sampling
@@ -75,12 +78,60 @@ def test_examples_run_on_scratch_alone() -> None:
         empty_prefill(PrefillBucket(128, 256), 3, sampling=True),
         empty_decode(LANES, 256, 2, sampling=True),
         empty_decode(LANES, 256, 2),
+        empty_verify(LANES, 256, 3, 2),
     ):
         assert all(tensor.dtype is torch.int32 for tensor in graph_inputs(example._replace(sampling=None)))
         if example.sampling is not None:
             assert example.sampling.tolist() == [list(GREEDY)] * len(example.tokens)
         for name in ("starts", "sources", "lanes", "table", "commit_to"):
             assert not getattr(example, name).any(), name
+
+
+def test_rows_with_drafts_rows_without_and_scratch() -> None:
+    """A checkpoint is after so many tokens, those counted that the row takes in."""
+    how = Sampling(0.5, 0.25, 20, later=(0.5, 0.75))
+    rows = [
+        Row("a", 2, [7], 129, BLOCKS, commits=(Commit(128, 1),), sampling=how, drafts=(8, 9)),
+        Row("b", 4, [5], 64, (3, 4), restore=6),
+        Row("c", 1, [6], 63, (5, 6, 7), drafts=(4,)),
+    ]
+    inputs = verify_inputs(rows, [3, 0, 0], LANES, 2048, 3, 1, LANES, sampling=True)
+    assert inputs.tokens.tolist() == [[7, 8, 9, 0], [5, 0, 0, 0], [6, 4, 0, 0], [0] * 4]
+    assert (inputs.starts.tolist(), inputs.lengths.tolist()) == ([129, 64, 63, 0], [3, 1, 2, 0])
+    assert (inputs.accepted.tolist(), inputs.lanes.tolist()) == ([3, 0, 0, 0], [2, 4, 1, 0])
+    assert inputs.sources.tolist() == [2, LANES + 6, 1, 0]
+    assert inputs.table[:3, :4].tolist() == [[10, 11, 12, 0], [3, 4, 0, 0], [5, 6, 0, 0]]  # one for the draft
+    assert (inputs.commit_at.tolist(), inputs.commit_after.tolist()) == ([0], [2])
+    assert inputs.commit_to.tolist() == [LANES + 1]
+    assert inputs.sampling is not None
+    assert inputs.sampling[0, :, 4].tolist() == [0.25, 0.5, 0.75, 0.0]
+    assert inputs.sampling[1:].flatten(0, 1).tolist() == [list(GREEDY)] * 12
+
+
+def test_an_example_with_drafts_is_greedy_padding() -> None:
+    inputs = empty_verify(LANES, 256, 2, 1, sampling=True)
+    assert inputs.sampling is not None
+    assert inputs.sampling.flatten(0, 1).tolist() == [list(GREEDY)] * (3 * LANES)
+
+
+@pytest.mark.parametrize("accepted", [0, 2])
+@pytest.mark.parametrize("drafts", [(), (40, 41)])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_row_is_cut_where_it_takes_drafts_in_and_where_it_has_some(
+    count: int, drafts: tuple[int, ...], accepted: int
+) -> None:
+    row = Row("a", 1, list(range(count)), 64, BLOCKS, commits=(Commit(64, 3),) if accepted else (), drafts=drafts)
+    first, between, last = verify_pieces(row, accepted)
+    pieces = [*first, *between, *last]
+    assert [token for piece in pieces for token in piece.tokens] == list(range(count))
+    assert [piece.start for piece in pieces] == [
+        64 + sum(len(p.tokens) for p in pieces[:n]) for n in range(len(pieces))
+    ]
+    assert [len(piece.tokens) for piece in (*first, *last)] == [1] * len(first + last)
+    assert [piece.drafts for piece in pieces] == [()] * (len(pieces) - 1) + [drafts]
+    assert [commit for piece in pieces[1:] for commit in piece.commits] == []
+    assert bool(last) == bool(drafts or (accepted and count == 1))
+    assert bool(first) == bool(accepted and count > 1)
 
 
 @given(

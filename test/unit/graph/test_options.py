@@ -26,7 +26,7 @@ def test_as_json_and_back() -> None:
         num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, decode_rows=(1, 4), sampling_candidates=64
     )
     assert GraphOptions.from_json(options.to_json()) == options
-    options = make(num_slots=7, kernels="nki")
+    options = make(num_slots=7, kernels="nki", max_drafts=4)
     assert GraphOptions.from_json(options.to_json()) == options
 
 
@@ -51,6 +51,8 @@ def test_decode_graphs_and_which_one_a_call_takes() -> None:
         ("decode_commits", 0),
         ("sampling_candidates", -1),
         ("sampling_candidates", 1025),
+        ("max_drafts", -1),
+        ("max_drafts", 64),
         ("logical_cores", 3),
         ("dma_transposes", "no"),
         ("kernels", "interpreter"),
