@@ -83,6 +83,16 @@ def rows(prefill: bool, active: int, prefix: int, lanes: int) -> list[Any]:
     return [first, *(Row(str(n), n, [5 + n], 64 + n, range(8, 16)) for n in range(2, lanes))]
 
 
+def drafted_rows(lanes: int) -> tuple[list[Any], list[int]]:
+    """For a verify graph: rows of all drafts and of none, drafts taken in over a boundary; how many each takes in."""
+    from qwen36_neuron.runtime import Commit, Row, Sampling
+
+    how = Sampling(1.3, 0.7, top_k=20, later=(0.2, 0.5))
+    first = Row("a", 1, [11], 65, range(1, 9), commits=(Commit(64, 2),), sampling=how, drafts=(12, 13))
+    others = [Row(str(n), n, [5 + n], 63 + n, range(8, 16), drafts=(3,) * (3 * (n % 2))) for n in range(2, lanes)]
+    return [first, *others], [2, *(n - 2 for n in range(2, lanes))]
+
+
 def options(checkpoint_dtype: str) -> Any:
     """Sizes of the graphs that are lowered."""
     from qwen36_neuron.graph.buckets import Buckets
@@ -97,6 +107,7 @@ def options(checkpoint_dtype: str) -> Any:
         num_slots=3,
         dtype=checkpoint_dtype,
         decode_rows=(1,),
+        max_drafts=3,
     )
 
 
@@ -111,7 +122,7 @@ def application(checkpoint: Path, dtype: str) -> Any:
 
 def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     """Lower one graph, look at it, run it, and compare with the same module run eagerly."""
-    from qwen36_neuron.graph.inputs import decode_inputs, graph_inputs
+    from qwen36_neuron.graph.inputs import decode_inputs, graph_inputs, verify_inputs
 
     instance = wrapper.get_model_instance()
     instance.load_module()
@@ -125,6 +136,11 @@ def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     if wrapper.is_prefill:
         work = rows(True, active, size, 1)
         laid = graph_inputs(wrapper.lay_out(work))
+    elif wrapper.verifies:
+        count, size = settings.decode_graphs[index]
+        drafted, accepted = drafted_rows(count)
+        sizes = count, size, settings.max_drafts, settings.decode_commits, settings.num_lanes
+        laid = graph_inputs(verify_inputs(drafted, accepted, *sizes, wrapper.draws))
     else:
         count, size = settings.decode_graphs[index]
         work = rows(False, active, size, count)
@@ -217,7 +233,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write hlo.json to.")],
     dtype: Annotated[str, typer.Option(help="float32, to compare closely, or bfloat16.")] = "float32",
     first_of_each: Annotated[
-        bool, typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row.")
+        bool,
+        typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row, the last two with drafts."),
     ] = False,
 ) -> None:
     """Lower every graph and write what was found."""

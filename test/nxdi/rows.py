@@ -15,8 +15,19 @@ def rows(tokens: list[int]) -> list[Row]:
         Row("a", 1, tokens[start:end], start, blocks, commits=(Commit(128, 2),) if start == 100 else ())
         for start, end in cuts
     ]
-    second = [Row("b", 2, tokens[128:200], 128, blocks, restore=2), Row("b", 2, tokens[200:201], 200, blocks)]
+    shared = (*blocks[:2], 9, 10)
+    second = [Row("b", 2, tokens[128:200], 128, shared, restore=2), Row("b", 2, tokens[200:201], 200, shared)]
     return [replace(row, sampling=sampling(index)) for index, row in enumerate((*first, *second))]
+
+
+def drafted(tokens: list[int]) -> list[tuple[Row, int]]:
+    """The first request goes on with drafts, and how many of those before each row takes in."""
+    blocks = tuple(range(1, 9))
+    return [
+        (Row("a", 1, tokens[300:301], 300, blocks, drafts=(*tokens[301:303], 7)), 0),
+        (Row("a", 1, tokens[303:304], 303, blocks, drafts=tuple(tokens[304:306])), 2),
+        (Row("a", 1, tokens[304:305], 304, blocks), 0),
+    ]
 
 
 def sampling(index: int) -> Sampling | None:

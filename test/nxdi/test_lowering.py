@@ -22,9 +22,17 @@ pytestmark = [
     ),
 ]
 
-KINDS = ("context encoding", "context encoding after a prefix", "decoding", "decoding of one row")
+INPUTS = {
+    "context encoding": 9,
+    "context encoding after a prefix": 9,
+    "decoding": 8,
+    "decoding of one row": 8,
+    "verifying": 11,
+    "verifying of one row": 11,
+}
 LAYERS, ATTENTION = 4, 1
-STATES = 2 * ATTENTION + 2 * (LAYERS - ATTENTION)
+STATES = 2 * ATTENTION + 4 * (LAYERS - ATTENTION)
+"""Keys and values; recurrent states, windows and what is pending of drafts."""
 TOLERANCE = 1e-5
 """Of the largest value of the same tensor: XLA fuses and sums in another order."""
 
@@ -39,10 +47,10 @@ def graphs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    return dict(zip(KINDS, json.loads((out / "hlo.json").read_text())["graphs"], strict=True))
+    return dict(zip(INPUTS, json.loads((out / "hlo.json").read_text())["graphs"], strict=True))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", INPUTS)
 def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]], kind: str) -> None:
     graph = graphs[kind]
     assert graph["problems"] == [], "dynamic shapes, loops, branches, calls or random state"
@@ -50,16 +58,17 @@ def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]],
     assert graph["outputs"] == 2 + STATES
     # One rank needs no rank numbers; everything else is a parameter of the graph, the inputs in order among it.
     assert sorted(graph["unused"]) == ["network.embed_tokens.rank_util.rank", "rank_util.rank"]
-    assert graph["parameters"]["inputs"] == len(graph["inputs"]) == (9 if "encoding" in kind else 8)
+    assert graph["parameters"]["inputs"] == len(graph["inputs"]) == INPUTS[kind]
     assert graph["constants"] == [], "a tensor of another trace, which a device would take for an input"
     assert graph["relative_error"]["logits"] <= TOLERANCE
     assert graph["relative_error"]["states"] <= TOLERANCE
     assert graph["tokens_agree"]
 
 
-def test_every_layer_writes_its_state_once(graphs: dict[str, dict[str, Any]]) -> None:
+@pytest.mark.parametrize("kind", ["decoding", "verifying"])
+def test_every_layer_writes_its_state_once(graphs: dict[str, dict[str, Any]], kind: str) -> None:
     """A write by index is a scatter; more of them would be copies of a whole cache."""
-    assert graphs["decoding"]["operations"]["scatter"] == STATES
+    assert graphs[kind]["operations"]["scatter"] == STATES
 
 
 def test_the_check_finds_what_no_graph_may_have(tmp_path: Path) -> None:

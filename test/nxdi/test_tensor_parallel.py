@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,7 +43,8 @@ def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
     assert torch.equal(found[0]["logits"], found[1]["logits"])
     assert torch.equal(found[0]["tokens"], found[1]["tokens"])
 
-    expected = torch.cat(reference(demo_checkpoint))
+    whole = reference(demo_checkpoint)
+    expected = torch.cat((whole[99:100], whole[289:300], whole[199:201]))
     error = (found[0]["logits"] - expected).abs().max().item()
     print(f"largest logit error {error:.2e}")
     assert error <= TOLERANCE
@@ -50,17 +52,26 @@ def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
     assert torch.equal(found[0]["tokens"].int(), sample_all(expected, asked, expected.shape[1]))
     assert (found[0]["tokens"] != expected.argmax(-1)).any()
 
+    assert torch.equal(found[0]["drafted logits"], found[1]["drafted logits"])
+    wrong = reference(demo_checkpoint, {303: 7})[303:304]
+    behind = torch.cat((whole[300:303], wrong, whole[303:306], whole[304:305]))
+    error = (found[0]["drafted logits"] - behind).abs().max().item()
+    print(f"largest logit error with drafts {error:.2e}")
+    assert error <= TOLERANCE
+    assert torch.equal(found[0]["drafted"], behind.argmax(-1))
 
-def reference(checkpoint: Path) -> list[torch.Tensor]:
-    """The same rows as in rank.py, run by the CPU runtime with other cuts: logits do not depend on them."""
+
+def reference(checkpoint: Path, changes: Mapping[int, int] | None = None) -> torch.Tensor:
+    """Every logit of the tokens of rank.py, run by the CPU runtime at once: logits do not depend on how they are cut.
+
+    Args:
+        changes: other tokens by position.
+    """
     runtime = open_runtime(RuntimeConfig(checkpoint, max_model_len=512, num_lanes=2, num_blocks=17, kernels="torch"))
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
-
-    def last(length: int, lane: int, blocks: range) -> torch.Tensor:
-        row = Row("whole", lane, tokens[:length], 0, blocks, output=Output.ALL_LOGITS)
-        every = runtime.run(Step((row,), (lane,))).rows[0].logits
-        assert every is not None
-        return every
-
-    whole = last(300, 1, range(1, 9))
-    return [whole[99:100], whole[289:], whole[199:201]]
+    for position, token in (changes or {}).items():
+        tokens[position] = token
+    row = Row("whole", 1, tokens[:306], 0, range(1, 9), output=Output.ALL_LOGITS)
+    every = runtime.run(Step((row,))).rows[0].logits
+    assert every is not None
+    return every

@@ -20,11 +20,6 @@ def draw(logits: torch.Tensor, samplings: Sequence[Sampling | None]) -> list[int
     return _best_form()(logits.contiguous(), parameter_tensor(samplings)).tolist()
 
 
-def choose(row: Row, logits: torch.Tensor) -> int:
-    """The token that the row asks for. logits: fp32 [1, vocab]."""
-    return draw(logits, [row.sampling])[0]
-
-
 def choose_tokens(rows: Sequence[Row], counts: Sequence[int], logits: torch.Tensor) -> list[int]:
     """The token at every place, as its row asks for tokens: 0 at those of rows that ask for none.
 
