@@ -297,16 +297,16 @@ class AnySequenceOfCalls(RuleBasedStateMachine):
         mine, other, path = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
         if written:
             assert self.pool.publish(mine, path) == self.twin.publish(other, path)
+            self.busy.add(mine.slot)  # this step writes it, held or not
         else:
             self.pool.drop(mine, DropReason.UNWRITTEN)
             self.twin.drop(other, DropReason.UNWRITTEN)
-        if not self.pool.holds(mine):
             self.busy.discard(mine.slot)
 
     @invariant()
     def slots_are_accounted_for(self) -> None:
         pool = self.pool
-        assert sorted([*pool._free, *pool.by_slot]) == [1, 2, 3, 4, 5]
+        assert sorted([*pool._free, *pool._late, *pool.by_slot]) == [1, 2, 3, 4, 5]
         published = [c for c in pool.by_slot.values() if c.published]
         assert {c.key: c for c in published} == pool.by_key
         assert all(not mine.published and pool.holds(mine) for mine, _, _ in self.open)
