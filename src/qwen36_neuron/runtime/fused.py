@@ -25,7 +25,7 @@ from ..ops.numba.states import Entries, StateRows
 from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row, RowResult
 from .config import RuntimeConfig
-from .cpu import Call, CpuRuntime
+from .cpu import SCRATCH, Call, CpuRuntime
 from .cpu_layers import PlainLinear, linear
 from .cpu_state import source
 from .fused_decode import DecodeProgram, block_tables
@@ -60,6 +60,10 @@ class FusedRuntime(CpuRuntime):
         super().warm_up()
         both, one = torch.ones(1, 1, 4), torch.ones(1, 1, 1, 1)
         gate_heads(norm_and_rotate(both, torch.ones(2), 1.0, (one, one)).flatten(2), both)  # of long sequences alone
+        if self._capacity.max_drafts:
+            with torch.inference_mode():
+                self._verifier.run([Row("warm-up", SCRATCH, [0], 0, [SCRATCH], drafts=(0,))], [0])
+            self.cache.zero(SCRATCH)
 
     def _run(self, rows: Sequence[Row]) -> list[RowResult]:
         use_threads(torch.get_num_threads())  # said to each thread that calls

@@ -78,7 +78,7 @@ def test_nothing_is_compiled_after_warm_up(tiny_checkpoint: Path) -> None:
     command = [sys.executable, "-c", SERVED, str(tiny_checkpoint)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     warm, served = json.loads(done.stdout)
-    assert len(warm) >= 10
+    assert len(warm) >= 12
     assert set(warm.values()) == {1}  # one form of every operation does for all shapes
     assert served == warm
 
@@ -87,17 +87,17 @@ SERVED = """
 import json, sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
-from qwen36_neuron.ops.attention import numba as attention_prefill, numba_step as attention
-from qwen36_neuron.ops.gated_delta_rule import numba as delta_net_prefill, numba_step as delta_net
+from qwen36_neuron.ops.attention import numba as attention_prefill, numba_step as attention, numba_verify as attend_few
+from qwen36_neuron.ops.gated_delta_rule import numba as delta_net_prefill, numba_step as delta_net, numba_verify as few
 from qwen36_neuron.ops.numba import projections, rows
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Step, open_runtime
 
 def compiled():
-    modules = (attention, attention_prefill, delta_net, delta_net_prefill, projections, rows)
+    modules = (attention, attention_prefill, attend_few, delta_net, delta_net_prefill, few, projections, rows)
     found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, Dispatcher)}
     return {name: len(value.signatures) for name, value in found.items() if value.targetoptions.get("parallel")}
 
-run = open_runtime(RuntimeConfig(Path(sys.argv[1]), kernels="fused", num_lanes=12, num_slots=4))
+run = open_runtime(RuntimeConfig(Path(sys.argv[1]), kernels="fused", num_lanes=12, num_slots=4, max_drafts=3))
 run.warm_up()
 warm = compiled()
 prompts = {2: 1, 3: 64, 4: 200, 5: 3, 7: 130}
@@ -108,6 +108,8 @@ run.run(Step((Row("8", 8, [1] * 1100, 0, range(100, 118)),)))
 run.run(Step((Row("2", 2, [1] * 90, 2, blocks[2], commits=(Commit(64, 1),)),)))
 run.run(Step(tuple(Row(str(n), n, [5] * 70, 0, (8 * n, 8 * n + 1)) for n in (1, 9, 11)), (1, 9, 11)))
 run.run(Step(tuple(Row(str(n), n, [1], 70, (8 * n, 8 * n + 1)) for n in (1, 9, 11))))
+run.run(Step(tuple(Row(str(n), n, [1], 71, (8 * n, 8 * n + 1), drafts=(2,) * (n % 4)) for n in (1, 9, 11))))
+run.run(Step(tuple(Row(str(n), n, [1], 73, (8 * n, 8 * n + 1)) for n in (9, 11))))
 print(json.dumps((warm, compiled())))
 """
 
