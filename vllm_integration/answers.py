@@ -26,7 +26,7 @@ class StopStringDetector:
     Args:
         stops: the strings.
         tokenizer: a `tokenizers.Tokenizer`.
-        end_id: the token that ends the thoughts; None if none are open.
+        end_id: the token that ends the reasoning; None if none is open.
     """
 
     def __init__(self, stops: list[str], tokenizer: Any, end_id: int | None) -> None:

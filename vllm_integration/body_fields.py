@@ -75,7 +75,7 @@ class _Rule:
 
 
 _KEEP_THINKING = {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}
-"""What coding agents send with every request: clear no thoughts."""
+"""What coding agents send with every request: clear no reasoning."""
 
 _RULES: Mapping[str, _Rule] = {
     "audio": _Rule("answers are text"),
@@ -99,8 +99,8 @@ _RULES: Mapping[str, _Rule] = {
 _NESTED: Mapping[str, Mapping[str, _Rule]] = {
     "text": {"verbosity": _RULES["verbosity"]},
     "reasoning": {
-        "summary": _Rule("thoughts are given whole, not summarised", ("auto",)),
-        "generate_summary": _Rule("thoughts are given whole, not summarised", ("auto",)),
+        "summary": _Rule("reasoning is given whole, not summarised", ("auto",)),
+        "generate_summary": _Rule("reasoning is given whole, not summarised", ("auto",)),
     },
     "stream_options": {"include_obfuscation": _Rule("streams are not padded", (False,))},
 }

@@ -42,7 +42,7 @@ class QwenPlatform(Platform):
     simple_compile_backend = "eager"
     supported_quantization: ClassVar[list[str]] = []
     stop_in_reasoning: ClassVar[bool] = False
-    """Whether stop strings count in the thoughts too; the reasoning parser asks, in the server's process."""
+    """Whether stop strings count in the reasoning too; the reasoning parser asks, in the server's process."""
 
     @property
     def supported_dtypes(self) -> list[torch.dtype]:

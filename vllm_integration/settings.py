@@ -32,8 +32,8 @@ class Settings:
         sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
             artifact was compiled with, and 0 on CPU, where the host is no further away. No seeded token depends on it.
         lazy_logits: on a Neuron device, leave logits there until a request wants them.
-        stop_in_reasoning: let a stop string end a request in its thoughts too, as vLLM does; otherwise it is looked for
-            in the answer alone.
+        stop_in_reasoning: let a stop string end a request in its reasoning too, as vLLM does; otherwise it is looked
+            for in the answer alone.
         allow_unknown_fields: take fields of a request that have no effect here, as vLLM does; else they are refused.
         mtp_drafts: drafts of the checkpoint's own draft layer that a step may verify of a request; set by
             --speculative-config.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class ThinkingBudget(LogitsProcessor):
-    """Ends thoughts that are open in the prompt and go on beyond the request's budget.
+    """Ends reasoning that is open in the prompt and goes on beyond the request's budget.
 
     The tokens that end them are those of `--reasoning-config`'s `reasoning_end_str`, by default `</think>` alone. They
     are the next ones after exactly as many generated tokens as the budget allows, so what is due follows from the

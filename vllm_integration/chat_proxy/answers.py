@@ -1,6 +1,6 @@
 """What is changed in the answers of chat completions on their way to the client.
 
-Clients read a model's thoughts under one of two names: vLLM and the newer ones say `reasoning`, the older ones
+Clients read a model's reasoning under one of two names: vLLM and the newer ones say `reasoning`, the older ones
 `reasoning_content`. An answer has both.
 """
 
@@ -16,7 +16,7 @@ _FIELD = b'"reasoning"'
 
 
 class ChatAnswer:
-    """One answer, whole or streamed. What has no thoughts in it goes through byte for byte.
+    """One answer, whole or streamed. What has no reasoning in it goes through byte for byte.
 
     An event is passed on when its last byte is there, which is at once: the backend writes events whole.
     """
@@ -53,7 +53,7 @@ def _event(event: bytes) -> bytes:
 
 
 def _named_twice(data: bytes, holder: str) -> bytes:
-    """The JSON of an answer or a chunk with both names; `data` itself if it has no thoughts."""
+    """The JSON of an answer or a chunk with both names; `data` itself if it has no reasoning."""
     if _FIELD not in data:
         return data
     try:

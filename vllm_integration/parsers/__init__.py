@@ -2,8 +2,8 @@
 
 One rule decides where reasoning is: it is open if the last think tag of the prompt is an opening one, and not
 otherwise. The answer begins after the first `</think>` then, and with the first character where reasoning was not open.
-Nothing else about the request or its mode is asked, so a continued message, a completion and an answer without thoughts
-all come out right.
+Nothing else about the request or its mode is asked, so a continued message, a completion and an answer without
+reasoning all come out right.
 """
 
 from __future__ import annotations

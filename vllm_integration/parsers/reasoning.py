@@ -68,7 +68,7 @@ class QwenReasoningParser(ReasoningParser):
         return input_ids[input_ids.index(self.end_id) + 1 :] if self.end_id in input_ids else []
 
     def count_reasoning_tokens(self, token_ids: Sequence[int]) -> int:
-        """How many generated tokens are thoughts, tags not counted."""
+        """How many generated tokens are reasoning, tags not counted."""
         if not self._is_open(None):
             return 0
         return token_ids.index(self.end_id) if self.end_id in token_ids else len(token_ids)
@@ -76,22 +76,22 @@ class QwenReasoningParser(ReasoningParser):
     # ---- text --------------------------------------------------------------------------------------------------------
 
     def adjust_request(self, request: Request) -> Request:
-        """Set the stop strings apart where thoughts will come first."""
+        """Set the stop strings apart where reasoning will come first."""
         if self._is_open(request) and not getattr(current_platform, STOP_IN_REASONING, False):
             move_stops_to_scheduler(request)
         return request
 
     def extract_reasoning(self, model_output: str, request: Request) -> tuple[str | None, str | None]:
-        """Thoughts and answer of a whole output; None for either that is empty."""
-        thoughts, answer = "", model_output
+        """Reasoning and answer of a whole output; None for either that is empty."""
+        reasoning, answer = "", model_output
         if self._is_open(request):
             splitter = ReasoningSplitter()
             parts = (splitter.feed(model_output), splitter.finish(callable_tools(request)))
-            thoughts, answer = ("".join(part[i] for part in parts) for i in (0, 1))
+            reasoning, answer = ("".join(part[i] for part in parts) for i in (0, 1))
         cutter = cutter_of(request)
         if cutter is not None:
             answer = cutter.feed(answer) + cutter.finish()
-        return thoughts or None, answer or None
+        return reasoning or None, answer or None
 
     def extract_reasoning_streaming(
         self,
@@ -102,7 +102,7 @@ class QwenReasoningParser(ReasoningParser):
         current_token_ids: Sequence[int],
         delta_token_ids: Sequence[int],
     ) -> DeltaMessage | None:
-        """Thoughts and answer of one more piece, until the answer has begun."""
+        """Reasoning and answer of one more piece, until the answer has begun."""
         return message(*self._splitter.feed(delta_text))
 
     def has_engine_confirmed_reasoning_end(self) -> bool:
@@ -114,12 +114,12 @@ class QwenReasoningParser(ReasoningParser):
         self._tools = callable_tools(request)
 
     def finish_streaming(self) -> DeltaMessage | None:
-        """What was held back: the end of the thoughts, or calls that were made within them."""
+        """What was held back: the end of the reasoning, or calls that were made within them."""
         if self._splitter.answered:
             return None
-        thoughts, answer = self._splitter.finish(self._tools)
+        reasoning, answer = self._splitter.finish(self._tools)
         scanner = CallScanner(self._tools)
-        return message(thoughts, pieces=[*scanner.feed(answer), *scanner.finish()])
+        return message(reasoning, pieces=[*scanner.feed(answer), *scanner.finish()])
 
     def _is_open(self, request: Request | None) -> bool:
         """Whether the output begins inside reasoning: seen in the prompt, or else as our chat template decides it."""

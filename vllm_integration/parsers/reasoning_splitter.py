@@ -1,4 +1,4 @@
-"""Where thoughts end and the answer begins, in token ids and in text that arrives in pieces."""
+"""Where reasoning ends and the answer begins, in token ids and in text that arrives in pieces."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def opens_at_end(text: str) -> bool:
 
 
 class ReasoningSplitter:
-    """Divides what is generated where reasoning is open into thoughts and answer, whatever the pieces are.
+    """Divides what is generated where reasoning is open into reasoning and answer, whatever the pieces are.
 
     The line ends that the model writes between `</think>` and its answer belong to neither.
 
-    A model sometimes calls a tool before it has ended its thoughts, and then stops. What looks like a call is therefore
-    held back until `</think>` makes it a thought after all, or the end of the output makes it a call.
+    A model sometimes calls a tool before it has ended its reasoning, and then stops. What looks like a call is
+    therefore held back until `</think>` makes it reasoning after all, or the end of the output makes it a call.
     """
 
     def __init__(self) -> None:
@@ -44,11 +44,11 @@ class ReasoningSplitter:
         self._held = ""
 
     def feed(self, text: str) -> tuple[str, str]:
-        """Thoughts and answer of one more piece."""
-        thoughts, text = "", self._held + text
+        """Reasoning and answer of one more piece."""
+        reasoning, text = "", self._held + text
         self._held = ""
         if not self._closed:
-            thoughts, tag, rest = text.partition(THINK_END)
+            reasoning, tag, rest = text.partition(THINK_END)
             if not tag:
                 kept = self._kept_from(text)
                 self._held = text[kept:]
@@ -57,10 +57,10 @@ class ReasoningSplitter:
         if not self.answered:
             text = text.lstrip("\n")
             self.answered = bool(text)
-        return thoughts, text
+        return reasoning, text
 
     def finish(self, tools: Container[str]) -> tuple[str, str]:
-        """Thoughts and answer of what was held back.
+        """Reasoning and answer of what was held back.
 
         Args:
             tools: names of the functions that may be called.

@@ -1,7 +1,7 @@
 """Stop strings that are looked for in the answer alone.
 
 vLLM looks for a stop string in everything that is generated, in its server, where nothing is known of reasoning. Where
-a chat request's thoughts are open, its stop strings therefore go another way: the reasoning parser writes them among
+a chat request's reasoning is open, its stop strings therefore go another way: the reasoning parser writes them among
 the request's extra arguments, the tool parser takes them from vLLM, the scheduler ends the request (`answers.py`), and
 the parsers cut the text.
 """
@@ -16,7 +16,7 @@ ANSWER_STOP = "answer_stop"
 INCLUDED = "answer_stop_included"
 """Key of `vllm_xargs` that says that the client wants to see the stop string."""
 STOP_IN_REASONING = "stop_in_reasoning"
-"""Key of `vllm_xargs` by which a request asks for vLLM's meaning: a stop string counts in the thoughts too."""
+"""Key of `vllm_xargs` by which a request asks for vLLM's meaning: a stop string counts in the reasoning too."""
 
 
 class StopCutter:
