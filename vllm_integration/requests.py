@@ -36,6 +36,7 @@ class RequestState:
         edits: what the request changes in its logits, with its count of tokens; None until it is asked for.
         start: tokens computed before this step, drafts that were right among them.
         end: tokens computed once this step has run, without its drafts.
+        began: tokens that the lane began with, from a checkpoint.
         held: tokens that the lane holds: the drafts that were right of its last row are not among them yet.
         restores: whether the lane holds nothing yet, and the first `start` tokens come from a checkpoint.
         drafts: tokens proposed to follow, that this step verifies.
@@ -58,6 +59,7 @@ class RequestState:
     edits: LogitEdits | None = None
     start: int = 0
     end: int = 0
+    began: int = 0
     held: int = 0
     restores: bool = False
     drafts: tuple[int, ...] = ()
@@ -103,7 +105,9 @@ class RequestState:
         self.scheduled_drafts = len(drafts)
         self.drafts = tuple(takewhile(lambda token: token >= 0, drafts))
         if fresh:
-            self.held = start
+            self.held = self.began = start
+            if self.drafting is not None:
+                self.drafting.seen = 0
         return self
 
     def ran(self) -> None:

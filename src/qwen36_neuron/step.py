@@ -98,8 +98,6 @@ class Row:
         sampling: how to draw the token of Output.TOKEN; None for the most likely one.
         drafts: tokens that are proposed to follow `tokens`. They are run, and stay outside of what the lane holds: the
             next row's `start` says how many were right.
-        propose: how many drafts the model's own draft layer is to make for the row that follows, at most. A runtime
-            that makes them in the same graph gives them with the result of Output.TOKEN; else `Runtime.draft` does.
     """
 
     request_id: str
@@ -112,7 +110,6 @@ class Row:
     output: Output = Output.TOKEN
     sampling: Sampling | None = None
     drafts: tuple[int, ...] = ()
-    propose: int = 0
 
     @property
     def end(self) -> int:
@@ -146,12 +143,10 @@ class RowResult:
         tokens: sampled token ids, for Output.TOKEN: the drafts that are what would have been sampled, up to the first
             that is not, and the token that follows them.
         logits: fp32 [1 + len(row.drafts), vocab] for Output.LOGITS, [len(row.tokens), vocab] for Output.ALL_LOGITS.
-        drafts: what the model's draft layer proposes to follow `tokens`, at most row.propose; None if it was not run.
     """
 
     tokens: tuple[int, ...] = ()
     logits: torch.Tensor | None = None
-    drafts: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,8 +317,6 @@ class StepChecker:
             self._check_sampling(row, row.sampling, where)
 
     def _check_drafts(self, row: Row, where: str) -> None:
-        if row.propose > self.capacity.max_proposals:
-            raise StepError(f"{where}: {row.propose} drafts to make, and {self.capacity.max_proposals} can be made")
         if not row.drafts:
             return
         if len(row.drafts) > self.capacity.max_drafts:

@@ -8,7 +8,7 @@ by what steps have cost and what its drafts have earned. No token depends on it.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import accumulate
@@ -105,8 +105,10 @@ class _Choice:
 class Drafter:
     """Makes the drafts of all requests that run."""
 
-    def __init__(self, runtime: Runtime, limits: DraftLimits, costs: StepCosts) -> None:
-        self.runtime, self.limits, self.costs = runtime, limits, costs
+    def __init__(
+        self, runtime: Runtime, limits: DraftLimits, costs: StepCosts, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        self.runtime, self.limits, self.costs, self._clock = runtime, limits, costs, clock
         self._rates = {source: Acceptance(ENGINE_MEMORY) for source in Source}
         self._ended: float | None = None
         self._expected, self._drafting, self._off = 0.0, 0.0, 1.0
@@ -123,7 +125,7 @@ class Drafter:
         Args:
             seconds: of the device and of the sampler.
         """
-        now = time.perf_counter()
+        now = self._clock()
         if self._expected:
             off = min(max((seconds + self._drafting) / self._expected, 1 / OUTLIER), OUTLIER)
             self._off += 0.1 * (off - self._off)
@@ -151,7 +153,7 @@ class Drafter:
 
     def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
         """Drafts for the next step of requests that have just been given tokens, in their order."""
-        started = time.perf_counter()
+        started = self._clock()
         choices = self._choose(states)
         wanted = [
             (index, choice.count)
@@ -167,7 +169,7 @@ class Drafter:
             history.source = choice.option.source if choice.option is not None and found else None
             history.length = match.length if match is not None else 0
             drafts.append(found)
-        self._drafting = time.perf_counter() - started
+        self._drafting = self._clock() - started
         if self._ended is not None:
             self._ended += self._drafting
         return drafts
@@ -195,7 +197,7 @@ class Drafter:
         self._token = 1.0 / rate if rate else 0.0
         self._drafted = self._drafted + 1 if any(choice.option for choice in choices) else 0
         if self._drafted > PLAIN_EVERY:
-            self._drafted = 0
+            self._drafted, self._expected = 0, 0.0
             return [_Choice(None, 0)] * rows
         return [
             self._put_off(state, choice) if choice.option is not None else self._probe(state, own, plain)
@@ -267,7 +269,7 @@ class Drafter:
 
     def _unseen(self, state: RequestState) -> int:
         """Tokens that have run since the draft layer was shown any: none where it drafted for the last step."""
-        return max(0, state.num_tokens - state.given - self._history(state).seen)
+        return max(0, state.num_tokens - state.given - max(state.began, self._history(state).seen))
 
     # ---- making them -------------------------------------------------------------------------------------------------
 
@@ -279,7 +281,7 @@ class Drafter:
             DraftRequest(state.request_id, state.lane, tuple(state.output[-state.given :]), tuple(state.blocks), count)
             for state, count in ((states[index], count) for index, count in wanted)
         ]
-        started = time.perf_counter()
+        started = self._clock()
         made = self.runtime.draft(requests)
         unseen = 0
         for index, _ in wanted:
@@ -288,7 +290,7 @@ class Drafter:
         if unseen:
             self._expected = 0.0  # which leaves that out
         most = max(count for _, count in wanted)
-        self.costs.drafted(len(requests), most, unseen, time.perf_counter() - started)
+        self.costs.drafted(len(requests), most, unseen, self._clock() - started)
         return {index: list(drafts) for (index, _), drafts in zip(wanted, made, strict=True)}
 
     def _history(self, state: RequestState) -> DraftHistory:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
+from draft_oracle import Growing
 from safetensors.torch import load_file
 from transformers import Qwen3_5ForConditionalGeneration
 from transformers.modeling_layers import MtpLayer as Reference
@@ -18,7 +18,6 @@ from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qw
 from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.model import Qwen36Model
-from qwen36_neuron.model.state import Mixing
 
 TOLERANCE = 1e-5
 TOKENS = 131
@@ -29,22 +28,6 @@ RENAMED = {
     "mtp.norm.": "post_norm.",
     "mtp.layers.0.": "mtp_block.",
 }
-
-
-class Growing(Mixing):
-    """Keys and values of one row, laid end to end."""
-
-    def __init__(self) -> None:
-        self.kv: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        if layer in self.kv:
-            k, v = (torch.cat(pair, dim=1) for pair in zip(self.kv[layer], (k, v), strict=True))
-        self.kv[layer] = k, v
-        new, held = q.shape[1], k.shape[1]
-        mask = torch.ones(new, held, dtype=torch.bool).tril(held - new)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True).transpose(1, 2)
 
 
 @pytest.fixture(scope="module")

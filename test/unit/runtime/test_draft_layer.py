@@ -295,8 +295,6 @@ def test_without_a_draft_layer_nothing_is_drafted(tiny_checkpoint: Path) -> None
     sequence.run(10)
     with pytest.raises(StepError, match="no draft layer"):
         sequence.drafts()
-    with pytest.raises(StepError, match="drafts to make"):
-        runtime.run(Step((replace(sequence.row(1), propose=1),)))
 
 
 def test_configurations_that_cannot_work(tiny_checkpoint: Path) -> None:

@@ -27,9 +27,11 @@ class Layer:
     def __init__(self, max_model_len: int = 1000) -> None:
         self.capacity = SimpleNamespace(max_model_len=max_model_len)
         self.asked: list[list[DraftRequest]] = []
+        self.now, self.seconds = 0.0, 0.0
 
     def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
         self.asked.append(list(requests))
+        self.now += self.seconds * max(request.count for request in requests)
         return tuple(tuple(range(1, 1 + request.count)) for request in requests)
 
 
@@ -48,6 +50,12 @@ def state(name: str = "r", output: int = 10, prompt: Sequence[int] = range(100, 
     return made
 
 
+def drafter_of(layer: Layer, limits: DraftLimits, known: StepCosts) -> Drafter:
+    """By a clock that goes on while drafts are made, as fast as is known of them."""
+    layer.seconds = known.draft.of(1)
+    return Drafter(layer, limits, known, clock=lambda: layer.now)  # type: ignore[arg-type]
+
+
 def verify(drafter: Drafter, one: RequestState, rights: float, seed: int, steps: int = 60) -> list[int]:
     """Steps of a request whose drafts are right so often; how many drafts each had."""
     chance, counts = random.Random(seed), []
@@ -64,12 +72,12 @@ def verify(drafter: Drafter, one: RequestState, rights: float, seed: int, steps:
 
 
 def test_drafts_that_are_right_get_as_many_as_there_are() -> None:
-    counts = verify(Drafter(Layer(), MTP, costs()), state(), 1.0, seed=1)
+    counts = verify(drafter_of(Layer(), MTP, costs()), state(), 1.0, seed=1)
     assert sorted(counts[10:]) == [0] + [3] * 49  # one step goes without, to know what that costs
 
 
 def test_drafts_that_are_wrong_get_none_but_a_probe_now_and_then() -> None:
-    counts = verify(Drafter(Layer(), MTP, costs()), state(), 0.0, seed=1, steps=600)
+    counts = verify(drafter_of(Layer(), MTP, costs()), state(), 0.0, seed=1, steps=600)
     assert set(counts[20:]) == {0, 1}
     probes = [step for step, count in enumerate(counts) if step > 20 and count]
     gaps = [b - a for a, b in pairwise(probes)]
@@ -78,7 +86,7 @@ def test_drafts_that_are_wrong_get_none_but_a_probe_now_and_then() -> None:
 
 
 def test_a_request_whose_drafts_become_right_gets_them_again() -> None:
-    drafter, one = Drafter(Layer(), MTP, costs()), state()
+    drafter, one = drafter_of(Layer(), MTP, costs()), state()
     verify(drafter, one, 0.0, seed=1, steps=100)
     counts = verify(drafter, one, 1.0, seed=1, steps=400)
     assert counts[-100:].count(3) >= 95
@@ -87,7 +95,7 @@ def test_a_request_whose_drafts_become_right_gets_them_again() -> None:
 @pytest.mark.parametrize(("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0)])
 def test_as_many_as_what_they_cost_leaves(position: float, draft: float, expected: int) -> None:
     """Of drafts that are right two times in three: 0.67, 0.44 and 0.30 tokens each, at a token a second without."""
-    drafter = Drafter(Layer(), MTP, costs(position=position, draft=draft))
+    drafter = drafter_of(Layer(), MTP, costs(position=position, draft=draft))
     one = state()
     for _ in range(200):
         for kind in range(3):
@@ -99,14 +107,14 @@ def test_as_many_as_what_they_cost_leaves(position: float, draft: float, expecte
 def test_a_batch_that_fills_the_machine_stops_drafting() -> None:
     """A further position costs eight rows a fifth of what each pays for its own; alone it is almost free."""
     for rows, position, expected in ((1, 0.02, 3), (8, 0.9, 0)):
-        drafter = Drafter(Layer(), MTP, costs(plain=float(rows), position=position, draft=0.02, rows=rows))
+        drafter = drafter_of(Layer(), MTP, costs(plain=float(rows), position=position, draft=0.02, rows=rows))
         states = [state(str(i)) for i in range(rows)]
         assert [len(drafts) for drafts in drafter.draft(states)] == [expected] * rows
 
 
 def test_each_request_has_its_own() -> None:
     layer = Layer()
-    drafter = Drafter(layer, MTP, costs(rows=2))
+    drafter = drafter_of(layer, MTP, costs(rows=2))
     good, bad = state("good"), state("bad")
     for kind in range(3):
         for _ in range(50):
@@ -120,18 +128,18 @@ def test_each_request_has_its_own() -> None:
 @pytest.mark.parametrize(("left", "expected"), [(1, 0), (2, 1), (3, 2), (9, 3)])
 def test_no_more_than_can_be_given(left: int, expected: int) -> None:
     fixed = DraftLimits(mtp=3, adaptive=False)
-    assert len(Drafter(Layer(), fixed, StepCosts()).draft([state(max_tokens=10 + left)])[0]) == expected
-    assert len(Drafter(Layer(50 + left), fixed, StepCosts()).draft([state()])[0]) == expected
+    assert len(drafter_of(Layer(), fixed, StepCosts()).draft([state(max_tokens=10 + left)])[0]) == expected
+    assert len(drafter_of(Layer(50 + left), fixed, StepCosts()).draft([state()])[0]) == expected
 
 
 def test_a_request_that_has_ended_gets_none() -> None:
     one = state(stop_token_ids=[509])
-    assert Drafter(Layer(), DraftLimits(mtp=3, adaptive=False), StepCosts()).draft([one]) == [[]]
+    assert drafter_of(Layer(), DraftLimits(mtp=3, adaptive=False), StepCosts()).draft([one]) == [[]]
 
 
 def test_what_repeats_is_looked_up_and_chosen_where_it_gives_more() -> None:
     layer = Layer()
-    drafter = Drafter(layer, DraftLimits(mtp=3, lookup=16), costs())
+    drafter = drafter_of(layer, DraftLimits(mtp=3, lookup=16), costs())
     one = state(prompt=list(range(500, 530)), output=10)
     for _ in range(50):
         drafter._rates[Source.LOOKUP].observe((10).bit_length(), True)
