@@ -38,7 +38,7 @@ class Settings:
         mtp_drafts: drafts of the checkpoint's own draft layer that a step may verify of a request; set by
             --speculative-config.
         lookup_drafts: drafts that a step may verify of a request out of its own tokens, where they repeat; None for 16
-            with --speculative-config, 0 for none.
+            with --speculative-config, on neuron for as many as that says, 0 for none.
         lookup_match: tokens that must repeat for that; set by --speculative-config.
         adaptive_drafts: give each request as many drafts as they earn; otherwise as many as there are.
         threads: threads that compute; None for one a core that may be used, by affinity and quota, or OMP_NUM_THREADS.

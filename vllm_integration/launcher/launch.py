@@ -16,7 +16,7 @@ from qwen36_neuron.errors import ConfigError
 from ..chat_proxy.settings import ProxySettings
 from ..flags import either
 from ..settings import Settings
-from ..speculation.config import ALONE, asked_for, settings_of
+from ..speculation.config import ALONE, DraftLimits, asked_for, settings_of
 from . import extra
 from . import model as models
 from .errors import Refusal
@@ -43,6 +43,7 @@ class Launch:
         front: what the proxy is told; its host, port and key are vLLM's own where there is no proxy.
         extra: flags for `vllm serve`, as they were given.
         dtype: number format.
+        drafts: what --speculative-config comes to.
         names: by field, the flag as it was written.
     """
 
@@ -53,6 +54,7 @@ class Launch:
     front: ProxySettings
     extra: tuple[str, ...]
     dtype: str
+    drafts: DraftLimits
     names: Mapping[str, str]
 
     @property
@@ -94,9 +96,9 @@ def prepare(asked: ParsedArguments, environment: Mapping[str, str]) -> tuple[Lau
     front = _front(values, engine, name, environment)
     extra.check(asked.rest, blocks_are_chosen=_blocks(name, device))
     settings = _settings(values, name)
-    _check_speculation(engine, model, values, name)
+    drafts = _drafts(engine, model, values, name)
     given = frozenset(field for field in _of(Settings, values)) | {"device", "tp_degree", "cache_gib"}
-    return Launch(engine, model, settings, given, front, asked.rest, dtype, asked.names), notes
+    return Launch(engine, model, settings, given, front, asked.rest, dtype, drafts, asked.names), notes
 
 
 class _Names:
@@ -186,8 +188,8 @@ def _blocks(name: _Names, device: str) -> str | None:
     return f"{name('cache_gib')} has decided how many KV blocks there are" if "cache_gib" in name.given else None
 
 
-def _check_speculation(engine: Engine, model: models.Model, values: Mapping[str, Any], name: _Names) -> None:
-    """Refuse here what the plugin would refuse when vLLM starts."""
+def _drafts(engine: Engine, model: models.Model, values: Mapping[str, Any], name: _Names) -> DraftLimits:
+    """What the plugin will make of --speculative-config; refused here is what it would refuse when vLLM starts."""
     try:
         given = None if engine.speculative_config is None else json.loads(engine.speculative_config)
     except json.JSONDecodeError as error:
@@ -204,6 +206,7 @@ def _check_speculation(engine: Engine, model: models.Model, values: Mapping[str,
         layers = ModelConfig.from_pretrained(model.folder).num_mtp_layers
         if layers != 1:
             raise Refusal(f"{name('speculative_config')} mtp needs one draft layer, and {model.folder} has {layers}")
+    return DraftLimits(drafts.get("mtp_drafts", 0), drafts.get("lookup_drafts", 0))
 
 
 def _settings(values: Mapping[str, Any], name: _Names) -> Settings:

@@ -124,7 +124,9 @@ def settings_of(asked: Mapping[str, Any], extra: Mapping[str, Any]) -> dict[str,
             )
     if method in MTP:
         lookup = extra.get("lookup_drafts")
-        return {"mtp_drafts": count, "lookup_drafts": MOST if lookup is None else lookup}
+        if lookup is None:  # a device runs a row as wide as the graph is, so what is not asked for is not paid for
+            lookup = count if extra.get("device") == "neuron" else MOST
+        return {"mtp_drafts": count, "lookup_drafts": lookup}
     if extra.get("lookup_drafts") not in (None, count):
         problem = f"--speculative-config says {count}"
         raise ConfigError("additional_config.lookup_drafts", extra["lookup_drafts"], problem, "Give one of the two")

@@ -43,6 +43,30 @@ def dry(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ((), "0"),
+        (("-sc", '{"method":"mtp","num_speculative_tokens":3}'), "3"),
+        (("-sc", '{"method":"mtp","num_speculative_tokens":3}', "--lookup-drafts", "8"), "8"),
+        (("-sc", '{"method":"ngram","num_speculative_tokens":5}'), "5"),
+    ],
+)
+def test_the_audit_asks_for_as_many_drafts_as_a_row_may_have(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], wanted: str
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, stdout="65")
+
+    monkeypatch.setattr(machine.subprocess, "run", run)
+    assert machine.audit(start("--device", "neuron", "--artifact", tmp_path, *words)) == 65
+    (command,) = commands
+    assert command[command.index("--max-drafts") + 1] == wanted
+
+
 def test_an_id_is_taken_from_the_cache_or_its_download_is_named(tmp_path: Path, published_27b: dict[str, Any]) -> None:
     ports = ("--port", str(free_port()), "--backend-port", str(free_port()))
     done = dry(tmp_path, "Qwen/Tiny", *ports)

@@ -55,6 +55,13 @@ def test_mtp_by_its_names(method: str) -> None:
         assert (arguments.speculative_config, arguments.additional_config) == before
 
 
+def test_on_a_device_as_many_are_looked_up_as_the_layer_makes() -> None:
+    """Its graphs have a fixed width."""
+    assert limits(taken({"method": "mtp", "num_speculative_tokens": 3}, {"device": "neuron"})) == DraftLimits(3, 3)
+    more = {"device": "neuron", "lookup_drafts": 8}
+    assert limits(taken({"method": "mtp", "num_speculative_tokens": 3}, more)) == DraftLimits(3, 8)
+
+
 def test_lookup_alone_and_none() -> None:
     asked = {"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_min": 2, "prompt_lookup_max": 4}
     assert limits(taken(asked)) == DraftLimits(lookup=5, least_match=2)
