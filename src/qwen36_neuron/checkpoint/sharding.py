@@ -191,9 +191,11 @@ class _Layout:
                 "drafting needs a checkpoint with one multi-token-prediction layer",
                 "Turn drafting off, or use a checkpoint that has the layer",
             )
-        h = self.config.hidden_size
+        if self.config.hidden_size % self.tp:
+            problem = f"hidden_size={self.config.hidden_size} does not divide by it, as the draft layer needs"
+            raise ConfigError("tp_degree", self.tp, problem, "Use a smaller tp_degree, or turn drafting off")
         weights = {
-            "mtp.fc.weight": RankWeight((Slice("mtp.fc.weight", 0, 0, h),), Part.MTP, replicated=True),
+            "mtp.fc.weight": RankWeight((self._share("mtp.fc.weight", 0, self.config.hidden_size),), Part.MTP),
             "mtp.norm_embedding.weight": self.norm("mtp.pre_fc_norm_embedding.weight"),
             "mtp.norm_hidden.weight": self.norm("mtp.pre_fc_norm_hidden.weight"),
             "mtp.norm.weight": self.norm("mtp.norm.weight"),

@@ -26,6 +26,10 @@ class LayerFactory(Protocol):
         """Linear layer whose inputs are split over the ranks; the partial results are summed over them."""
         ...
 
+    def joined(self, in_features: int, out_features: int) -> nn.Module:
+        """Linear layer whose outputs are split over the ranks and joined again: each rank has all of them."""
+        ...
+
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         """Token embedding split over the vocabulary."""
         ...
@@ -66,6 +70,9 @@ class SingleRank:
         return Linear(in_features, out_features)
 
     def row(self, in_features: int, out_features: int) -> nn.Module:
+        return Linear(in_features, out_features)
+
+    def joined(self, in_features: int, out_features: int) -> nn.Module:
         return Linear(in_features, out_features)
 
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:

@@ -7,7 +7,7 @@ from torch import nn
 
 from ..config import LayerType, ModelConfig
 from .decoder_layer import DecoderLayer
-from .layers import LayerFactory, Linear
+from .layers import LayerFactory
 from .norm import RMSNorm
 from .state import StepState
 
@@ -16,7 +16,7 @@ class MtpLayer(nn.Module):
     """fc(norm(embedding of token p + 1) | norm(hidden state at p)), an attention layer, a norm.
 
     Its result takes the place of the model's own hidden state at p + 1: the head makes token p + 2 of it, and with that
-    token's embedding it goes into the layer again. Every rank holds the whole of `fc`.
+    token's embedding it goes into the layer again.
 
     Args:
         index: of its attention layer in the cache, behind the model's own.
@@ -27,7 +27,7 @@ class MtpLayer(nn.Module):
         hidden, eps = config.hidden_size, config.rms_norm_eps
         self.norm_embedding = RMSNorm(hidden, eps)
         self.norm_hidden = RMSNorm(hidden, eps)
-        self.fc = Linear(2 * hidden, hidden)
+        self.fc = layers.joined(2 * hidden, hidden)
         self.layer = DecoderLayer(config, layers, index, LayerType.ATTENTION)
         self.norm = RMSNorm(hidden, eps)
 

@@ -33,6 +33,9 @@ class NxdLayers:
             reduce_dtype=self.reduce_dtype,
         )
 
+    def joined(self, in_features: int, out_features: int) -> nn.Module:
+        return ColumnParallelLinear(in_features, out_features, bias=False, gather_output=True, dtype=self.dtype)
+
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         """Split over the vocabulary, as the head is, so that tied weights are one tensor.
 

@@ -90,13 +90,16 @@ class RankLayers:
     def row(self, in_features: int, out_features: int) -> nn.Module:
         return Reduced(Linear(in_features // self.tp, out_features), self.ranks, self.rank, add)
 
+    def joined(self, in_features: int, out_features: int) -> nn.Module:
+        layer = Linear(in_features, out_features // self.tp)
+        return Reduced(layer, self.ranks, self.rank, lambda parts: torch.cat(parts, dim=-1))
+
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         share = vocab_size // self.tp
         return Reduced(ShardedEmbedding(share, hidden_size, self.rank * share), self.ranks, self.rank, add)
 
     def head(self, hidden_size: int, vocab_size: int) -> nn.Module:
-        layer = Linear(hidden_size, vocab_size // self.tp)
-        return Reduced(layer, self.ranks, self.rank, lambda parts: torch.cat(parts, dim=-1))
+        return self.joined(hidden_size, vocab_size)
 
 
 def logits_of(folder: Path, config: ModelConfig, tp: int) -> list[torch.Tensor]:

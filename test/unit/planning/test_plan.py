@@ -80,7 +80,7 @@ def test_the_draft_layer_stays_in_bf16(big: ModelConfig) -> None:
     for kind in WeightFormat:
         with_draft, without = (Plan(big, PlanRequest(4096, 2, 3, weights=kind, mtp=mtp)) for mtp in (True, False))
         draft = lines(with_draft)["weights: mtp"]
-        linear = (3 * 5120 * 17408 + (12288 + 2048 + 6144) * 5120) // 4 + 5120 * 2 * 5120
+        linear = (3 * 5120 * 17408 + (12288 + 2048 + 6144) * 5120 + 5120 * 2 * 5120) // 4
         assert draft == linear * 2 + (5 * 5120 + 2 * 256) * 4
         kv = 2 * (2 * 64 + 1) * 64 * 256 * 2
         assert lines(with_draft)["draft layer cache"] == kv + (1 + 2 + 3) * 5120 * 2
