@@ -39,4 +39,7 @@ def estimate(
     console = Console()
     console.print(report.prefill_table(result))
     console.print(report.decode_table(result))
+    if result["speculation"]:
+        console.print(report.speculation_table(result))
+        console.print(report.ACCEPTANCE, style="dim")
     console.print(f"All figures are modelled. {report.CAVEAT}", style="dim")

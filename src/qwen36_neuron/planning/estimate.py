@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from nki_kernels.interpreter.price_list import Level
 
-from ..checkpoint.names import text_shapes
+from ..checkpoint.names import mtp_shapes, text_shapes
 from ..checkpoint.sharding import Part, rank_weights
 from ..checkpoint.weight_format import QUANTISED
 from ..config import BLOCK_SIZE, LayerType, ModelConfig
@@ -31,6 +31,12 @@ GATHERED = 3
 
 STATE_OPERATIONS = 5
 """VectorE passes over the recurrent state for one token: decay (1), prediction (2, a product and a sum), update (2)."""
+
+ABSORB_OPERATIONS = 2 * 2
+"""The same for taking accepted drafts in, however many: decay and sum, of the lane's state and of a checkpoint's."""
+
+MTP_KEYS = ("mtp.fc.", "mtp.layer.mixer.in_proj")
+"""Projections of the draft layer that its keys and values take."""
 
 
 def single_sequence(profile: Profile) -> Profile:
@@ -101,17 +107,23 @@ class Estimate:
             self._collectives(new, 1),
         ]
 
-    def decode_phases(self, batch: int, context: int) -> list[Phase]:
-        """One token-generation call of up to `num_lanes` rows: every row of its graph is computed, in use or not."""
+    def decode_phases(self, batch: int, context: int, drafts: int = 0) -> list[Phase]:
+        """One token-generation call of up to `num_lanes` rows: every row of its graph is computed, in use or not.
+
+        Args:
+            drafts: that each row has verified. The graph writes the draft layer's keys and values then too.
+        """
         model, options = self.model, self.profile.options
         rows, held = options.decode_rows_for(batch), options.buckets.decode_for(context)
         rank = model.rank(options.tp_degree)
         layers, attention = len(model.deltanet_layers), len(model.attention_layers)
-        scores = attention * rank.num_query_heads * rows * held
+        tokens = rows * (1 + drafts)
+        scores = attention * rank.num_query_heads * tokens * held
         state = layers * rows * rank.num_value_heads * model.key_head_dim * model.value_head_dim
+        passes = STATE_OPERATIONS * (1 + drafts) + (ABSORB_OPERATIONS if drafts else 0)
         commits = options.decode_commits if options.num_slots else 0
         return [
-            self._matrices(rows, rows),
+            self._matrices(tokens, tokens, ("layers.", "norm.", "lm_head.", *(MTP_KEYS if drafts else ()))),
             Phase(
                 "attention",
                 flops=4 * scores * model.head_dim,
@@ -121,25 +133,51 @@ class Estimate:
             Phase(
                 "states",
                 hbm_bytes=2 * (rows + commits) * self._state_bytes,
-                vector_elements=state * STATE_OPERATIONS,
+                vector_elements=state * passes,
             ),
-            self._activations(rows, rows),
-            self._collectives(rows, rows),
+            self._activations(tokens, tokens),
+            self._collectives(tokens, tokens),
         ]
 
-    def _matrices(self, tokens: int, asked: int) -> Phase:
-        """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once."""
-        options, shapes = self.profile.options, text_shapes(self.model)
+    def draft_phases(self, batch: int, context: int) -> list[Phase]:
+        """One draft of each of up to `num_lanes` rows, of which all of the graph's are computed.
+
+        The sums over the ranks are those of the layer's attention and MLP and of the embedding; its first projection,
+        and the best logit, are gathered.
+        """
+        model, options = self.model, self.profile.options
+        rows, held = options.decode_rows_for(batch), options.buckets.decode_for(context)
+        rank = model.rank(options.tp_degree)
+        scores = rank.num_query_heads * rows * held
+        layer = Phase(
+            "draft: attention",
+            flops=4 * scores * model.head_dim,
+            hbm_bytes=scores * SCORE_BYTES + GATHERED * rows * held * self._kv_bytes,
+            vector_elements=scores * SCORE_OPERATIONS,
+        )
+        sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
+        matrices = replace(self._matrices(rows, rows, ("mtp.", "lm_head.")), name="draft: weights")
+        return [matrices, layer, sums]
+
+    def _matrices(self, tokens: int, asked: int, used: tuple[str, ...] = ("layers.", "norm.", "lm_head.")) -> Phase:
+        """The projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.
+
+        Args:
+            used: what the names of those begin with that are run.
+        """
+        options, shapes = self.profile.options, text_shapes(self.model) | mtp_shapes(self.model)
         endings = QUANTISED[self.profile.weights]
+        drafting = any(name.startswith("mtp.") for name in used)
         last = f"layers.{self.model.num_layers - 1}."
         of_asked = ["lm_head.", f"{last}mlp."] + [f"{last}mixer.o_proj."] * self._attention_is_last
         read = flops = 0.0
-        for name, weight in rank_weights(self.model, options.tp_degree).items():
+        for name, weight in rank_weights(self.model, options.tp_degree, include_mtp=drafting).items():
             shape = weight.shape(shapes)
-            if len(shape) != 2 or weight.part is Part.NORM or name == "embed_tokens.weight":
+            if len(shape) != 2 or not name.startswith(used):
                 continue
             size = shape[0] * shape[1]
-            read += size * (1 if endings and name.endswith(endings) else 2)
+            in_fp8 = endings and name.endswith(endings) and weight.part is not Part.MTP
+            read += size * (1 if in_fp8 else 2)
             flops += 2 * size * (asked if name.startswith(tuple(of_asked)) else tokens)
         return Phase("weights", flops=flops, hbm_bytes=read)
 
@@ -185,7 +223,7 @@ class Estimate:
     def _kv_bytes(self) -> float:
         """Of one token and layer, on one rank."""
         spec = self.profile.options.cache_spec(self.model)
-        return spec.block_bytes / BLOCK_SIZE / max(1, len(self.model.attention_layers))
+        return spec.block_bytes / BLOCK_SIZE / max(1, len(spec.kv_layers))
 
     @property
     def _state_bytes(self) -> int:

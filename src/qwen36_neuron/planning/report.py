@@ -9,6 +9,7 @@ from rich.table import Table
 
 from .estimate import Estimate
 from .rates import Phase, Rates
+from .speculation import HIGH, LOW, Speculation
 
 PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)
 CAVEAT = (
@@ -18,6 +19,12 @@ CAVEAT = (
     "Ranges are those of the kernels' price list alone: the delta rule and the collectives."
 )
 CONTEXTS = (1024, 8192, 32768, 131072)
+DRAFTS = (1, 2, 3, 4)
+ACCEPTANCE = (
+    "With drafts: every row has that many in every round. Ranges are those of published acceptance on GPUs, 2.8 to 3.5 "
+    "tokens a round with 3 drafts at 1K tokens of context, 1.6 to 2.6 from 32K on; on this machine nobody has measured "
+    "any. A round with drafts is worth it where it gives more tokens than the last figure."
+)
 
 
 def estimate_json(estimate: Estimate) -> dict[str, Any]:
@@ -57,7 +64,34 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
             if context <= longest
             for batch in sorted({1, options.num_lanes})
         ],
+        "speculation": [
+            entry
+            for context in CONTEXTS
+            if context <= longest
+            for batch in sorted({1, options.num_lanes})
+            for entry in speculation_json(estimate, batch, context)
+        ],
     }
+
+
+def speculation_json(estimate: Estimate, batch: int, context: int) -> list[dict[str, Any]]:
+    """Rounds of 1 to 4 drafts a row; none of a model without a draft layer."""
+    if estimate.model.num_mtp_layers != 1:
+        return []
+    rounds = [Speculation(estimate, drafts) for drafts in DRAFTS]
+    return [
+        {
+            "batch": batch,
+            "context": context,
+            "drafts": one.drafts,
+            "round_s": one.round(batch, context),
+            "tokens_per_round": [curve.tokens(one.drafts, context) for curve in (LOW, HIGH)],
+            "tokens_per_s": [one.rate(batch, context, curve) for curve in (LOW, HIGH)],
+            "tokens_needed": one.needed(batch, context),
+            "phases": phases_json(one.phases(batch, context), estimate.rates),
+        }
+        for one in rounds
+    ]
 
 
 def at_peak(estimate: Estimate) -> Estimate:
@@ -103,6 +137,19 @@ def decode_table(result: dict[str, Any]) -> Table:
         for entry in result["decode"]
     ]
     return _table(title, ["sequences x context", "ms a token", "range"], rows)
+
+
+def speculation_table(result: dict[str, Any]) -> Table:
+    """Tokens a second by sequences, context and drafts a row; after the slash, tokens that a round must give."""
+    table = Table(title=f"{result['profile']}, {result['weights']}: decode with drafts of the model's layer, modelled")
+    table.add_column("sequences x context", justify="right")
+    for drafts in (0, *DRAFTS):
+        table.add_column(f"{drafts} drafts" if drafts != 1 else "1 draft", justify="right")
+    for plain in result["decode"]:
+        same = [e for e in result["speculation"] if all(e[key] == plain[key] for key in ("batch", "context"))]
+        cells = [f"{_range(e['tokens_per_s'], 0)} / {e['tokens_needed']:.2f}" for e in same]
+        table.add_row(f"{plain['batch']} x {plain['context']}", f"{plain['tokens_per_s']:.0f}", *cells)
+    return table
 
 
 def _range(ends: list[float], digits: int = 2) -> str:

@@ -10,6 +10,7 @@ import torch
 from ..cache import HybridCache
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
+from ..model.layers import Linear
 from ..model.mtp import MtpLayer
 from ..ops.attention.numba import store_keys
 from ..ops.numba.drafts import VerifyRows
@@ -33,6 +34,7 @@ class FusedDraftLayer(CpuDraftLayer):
         super().__init__(model, cache, max_model_len)
         layer = model.mtp
         assert isinstance(layer, MtpLayer)
+        assert isinstance(layer.fc, Linear)
         self._program = program
         self._layer = LayerProgram.of(layer.layer, cache, {})
         self._fc = Matrix.of(layer.fc.weight)
