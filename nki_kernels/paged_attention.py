@@ -6,6 +6,7 @@ import nki.language as nl
 from .paged_attention_chunk import SIZE
 from .paged_attention_decode import attend_few
 from .paged_attention_prefill import attend_many
+from .paged_gather import BLOCK
 
 ROWS = 128
 
@@ -20,6 +21,7 @@ def paged_attention(
     table: nl.ndarray,
     start: nl.ndarray,
     turns_by_dma: bool = True,
+    begin: int = 0,
 ) -> nl.ndarray:
     """softmax(q K^T / 16) V, K and V being a sequence's first `start` tokens from the cache, then its new tokens.
 
@@ -42,6 +44,7 @@ def paged_attention(
         table (nl.ndarray): [B, P], int32, blocks of each sequence in order; unused entries name any block, all finite
         start (nl.ndarray): [1, B], int32, tokens of each sequence that the cache holds, at most 64 * P
         turns_by_dma (bool): of 128 new tokens and more, the DMA engines turn queries, keys and weights, else TensorE
+        begin (int): places of the cache before this one hold nothing; for up to 127 new tokens, at most a block
 
     Returns:
         o (nl.ndarray): [B, N, HQ, 256], of q's type
@@ -64,12 +67,14 @@ def paged_attention(
     assert tokens <= ROWS or tokens % ROWS == 0, f"{tokens} new tokens, must be at most {ROWS} or a multiple of it"
     assert heads % key_heads == 0, f"{heads} query heads do not divide among {key_heads} key heads"
     assert heads % cores == 0, f"{heads} query heads do not divide among {cores} cores"
+    assert begin == 0 or tokens < ROWS, f"{tokens} new tokens begin at {begin}, must be fewer than {ROWS} or begin at 0"
+    assert 0 <= begin <= BLOCK, f"places begin at {begin}, must be 0 to {BLOCK}"
     own = heads // cores
     first = nl.program_id(0) * own if cores > 1 else 0
     o = nl.ndarray((batch, tokens, heads, size), dtype=q.dtype, buffer=nl.shared_hbm)
 
     if tokens < ROWS:
-        attend_few(q, k, v, k_cache, v_cache, table, start, o, first, own)
+        attend_few(q, k, v, k_cache, v_cache, table, start, o, first, own, begin)
     else:
         attend_many(q, k, v, k_cache, v_cache, table, start, o, first, own, turns_by_dma)
     return o

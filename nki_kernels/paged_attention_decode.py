@@ -30,9 +30,9 @@ MOST = 32
 
 def attend_few(
     q: nl.ndarray, k: nl.ndarray, v: nl.ndarray, k_cache: nl.ndarray, v_cache: nl.ndarray, table: nl.ndarray,
-    start: nl.ndarray, o: nl.ndarray, first: int, own: int,
+    start: nl.ndarray, o: nl.ndarray, first: int, own: int, lowest: int,
 ) -> None:  # fmt: skip
-    """Heads [first, first + own) of `paged_attention` into o; arguments as there."""
+    """Heads [first, first + own) of `paged_attention` into o; arguments as there, lowest being its `begin`."""
     tokens, share, f32 = q.shape[1], q.shape[2] // k.shape[2], nl.float32
     psum = make_banks()
     pages = find_pages(table, MOST, psum)
@@ -70,7 +70,7 @@ def attend_few(
     # One stage a turn, so that chunks overlap: each engine finds another's work where it would wait.
     for turn in range(len(work) + 3):
         if turn < len(work):
-            _load_keys(work[turn], k, k_cache, const)
+            _load_keys(work[turn], k, k_cache, lowest, const)
         if turn >= 1 and turn - 1 < len(work):
             _load_values(work[turn - 1], v, v_cache, const)
         if turn >= 1 and turn - 1 < len(work):
@@ -122,7 +122,7 @@ def _load_queries(q: nl.ndarray, b: int, head: int, heads: int, const: Decode) -
     return Rows(b=b, head=head, heads=heads, rows=heads * tokens, turned=_turn_rows(raw, const))
 
 
-def _load_keys(chunk: Chunk, k: nl.ndarray, k_cache: nl.ndarray, const: Decode) -> None:
+def _load_keys(chunk: Chunk, k: nl.ndarray, k_cache: nl.ndarray, lowest: int, const: Decode) -> None:
     """Keys, and which of them nobody sees."""
     pages = const.pages
     for at in range(0, pages.lines, PART):
@@ -140,6 +140,13 @@ def _load_keys(chunk: Chunk, k: nl.ndarray, k_cache: nl.ndarray, const: Decode) 
         dst=unseen, data=const.place[0 : chunk.rows], op0=nl.greater_equal, operand0=ahead, op1=nl.multiply,
         operand1=NOT_SEEN, engine=nisa.engine.vector,
     )  # fmt: skip
+    if lowest > 0 and chunk.number == 0:
+        before = sbuf(nl.float32, (chunk.rows, pages.lines))
+        nisa.tensor_scalar(
+            dst=before, data=const.place[0 : chunk.rows], op0=nl.less, operand0=float(lowest), op1=nl.multiply,
+            operand1=NOT_SEEN, engine=nisa.engine.vector,
+        )  # fmt: skip
+        nisa.tensor_tensor(dst=unseen, data1=unseen, data2=before, op=nl.add, engine=nisa.engine.vector)
     chunk.unseen = unseen
 
 

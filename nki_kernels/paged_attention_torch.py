@@ -11,6 +11,7 @@ def paged_attention_torch(
     v_cache: torch.Tensor,
     table: torch.Tensor,
     start: torch.Tensor,
+    begin: int = 0,
 ) -> torch.Tensor:
     """See `paged_attention`."""
     tokens, heads, size = q.shape[1:]
@@ -24,5 +25,6 @@ def paged_attention_torch(
         keys, values = (x.repeat_interleave(share, dim=1) for x in (keys, values))
         scores = torch.einsum("ihd,jhd->hij", q[b].float(), keys) * size**-0.5
         seen = torch.ones(tokens, held + tokens, dtype=torch.bool).tril(held)
+        seen[:, : min(begin, held)] = False
         out.append(torch.einsum("hij,jhd->ihd", scores.masked_fill(~seen, -torch.inf).softmax(-1), values))
     return torch.stack(out).to(q.dtype)

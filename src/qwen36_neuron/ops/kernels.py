@@ -108,6 +108,7 @@ class Kernels(Protocol):
         cache: tuple[torch.Tensor, torch.Tensor],
         table: torch.Tensor,
         held: torch.Tensor,
+        begin: int = 0,
     ) -> torch.Tensor:
         """Causal attention of tokens over themselves and over `held` tokens before all of them, which are paged.
 
@@ -116,6 +117,7 @@ class Kernels(Protocol):
             cache: (keys, values), each [blocks, BLOCK_SIZE, kv_heads, head_dim].
             table: int32 [batch, n], blocks of positions 0, 1, ...; n may be 0.
             held: int32 [batch], at most n * BLOCK_SIZE.
+            begin: positions before it hold nothing; at most a block, and 0 for calls of a whole tile of tokens.
         Returns:
             [batch, tokens, query_heads, head_dim].
         """

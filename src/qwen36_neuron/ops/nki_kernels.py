@@ -95,8 +95,9 @@ class NkiKernels:
         cache: tuple[torch.Tensor, torch.Tensor],
         table: torch.Tensor,
         held: torch.Tensor,
+        begin: int = 0,
     ) -> torch.Tensor:
-        return paged_attention_nki(self.launch, q, k, v, cache, table, held, self.dma_transposes)
+        return paged_attention_nki(self.launch, q, k, v, cache, table, held, self.dma_transposes, begin)
 
     def gated_norm(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return gated_rms_norm_nki(self.launch, x, gate, weight, eps)

@@ -104,10 +104,11 @@ class TorchKernels:
         cache: tuple[torch.Tensor, torch.Tensor],
         table: torch.Tensor,
         held: torch.Tensor,
+        begin: int = 0,
     ) -> torch.Tensor:
         keys, values = cache
         prior = (gather_blocks(keys, table), gather_blocks(values, table)) if table.shape[1] else None
-        return block_attention(q, k, v, prior, held)
+        return block_attention(q, k, v, prior, held, begin)
 
     def gated_norm(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return gated_rms_norm(x, gate, weight, eps)

@@ -10,8 +10,8 @@ from nki_kernels.paged_attention_torch import paged_attention_torch
 BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
 
-def turned_by_tensor_engine(*args):
-    return paged_attention(*args, turns_by_dma=False)
+def turned_by_tensor_engine(*args, **more):
+    return paged_attention(*args, turns_by_dma=False, **more)
 
 
 FORMS = [paged_attention, paged_attention[2], turned_by_tensor_engine, paged_attention_torch]
@@ -72,6 +72,32 @@ def test_lengths(form, dtype, tokens, held, blocks):
 ])  # fmt: skip
 def test_chunks_of_a_table_and_groups_of_rows(form, tokens, heads, held, blocks):
     check(form, inputs(tokens, held, heads, 1, blocks, torch.bfloat16), 2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("begin", [1, 64])
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_places_that_hold_nothing(form, tokens, begin):
+    """The first ones, whatever is in them: also where nothing else is held, and of a second chunk none."""
+    args = inputs(tokens, [max(1, begin), begin + 1, 130, 2100], 4, 2, 34, torch.float32)
+    want = torch.empty_like(args[0])
+    for b, held in enumerate(args[6][0].tolist()):
+        keys, values = (
+            torch.cat((cache[args[5][b].long()].flatten(0, 1)[begin:held], new[b])).unsqueeze(0)
+            for cache, new in ((args[3], args[1]), (args[4], args[2]))
+        )
+        alone = torch.zeros(1, 1, dtype=torch.int32)
+        for i in range(tokens):  # over a sequence of its own that has none of the first places
+            seen = held - begin + i + 1
+            own = args[0][b : b + 1, i : i + 1].expand(-1, seen, -1, -1)
+            none = torch.zeros(1, 64, 2, 256)
+            whole = paged_attention_torch(own, keys[:, :seen], values[:, :seen], none, none, alone, alone)
+            want[b, i] = whole[0, -1]
+    for cache in args[3:5]:
+        for b in range(4):
+            cache[args[5][b, 0].long(), :begin] = 300.0
+    got = form(*args, begin=begin)
+    assert (got - want).abs().max() <= 2e-5 * want.abs().max()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)

@@ -18,9 +18,11 @@ def paged_attention_nki(
     table: torch.Tensor,
     held: torch.Tensor,
     dma_transposes: bool = True,
+    begin: int = 0,
 ) -> torch.Tensor:
-    """Tensors as in `Kernels.attend`. dma_transposes: the DMA engines transpose, else TensorE."""
+    """Tensors and `begin` as in `Kernels.attend`. dma_transposes: the DMA engines transpose, else TensorE."""
     # The kernel takes one block at least; of the scratch block no token is held.
     table = table if table.shape[1] else table.new_zeros(len(table), 1)
-    out: torch.Tensor = launch(paged_attention, q, k, v, *cache, table, held.view(1, -1), turns_by_dma=dma_transposes)
+    how = {"turns_by_dma": dma_transposes, "begin": begin}
+    out: torch.Tensor = launch(paged_attention, q, k, v, *cache, table, held.view(1, -1), **how)
     return out

@@ -71,6 +71,7 @@ def block_attention(
     v: torch.Tensor,
     prior: tuple[torch.Tensor, torch.Tensor] | None,
     held: torch.Tensor,
+    begin: int = 0,
 ) -> torch.Tensor:
     """Causal attention of tokens over themselves and over gathered tokens that come before all of them.
 
@@ -79,6 +80,7 @@ def block_attention(
         k, v: [batch, tokens, kv_heads, head_dim].
         prior: (keys, values) [batch, gathered, kv_heads, head_dim] of positions 0, 1, ...; None to gather nothing.
         held: int [batch], how many of the gathered tokens a row holds; the rest is other sequences' or stale.
+        begin: positions before it hold nothing either.
     Returns:
         [batch, tokens, query_heads, head_dim].
     """
@@ -98,7 +100,9 @@ def block_attention(
     parts = [scores(k, (place[:, None] >= place).view(1, 1, 1, tokens, tokens))]
     values = v
     if prior is not None:
-        there = torch.arange(prior[0].shape[1], device=q.device) < held.view(-1, 1)
+        position = torch.arange(prior[0].shape[1], device=q.device)
+        there = position < held.view(-1, 1)
+        there = there & (position >= begin) if begin else there
         parts.insert(0, scores(prior[0], there.view(batch, 1, 1, 1, -1)))
         values = torch.cat((prior[1], v), dim=1)
     weights = torch.cat(parts, dim=-1).softmax(-1).to(v.dtype).view(batch, kv_heads, group * tokens, -1)
