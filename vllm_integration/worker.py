@@ -124,7 +124,7 @@ class Worker(WorkerBase):
             sampling_candidates=self.settings.sampling_candidates,
             lazy_logits=self.settings.lazy_logits,
             max_drafts=self.settings.draft_limits.most,
-            draft_layer=self.settings.draft_layer,
+            max_proposals=self.settings.mtp_drafts,
             description=self.model,
         )
         self.runtime = open_runtime(config)

@@ -167,6 +167,13 @@ class DraftRequest:
     blocks: Sequence[int]
     count: int
 
+    def room(self, start: int, max_model_len: int) -> int:
+        """Drafts that fit, of those wanted; `start` is the position of the last of `tokens`.
+
+        A row that verifies n of them reaches n positions beyond its own token.
+        """
+        return max(0, min(self.count, min(len(self.blocks) * BLOCK_SIZE, max_model_len) - start - 1))
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:

@@ -58,7 +58,12 @@ class CacheSpec:
     @property
     def kv_layers(self) -> tuple[int, ...]:
         """Indices of the layers that have keys and values; the draft layer's comes behind all others."""
-        return (*self.config.attention_layers, *((self.config.num_layers,) if self.draft_layer else ()))
+        return (*self.config.attention_layers, *self.draft_layers)
+
+    @property
+    def draft_layers(self) -> tuple[int, ...]:
+        """The index of the draft layer, if it is held."""
+        return (self.config.num_layers,) if self.draft_layer else ()
 
     @property
     def kv_shape(self) -> tuple[int, int, int, int]:
@@ -116,6 +121,17 @@ class CacheSpec:
         """All of `pending_shapes` in all DeltaNet layers of this rank."""
         inputs, factors = (prod(shape) for shape in self.pending_shapes)
         return len(self.config.deltanet_layers) * (inputs * self.dtype.itemsize + factors * 4)
+
+    @property
+    def hidden_shapes(self) -> tuple[tuple[int, int], tuple[int, int, int]]:
+        """What a graph keeps for the draft layer: the last hidden state of each entry, those of each lane's drafts."""
+        size = self.config.hidden_size
+        return (self.entries, size), (1 + self.num_lanes, self.max_drafts, size)
+
+    @property
+    def hidden_bytes(self) -> int:
+        """All of `hidden_shapes`, which every rank holds whole; 0 without a draft layer."""
+        return len(self.draft_layers) * sum(prod(shape) for shape in self.hidden_shapes) * self.dtype.itemsize
 
     @property
     def total_bytes(self) -> int:

@@ -7,16 +7,39 @@ num_lanes + s, so that restoring a checkpoint is reading another entry and costs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 
 from ..config import BLOCK_SIZE
-from ..step import Output, Row
+from ..step import DraftRequest, Output, Row
 from .buckets import Buckets, PrefillBucket
 from .sampling import parameter_tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """A token that is certain and has not run, from which `count` drafts are to be made.
+
+    Attributes:
+        start: its position.
+        accepted: how many of its lane's last drafts were right, which it follows.
+        blocks: KV blocks of its sequence, enough for the positions that the drafts are made at.
+    """
+
+    lane: int
+    token: int
+    start: int
+    accepted: int
+    blocks: Sequence[int]
+    count: int
+
+    @property
+    def reach(self) -> int:
+        """Tokens that the layer's cache holds then."""
+        return self.start + self.count
 
 
 class PrefillInputs(NamedTuple):
@@ -96,7 +119,27 @@ class VerifyInputs(NamedTuple):
     sampling: torch.Tensor | None = None
 
 
-GraphInputs = PrefillInputs | DecodeInputs | VerifyInputs
+class DraftInputs(NamedTuple):
+    """Rows of a certain token that has not run, from which the draft layer is to draft; padded ones among them.
+
+    Attributes:
+        tokens: [batch, 1].
+        starts: [batch], the token's position.
+        wanted: [batch, drafts], 1 for a draft that is asked for, 0 after them and in a padded row.
+        accepted: [batch], of the lane's pending drafts those that were right: the token follows them.
+        lanes: [batch].
+        table: [batch, blocks], as for a prefill.
+    """
+
+    tokens: torch.Tensor
+    starts: torch.Tensor
+    wanted: torch.Tensor
+    accepted: torch.Tensor
+    lanes: torch.Tensor
+    table: torch.Tensor
+
+
+GraphInputs = PrefillInputs | DecodeInputs | VerifyInputs | DraftInputs
 
 
 def graph_inputs(inputs: GraphInputs) -> tuple[torch.Tensor, ...]:
@@ -128,6 +171,12 @@ def empty_verify(batch: int, bucket: int, drafts: int, commits: int, sampling: b
     drawn = _greedy(batch * (1 + drafts), sampling)
     drawn = drawn if drawn is None else drawn.view(batch, 1 + drafts, -1)
     return VerifyInputs(_zeros(batch, 1 + drafts), *rows, table, *commit, drawn)
+
+
+def empty_draft(batch: int, bucket: int, drafts: int) -> DraftInputs:
+    """As `empty_decode`, for up to `drafts` drafts a row."""
+    rows = _zeros(batch), _zeros(batch, drafts), _zeros(batch), _zeros(batch)
+    return DraftInputs(_zeros(batch, 1), *rows, _zeros(batch, bucket // BLOCK_SIZE))
 
 
 def prefill_inputs(
@@ -190,6 +239,32 @@ def verify_inputs(
         if inputs.sampling is not None and row.sampling is not None:
             inputs.sampling[index, :real] = parameter_tensor([row.sampling.at(place) for place in range(real)])
     return inputs
+
+
+def draft_inputs(rows: Sequence[DraftRow], batch: int, bucket: int, drafts: int) -> DraftInputs:
+    """The rows, then padded ones."""
+    inputs = empty_draft(batch, bucket, drafts)
+    for index, row in enumerate(rows):
+        inputs.tokens[index, 0], inputs.starts[index], inputs.lanes[index] = row.token, row.start, row.lane
+        inputs.wanted[index, : row.count], inputs.accepted[index] = 1, row.accepted
+        needed = -(-row.reach // BLOCK_SIZE)
+        inputs.table[index, :needed] = torch.tensor(row.blocks[:needed], dtype=torch.int32)
+    return inputs
+
+
+def draft_rows(requests: Sequence[DraftRequest], held: Mapping[int, int], max_model_len: int) -> list[DraftRow]:
+    """What the graphs are to draft; less is asked of a request where its blocks or the maximum length end.
+
+    Args:
+        held: tokens by lane, those of its last row's drafts not counted.
+    """
+    rows = []
+    for request in requests:
+        accepted = len(request.tokens) - 1
+        start = held[request.lane] + accepted
+        count = request.room(start, max_model_len)
+        rows.append(DraftRow(request.lane, request.tokens[-1], start, accepted, request.blocks, count))
+    return rows
 
 
 def verify_pieces(row: Row, accepted: int) -> tuple[list[Row], list[Row], list[Row]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,6 +23,8 @@ class StepMemory:
         window: of DeltaNet layers, [entries, kernel - 1, channels].
         inputs, factors: of DeltaNet layers, what is pending of each lane's drafts (`CacheSpec.pending_shapes`); none
             without drafts.
+        hidden, beyond: of the draft layer, hidden states after the final norm: of the last token that each entry holds,
+            and of each lane's drafts (`CacheSpec.hidden_shapes`); none without that layer.
     """
 
     kv: dict[int, tuple[torch.Tensor, torch.Tensor]]
@@ -30,12 +32,15 @@ class StepMemory:
     window: dict[int, torch.Tensor]
     inputs: dict[int, torch.Tensor] = field(default_factory=dict)
     factors: dict[int, torch.Tensor] = field(default_factory=dict)
+    hidden: dict[int, torch.Tensor] = field(default_factory=dict)
+    beyond: dict[int, torch.Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, cache: HybridCache, drafts: int = 0) -> StepMemory:
         """The cache's own tensors, and room for so many pending drafts a lane."""
         spec = replace(cache.spec, max_drafts=drafts)
         inputs, factors = spec.pending_shapes
+        hidden, beyond = spec.hidden_shapes
         layers = spec.config.deltanet_layers if spec.max_drafts else ()
         return cls(
             kv=dict(cache.kv),
@@ -43,22 +48,43 @@ class StepMemory:
             window={layer: bank.window for layer, bank in cache.banks.items()},
             inputs={layer: torch.zeros(inputs, dtype=spec.dtype) for layer in layers},
             factors={layer: torch.zeros(factors, dtype=torch.float32) for layer in layers},
+            hidden={layer: torch.zeros(hidden, dtype=spec.dtype) for layer in spec.draft_layers},
+            beyond={layer: torch.zeros(beyond, dtype=spec.dtype) for layer in spec.draft_layers},
         )
 
     def keep_pending(self) -> None:
-        """Leave what is pending as it is, in a graph that verifies nothing.
+        """Leave what is pending as it is, in a graph that verifies nothing."""
+        for pending in (self.inputs, self.factors, self.beyond):
+            _keep(pending)
 
-        Every state is an output of every graph, and an output must be computed: scratch is written with its own value.
-        """
-        for pending in (self.inputs, self.factors):
-            for layer, bank in pending.items():
-                scratch = torch.zeros(1, dtype=torch.int64, device=bank.device)
-                pending[layer] = bank.index_copy(0, scratch, bank[:1])
+    def keep_all_but(self, layers: Collection[int]) -> None:
+        """Leave everything as it is, in a graph that changes the keys and values of these layers alone."""
+        for bank in (self.recurrent, self.window, self.inputs, self.factors, self.hidden, self.beyond):
+            _keep(bank)
+        for layer, (keys, values) in self.kv.items():
+            if layer not in layers:
+                self.kv[layer] = kept(keys), kept(values)
 
     def outputs(self) -> list[torch.Tensor]:
         """Everything, in the order of `GraphCache.states`."""
-        by_layer = (self.recurrent, self.window, self.inputs, self.factors)
+        by_layer = (self.recurrent, self.window, self.inputs, self.factors, self.hidden, self.beyond)
         return [t for pair in self.kv.values() for t in pair] + [t for each in by_layer for t in each.values()]
+
+
+def kept(state: torch.Tensor) -> torch.Tensor:
+    """A state as it is, for a graph that does not change it.
+
+    Every state is an output of every graph, and an output must be computed: a row of scratch is written with its own
+    value.
+    """
+    rows = state.view(-1, state.shape[-1])
+    scratch = torch.zeros(1, dtype=torch.int64, device=state.device)
+    return rows.index_copy(0, scratch, rows[:1]).view(state.shape)
+
+
+def _keep(bank: dict[int, torch.Tensor]) -> None:
+    for layer, state in bank.items():
+        bank[layer] = kept(state)
 
 
 class GraphCache(nn.Module):
@@ -77,6 +103,8 @@ class GraphCache(nn.Module):
         self.window = _parameters(list(memory.window.values()))
         self.inputs = _parameters(list(memory.inputs.values()))
         self.factors = _parameters(list(memory.factors.values()))
+        self.hidden = _parameters(list(memory.hidden.values()))
+        self.beyond = _parameters(list(memory.beyond.values()))
 
     def states(self) -> Iterator[nn.Parameter]:
         """Every state, in the order in which a graph gives them back: KV first, as NxDI expects."""
@@ -85,6 +113,8 @@ class GraphCache(nn.Module):
         yield from self.window
         yield from self.inputs
         yield from self.factors
+        yield from self.hidden
+        yield from self.beyond
 
     def open(self) -> StepMemory:
         """The memory at the start of a call."""
@@ -92,11 +122,13 @@ class GraphCache(nn.Module):
         drafting = config.deltanet_layers if self.spec.max_drafts else ()
         pairs = zip(self.past_key_values[::2], self.past_key_values[1::2], strict=True)
         return StepMemory(
-            kv=dict(zip(config.attention_layers, pairs, strict=True)),
+            kv=dict(zip(self.spec.kv_layers, pairs, strict=True)),
             recurrent=dict(zip(config.deltanet_layers, self.recurrent, strict=True)),
             window=dict(zip(config.deltanet_layers, self.window, strict=True)),
             inputs=dict(zip(drafting, self.inputs, strict=True)),
             factors=dict(zip(drafting, self.factors, strict=True)),
+            hidden=dict(zip(self.spec.draft_layers, self.hidden, strict=True)),
+            beyond=dict(zip(self.spec.draft_layers, self.beyond, strict=True)),
         )
 
 

@@ -12,9 +12,10 @@ import torch
 from ..config import BLOCK_SIZE
 from ..model.state import Mixing, select_tokens
 from ..ops.attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
-from ..ops.banks import Batch, Span, Verify
+from ..ops.banks import Batch, Span, Verify, write_pending
 from ..ops.kernels import Kernels
-from .inputs import DecodeInputs, PrefillInputs, VerifyInputs
+from ..ops.torch_kernels import read_states, write_states
+from .inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInputs
 from .memory import StepMemory
 
 
@@ -62,20 +63,43 @@ class GraphPrefill(Mixing):
         return out
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        own_keys, own_values = self._write(layer, k, v)
+        table, cache = self.step.table, self.memory.kv[layer]
+        if q.shape[1] == 1:  # the last token alone: like a decoded one, it finds all others in the cache
+            own = select_tokens(k, self.last), select_tokens(v, self.last)
+            return self.kernels.attend(q, *own, cache, table, self.step.starts + self.step.lengths - 1)
+        before = table[:, : table.shape[1] - own_keys.shape[0] // BLOCK_SIZE]
+        first = self.step.starts - self.lead
+        return self.kernels.attend(q, own_keys.unsqueeze(0), own_values.unsqueeze(0), cache, before, first)
+
+    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        self._write(layer, k, v)
+
+    def _write(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Write keys and values, and give them as whole blocks, [active, kv_heads, head_dim].
+
+        They are written first and read after, so that a graph never needs the old cache beside the new one.
+        """
         table, active = self.step.table, self.step.tokens.shape[1] // BLOCK_SIZE
         keys, values = self.memory.kv[layer]
         run = block_of(self.step.starts) + torch.arange(active, device=table.device)
         blocks = table[0].index_select(0, run)
         own_keys, own_values = (whole_blocks(cache, x[0], blocks, self.lead) for cache, x in ((keys, k), (values, v)))
-        # Written first and read after, so that a graph never needs the old cache beside the new one.
-        cache = write_blocks(keys, own_keys, blocks), write_blocks(values, own_values, blocks)
-        self.memory.kv[layer] = cache
-        if q.shape[1] == 1:  # the last token alone: like a decoded one, it finds all others in the cache
-            own = select_tokens(k, self.last), select_tokens(v, self.last)
-            return self.kernels.attend(q, *own, cache, table, self.step.starts + self.step.lengths - 1)
-        before = table[:, : table.shape[1] - active]
-        first = self.step.starts - self.lead
-        return self.kernels.attend(q, own_keys.unsqueeze(0), own_values.unsqueeze(0), cache, before, first)
+        self.memory.kv[layer] = write_blocks(keys, own_keys, blocks), write_blocks(values, own_values, blocks)
+        return own_keys, own_values
+
+    def hidden_before(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states before those of the layout's places, [1, active, hidden], of draft layer `layer`."""
+        first = read_states(self.memory.hidden[layer], self.step.sources, self.step.starts == 0).unsqueeze(1)
+        places = torch.arange(hidden.shape[1], device=hidden.device).view(1, -1, 1)
+        shifted = torch.cat((first, hidden[:, :-1]), dim=1)
+        return torch.where(places == self.lead.view(-1, 1, 1), first, shifted)
+
+    def keep_hidden(self, layer: int, hidden: torch.Tensor) -> None:
+        """Keep what the next row goes on from, and what those do that restore a checkpoint."""
+        at = torch.cat((self.last, self.step.commit_at * BLOCK_SIZE - 1))
+        bank = self.memory.hidden[layer]
+        self.memory.hidden[layer] = write_states(bank, self.span, hidden[0].index_select(0, at))
 
 
 @dataclass(slots=True)
@@ -109,13 +133,23 @@ class GraphDecode(Mixing):
         return out
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        table, starts = self.step.table, self.step.starts
+        self.store(layer, k, v)
+        return self.kernels.attend(q, k, v, self.memory.kv[layer], self.step.table, self.step.starts)
+
+    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         keys, values = self.memory.kv[layer]
-        block = table.gather(1, block_of(starts).long().view(-1, 1))[:, 0]
-        index = block * BLOCK_SIZE + offset_of(starts)
-        cache = write_tokens(keys, k[:, 0], index), write_tokens(values, v[:, 0], index)
-        self.memory.kv[layer] = cache
-        return self.kernels.attend(q, k, v, cache, table, starts)
+        index = positions_in_cache(self.step.table, self.positions).view(-1)
+        self.memory.kv[layer] = write_tokens(keys, k[:, 0], index), write_tokens(values, v[:, 0], index)
+
+    def hidden_before(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """As in `GraphPrefill`, [batch, 1, hidden]."""
+        return read_states(self.memory.hidden[layer], self.step.sources, self.step.starts == 0).unsqueeze(1)
+
+    def keep_hidden(self, layer: int, hidden: torch.Tensor) -> None:
+        """As in `GraphPrefill`."""
+        left = hidden[:, 0]
+        written = torch.cat((left, left.index_select(0, self.step.commit_at)))
+        self.memory.hidden[layer] = write_states(self.memory.hidden[layer], self.batch, written)
 
 
 @dataclass(slots=True)
@@ -171,12 +205,73 @@ class GraphVerify(Mixing):
         return out
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        table, positions = self.step.table, self.positions
+        self.store(layer, k, v)
+        return self.kernels.attend(q, k, v, self.memory.kv[layer], self.step.table, self.step.starts)
+
+    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         keys, values = self.memory.kv[layer]
-        # Padding may lie past the end of the table, and must not be written to a block of the row.
-        block = table.gather(1, block_of(positions).clamp(max=table.shape[1] - 1).long())
         real = self.places < self.step.lengths.view(-1, 1)
-        index = (block * BLOCK_SIZE + offset_of(positions)).masked_fill(~real, 0).view(-1)
-        cache = write_tokens(keys, k.flatten(0, 1), index), write_tokens(values, v.flatten(0, 1), index)
+        index = positions_in_cache(self.step.table, self.positions).masked_fill(~real, 0).view(-1)
+        self.memory.kv[layer] = (
+            write_tokens(keys, k.flatten(0, 1), index),
+            write_tokens(values, v.flatten(0, 1), index),
+        )
+
+    def hidden_before(self, layer: int, hidden: torch.Tensor) -> torch.Tensor:
+        """As in `GraphPrefill`, [batch, 1 + drafts, hidden]: a row's first token follows its last accepted draft."""
+        step, memory = self.step, self.memory
+        held = read_states(memory.hidden[layer], step.sources, step.starts == 0).unsqueeze(1)
+        known = torch.cat((held, memory.beyond[layer].index_select(0, step.lanes)), dim=1)
+        return torch.cat((select_tokens(known, step.accepted), hidden[:, :-1]), dim=1)
+
+    def keep_hidden(self, layer: int, hidden: torch.Tensor) -> None:
+        """As in `GraphPrefill`, and those of the drafts, one of which the next row may go on from."""
+        step, memory = self.step, self.memory
+        beyond = memory.beyond[layer].index_select(0, step.commit_at)
+        after, accepted = step.commit_after - 1, step.accepted.index_select(0, step.commit_at)
+        crossed = select_tokens(beyond, after.clamp(max=beyond.shape[1] - 1))[:, 0]
+        own = hidden[:, 0].index_select(0, step.commit_at)
+        committed = torch.where((after == accepted).view(-1, 1), own, crossed)
+        written = torch.cat((hidden[:, 0], committed))
+        memory.hidden[layer] = write_states(memory.hidden[layer], self.rows, written)
+        memory.beyond[layer] = write_pending(memory.beyond[layer], step.lanes, hidden[:, 1:])
+
+
+@dataclass(slots=True)
+class GraphDraft(Mixing):
+    """Rows from which the draft layer drafts: tensors are [batch, 1, ...].
+
+    Attributes:
+        place: of the draft that is made now. Its entry is `place` positions beyond the token's.
+    """
+
+    memory: StepMemory
+    step: DraftInputs
+    kernels: Kernels
+    place: int = 0
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[batch, 1], of the entry that is written now."""
+        return self.step.starts.view(-1, 1) + self.place
+
+    def hidden_before(self, layer: int) -> torch.Tensor:
+        """The hidden state before each row's token, [batch, 1, hidden]."""
+        lanes, memory = self.step.lanes, self.memory
+        held = memory.hidden[layer].index_select(0, lanes).unsqueeze(1)
+        return select_tokens(torch.cat((held, memory.beyond[layer].index_select(0, lanes)), dim=1), self.step.accepted)
+
+    def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        keys, values = self.memory.kv[layer]
+        wanted = self.step.wanted[:, self.place : self.place + 1] != 0
+        index = positions_in_cache(self.step.table, self.positions).masked_fill(~wanted, 0).view(-1)
+        cache = write_tokens(keys, k[:, 0], index), write_tokens(values, v[:, 0], index)
         self.memory.kv[layer] = cache
-        return self.kernels.attend(q, k, v, cache, table, self.step.starts)
+        held = self.positions[:, 0].masked_fill(~wanted[:, 0], 0)
+        return self.kernels.attend(q, k, v, cache, self.step.table, held, begin=1)
+
+
+def positions_in_cache(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Where positions are, counted through the blocks; int [batch, n] both. Those past the table are anywhere in it."""
+    block = table.gather(1, block_of(positions).clamp(max=table.shape[1] - 1).long())
+    return block * BLOCK_SIZE + offset_of(positions)

@@ -9,7 +9,7 @@ from ..config import ModelConfig
 from ..ops.attention import apply_rotary
 from .layers import LayerFactory
 from .norm import RMSNorm
-from .state import StateOperations, StepState, select_tokens
+from .state import StateOperations, StepState, Storing, select_tokens
 
 
 class Attention(nn.Module):
@@ -62,11 +62,21 @@ class Attention(nn.Module):
         Returns:
             [batch, tokens or 1, query_heads * head_dim].
         """
-        counts = (self.query_heads, self.query_heads, self.kv_heads, self.kv_heads)
-        q, gate, k, v = self.in_proj_qgkv(x).unflatten(2, (-1, self.head_dim)).split(counts, dim=2)
+        q, gate, k, v = self._project(x)
         k = apply_rotary(self.k_norm(k), *rotary)
         if last is not None:
             q, gate = select_tokens(q, last), select_tokens(gate, last)
             rotary = select_tokens(rotary[0], last), select_tokens(rotary[1], last)
         q = apply_rotary(self.q_norm(q), *rotary)
         return (state.attend(self.index, q, k, v) * torch.sigmoid(gate)).flatten(2)
+
+    def store(self, x: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], state: Storing) -> None:
+        """Keys and values of tokens, which attend to nothing; x and rotary as in `forward`."""
+        _, _, k, v = self._project(x)
+        state.store(self.index, apply_rotary(self.k_norm(k), *rotary), v)
+
+    def _project(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, gates, keys and values, each [batch, tokens, heads, head_dim]."""
+        counts = (self.query_heads, self.query_heads, self.kv_heads, self.kv_heads)
+        parts: tuple[torch.Tensor, ...] = self.in_proj_qgkv(x).unflatten(2, (-1, self.head_dim)).split(counts, dim=2)
+        return parts

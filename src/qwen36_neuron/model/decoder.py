@@ -11,7 +11,7 @@ from .decoder_layer import DecoderLayer
 from .layers import LayerFactory, SingleRank
 from .mtp import MtpLayer
 from .norm import RMSNorm
-from .state import StepState
+from .state import StepState, Storing
 
 
 class Qwen36Model(nn.Module):
@@ -102,6 +102,13 @@ class Qwen36Model(nn.Module):
         rotary = rotary_tables(positions, self.config.rope, embedded.dtype)
         result: torch.Tensor = self.mtp(hidden, embedded, rotary, state, last)
         return result
+
+    def store_for_drafts(
+        self, hidden: torch.Tensor, next_tokens: torch.Tensor, positions: torch.Tensor, state: Storing
+    ) -> None:
+        """Keys and values of the multi-token-prediction layer, for drafts to come; arguments as those of `draft`."""
+        embedded = self.embed_tokens(next_tokens)
+        self.mtp.store(hidden, embedded, rotary_tables(positions, self.config.rope, embedded.dtype), state)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] after the final norm -> fp32 [..., vocab]."""

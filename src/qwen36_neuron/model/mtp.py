@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from ..config import LayerType, ModelConfig
+from .attention import Attention
 from .decoder_layer import DecoderLayer
 from .layers import LayerFactory
 from .norm import RMSNorm
-from .state import StepState
+from .state import StepState, Storing
 
 
 class MtpLayer(nn.Module):
@@ -51,5 +52,16 @@ class MtpLayer(nn.Module):
         Returns:
             [batch, tokens, hidden], or [batch, 1, hidden] with `last`.
         """
-        x = self.fc(torch.cat((self.norm_embedding(embedded), self.norm_hidden(hidden)), dim=-1))
-        return self.norm(self.layer(x, rotary, state, last))
+        return self.norm(self.layer(self._joined(hidden, embedded), rotary, state, last))
+
+    def store(
+        self, hidden: torch.Tensor, embedded: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], state: Storing
+    ) -> None:
+        """The layer's keys and values alone, of tokens from which nothing is drafted; arguments as in `forward`."""
+        mixer = self.layer.mixer
+        assert isinstance(mixer, Attention)
+        mixer.store(self.layer.input_norm(self._joined(hidden, embedded)), rotary, state)
+
+    def _joined(self, hidden: torch.Tensor, embedded: torch.Tensor) -> torch.Tensor:
+        joined: torch.Tensor = self.fc(torch.cat((self.norm_embedding(embedded), self.norm_hidden(hidden)), dim=-1))
+        return joined

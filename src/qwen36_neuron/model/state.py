@@ -80,6 +80,14 @@ class StateOperations(Protocol):
         ...
 
 
+class Storing(Protocol):
+    """What keeps keys and values that nothing asks about yet."""
+
+    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """Store new keys and values, [batch, tokens, kv_heads, head_dim]."""
+        ...
+
+
 class Mixing:
     """The `StepState` that runs blocks operation by operation, of whoever has the operations."""
 

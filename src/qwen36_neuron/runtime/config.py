@@ -35,8 +35,8 @@ class RuntimeConfig:
             what the artifact was compiled with, and 0 on CPU.
         max_drafts: proposed tokens that a row may have verified; on a Neuron device at most as many as the artifact was
             compiled for.
-        draft_layer: hold the checkpoint's multi-token-prediction layer, which makes drafts. On a CPU, with operations
-            in torch or fused.
+        max_proposals: drafts that the checkpoint's multi-token-prediction layer makes of a row at once, 0 to leave the
+            layer out; on a Neuron device at most as many as the artifact was compiled for.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
         description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
             file as it is.
@@ -55,7 +55,7 @@ class RuntimeConfig:
     kernels: KernelChoice | None = None
     sampling_candidates: int | None = None
     max_drafts: int = 0
-    draft_layer: bool = False
+    max_proposals: int = 0
     lazy_logits: bool = True
     description: ModelConfig | None = None
 
@@ -72,6 +72,7 @@ class RuntimeConfig:
             ("num_slots", 0),
             ("tp_degree", 1),
             ("max_drafts", 0),
+            ("max_proposals", 0),
         ):
             value = getattr(self, field)
             if value < minimum:
@@ -95,14 +96,16 @@ class RuntimeConfig:
         if self.max_drafts >= BLOCK_SIZE:
             problem = f"could cross more than one boundary of {BLOCK_SIZE} tokens at once"
             raise ConfigError("max_drafts", self.max_drafts, problem, f"Use {BLOCK_SIZE - 1} at most")
-        if self.draft_layer and (self.device != "cpu" or self.kernels == "interpreter"):
-            raise ConfigError(
-                "draft_layer", True, "is in no graph", "Draft by lookup, or use device=cpu, kernels=torch"
-            )
-        if self.draft_layer and not self.max_drafts:
-            raise ConfigError("max_drafts", self.max_drafts, "leaves nothing for a draft layer to make", "Raise it")
+        if self.max_proposals > self.max_drafts:
+            problem = f"are more drafts than the {self.max_drafts} that a row may have verified"
+            raise ConfigError("max_proposals", self.max_proposals, problem, "Lower it, or raise max_drafts")
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")
+
+    @property
+    def draft_layer(self) -> bool:
+        """Whether the multi-token-prediction layer is held."""
+        return self.max_proposals > 0
 
     def model_config(self) -> ModelConfig:
         """The network: as described, or else as the checkpoint's config.json says. Raises ConfigError."""

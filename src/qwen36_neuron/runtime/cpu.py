@@ -57,7 +57,7 @@ class CpuRuntime:
                 draft_layer=config.draft_layer,
             )
         )
-        self._drafts = CpuDraftLayer(self.model, self.cache, config.max_model_len) if config.draft_layer else None
+        self._drafts = self._open_draft_layer() if config.draft_layer else None
         self._capacity = Capacity(
             num_blocks=config.num_blocks,
             num_lanes=config.num_lanes,
@@ -66,7 +66,7 @@ class CpuRuntime:
             max_step_tokens=config.max_step_tokens,
             sampling_candidates=config.sampling_candidates or 0,
             max_drafts=config.max_drafts,
-            max_proposals=config.max_drafts if config.draft_layer else 0,
+            max_proposals=config.max_proposals,
         )
         self._checker = StepChecker(self._capacity, model_config.vocab_size)
         self._closed = False
@@ -129,6 +129,10 @@ class CpuRuntime:
 
     def __del__(self) -> None:
         self.close()
+
+    def _open_draft_layer(self) -> CpuDraftLayer | None:
+        """What follows the lanes for the draft layer; None where calls do that themselves."""
+        return CpuDraftLayer(self.model, self.cache, self.config.max_model_len)
 
     # ---- one step ----------------------------------------------------------------------------------------------
 

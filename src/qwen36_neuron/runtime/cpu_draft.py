@@ -93,6 +93,10 @@ class CpuDraftState(Mixing):
             out[index, :count] = attend(q[index, :count], cache, row)
         return out
 
+    def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        for index, (row, length) in enumerate(zip(self.rows, self.lengths, strict=True)):
+            write_kv(self.cache.positions(layer), k[index, :length], v[index, :length], row)
+
 
 @dataclass(slots=True)
 class CpuLastLayer(Mixing):
@@ -228,7 +232,7 @@ class CpuDraftLayer:
             lane = self._lanes[request.lane]
             lane.confirm(len(request.tokens) - 1)
             lane.blocks = request.blocks
-        counts = [self._room(request) for request in requests]
+        counts = [request.room(self._lanes[request.lane].end, self.max_model_len) for request in requests]
         chosen = [index for index, count in enumerate(counts) if count > 0]
         if not chosen:
             return tuple(tuple(found) for found in drafts)
@@ -246,11 +250,6 @@ class CpuDraftLayer:
             chosen = [chosen[at] for at in going]
             newest = [drafts[index][-1] for index in chosen]
             hidden = self._chain([requests[index] for index in chosen], newest, hidden[going], place)
-
-    def _room(self, request: DraftRequest) -> int:
-        """Drafts that fit: a row that verifies n of them reaches n positions beyond its own token."""
-        reach = min(len(request.blocks) * BLOCK_SIZE, self.max_model_len)
-        return min(request.count, reach - self._lanes[request.lane].end - 1)
 
     def _absorb(self, numbers: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
         """Write what lanes owe and the entries of their next tokens; the layer's result there, [lanes, 1, hidden]."""
@@ -311,12 +310,19 @@ class CpuDraftLayer:
 
     def _write(self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]) -> None:
         """Write entries from `written` on, one a hidden state."""
-        self._run(lanes, hidden, tokens)
+        self.model.store_for_drafts(*self._inputs(lanes, hidden, tokens))
 
     def _run(
         self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]
     ) -> torch.Tensor:
         """Write entries from `written` on, one a hidden state; the layer's result at the last, [lanes, 1, hidden]."""
+        last = torch.tensor([len(own) - 1 for own in tokens])
+        return self.model.draft(*self._inputs(lanes, hidden, tokens), last)
+
+    def _inputs(
+        self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, CpuDraftState]:
+        """Hidden states, tokens, positions and memory of one call, padded on the right."""
         lengths = [len(own) for own in tokens]
         padded = torch.nn.utils.rnn.pad_sequence(list(hidden), batch_first=True)
         ids = torch.zeros(padded.shape[:2], dtype=torch.int64)
@@ -328,8 +334,7 @@ class CpuDraftLayer:
             for lane, length in zip(lanes, lengths, strict=True)
         ]
         positions = starts[:, None] - 1 + torch.arange(padded.shape[1])
-        state = CpuDraftState(self.cache, rows, lengths)
-        return self.model.draft(padded, ids, positions, state, torch.tensor(lengths) - 1)
+        return padded, ids, positions, CpuDraftState(self.cache, rows, lengths)
 
     def _chain(
         self, requests: Sequence[DraftRequest], tokens: Sequence[int], hidden: torch.Tensor, place: int

@@ -13,12 +13,17 @@ import torch
 
 from ..config import BLOCK_SIZE
 from ..graph.buckets import PrefillBucket
+from ..graph.draft import follow, make_drafts
 from ..graph.inputs import (
     DecodeInputs,
+    DraftInputs,
     PrefillInputs,
     VerifyInputs,
     decode_inputs,
+    draft_inputs,
+    draft_rows,
     empty_decode,
+    empty_draft,
     empty_prefill,
     empty_verify,
     prefill_inputs,
@@ -27,10 +32,11 @@ from ..graph.inputs import (
     verify_pieces,
 )
 from ..graph.memory import StepMemory
-from ..graph.state import GraphDecode, GraphPrefill, GraphVerify
+from ..graph.state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
 from ..model.norm import set_gated_norm
+from ..model.state import select_tokens
 from ..ops.kernels import ROWS, check_shapes, open_kernels
-from ..step import Output, Row
+from ..step import DeviceError, DraftRequest, Output, Row
 from .config import RuntimeConfig
 from .cpu import Call, CpuRuntime
 
@@ -42,7 +48,8 @@ class InterpretedRuntime(CpuRuntime):
     """The CPU runtime with the memory of a device and interpreted kernels.
 
     Rows of one token are one call, which verifies drafts if any of them needs it; each longer row is its own, or
-    several where it has drafts. A checkpoint is restored by reading it from its entry.
+    several where it has drafts. A checkpoint is restored by reading it from its entry. With a draft layer every call
+    writes that layer's keys and values too, and drafts are made in a call of their own.
 
     Raises:
         ConfigError: the kernels do not take the model's sizes, or there is no interpreter beside AWS's own nki.
@@ -63,6 +70,26 @@ class InterpretedRuntime(CpuRuntime):
             self._run_decode(empty_decode(1, BLOCK_SIZE, 1))
             if self._capacity.max_drafts:
                 self._run_verify(empty_verify(1, BLOCK_SIZE, self._capacity.max_drafts, 1))
+            if self._capacity.max_proposals:
+                self._run_draft(empty_draft(1, BLOCK_SIZE, self._capacity.max_proposals))
+
+    def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
+        if self._closed:
+            raise DeviceError("the runtime was closed")
+        self._checker.check_drafting(requests)
+        rows = draft_rows(requests, self._checker.held, self._capacity.max_model_len)
+        asked = [row for row in rows if row.count]
+        made = iter(())
+        if asked:
+            blocks = max(-(-row.reach // BLOCK_SIZE) for row in asked)
+            inputs = draft_inputs(asked, len(asked), blocks * BLOCK_SIZE, max(row.count for row in asked))
+            with torch.inference_mode():
+                made = iter(self._run_draft(inputs).tolist())
+        self._checker.drafted(requests)
+        return tuple(tuple(next(made)[: row.count]) if row.count else () for row in rows)
+
+    def _open_draft_layer(self) -> None:
+        """Nothing: it is in the calls."""
 
     # ---- one step ----------------------------------------------------------------------------------------------------
 
@@ -123,15 +150,27 @@ class InterpretedRuntime(CpuRuntime):
 
     def _run_prefill(self, inputs: PrefillInputs, whole: bool) -> torch.Tensor:
         state = GraphPrefill(self.memory, inputs, self.kernels)
-        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state, None if whole else state.last)
-        return hidden
+        last = None if whole or self.memory.hidden else state.last
+        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state, last)
+        follow(self.model, state, hidden)
+        return hidden if whole or last is not None else select_tokens(hidden, state.last)
 
     def _run_decode(self, inputs: DecodeInputs) -> torch.Tensor:
         state = GraphDecode(self.memory, inputs, self.kernels)
         hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
+        follow(self.model, state, hidden)
         return hidden
 
     def _run_verify(self, inputs: VerifyInputs) -> torch.Tensor:
         state = GraphVerify(self.memory, inputs, self.kernels)
         hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
+        follow(self.model, state, hidden)
         return hidden
+
+    def _run_draft(self, inputs: DraftInputs) -> torch.Tensor:
+        """int32 [rows, drafts]."""
+        return make_drafts(self.model, GraphDraft(self.memory, inputs, self.kernels), self._best)[0]
+
+    def _best(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, tokens = self.model.logits(hidden).max(-1)
+        return tokens, logits

@@ -21,7 +21,10 @@ VOCAB = 4000
 BLOCKS = 8
 
 
-@pytest.fixture(scope="module", params=["torch", "fused"])
+INTERPRETED = pytest.param("interpreter", marks=pytest.mark.interpreter)
+
+
+@pytest.fixture(scope="module", params=["torch", "fused", INTERPRETED])
 def runtime(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> CpuRuntime:
     if request.param == "fused":
         pytest.importorskip("numba")
@@ -35,7 +38,7 @@ def opened(folder: Path, kernels: str, **changes: object) -> CpuRuntime:
         "num_slots": 4,
         "num_lanes": 4,
         "max_drafts": MOST,
-        "draft_layer": True,
+        "max_proposals": MOST,
     }
     made = open_runtime(RuntimeConfig(model=folder, kernels=kernels, **(settings | changes)))  # type: ignore[arg-type]
     assert isinstance(made, CpuRuntime)
@@ -209,6 +212,29 @@ def test_blocks_are_whole_once_they_are_full(tiny_checkpoint: Path) -> None:
     assert kept[0].any(dim=-1).all()
 
 
+@pytest.mark.interpreter
+def test_graphs_write_the_entries_that_are_written_later_on_a_cpu(tiny_checkpoint: Path) -> None:
+    """Of all positions that have run, whatever was drafted, and nothing in blocks of others."""
+    runtimes = [opened(tiny_checkpoint, kernels) for kernels in ("torch", "interpreter")]
+    for runtime in runtimes:
+        sequence = Sequence_(runtime, ids(200, 13), lane=2)
+        sequence.run(59)
+        for wrong_at in (0, 1, 2, None, 1, 0, None, 2):
+            sequence.drafts(3)
+            sequence.run(1, 3, wrong_at)
+        sequence.drafts(3)
+        held = sequence.start
+    cpu, graphs = runtimes
+    layer = cpu.model.config.num_layers
+    for expected, actual in zip(cpu.cache.kv[layer], graphs.memory.kv[layer], strict=True):  # type: ignore[attr-defined]
+        first = blocks_of(2)[0]
+        own = slice(first * BLOCK_SIZE + 1, first * BLOCK_SIZE + held)
+        assert (expected.flatten(0, 1)[own] - actual.flatten(0, 1)[own]).abs().max() <= 2e-5
+        assert expected.flatten(0, 1)[own].any(dim=-1).all()
+        others = [block for block in range(1, 65) if block not in blocks_of(2)[:2]]
+        assert not actual[others].any()
+
+
 def test_a_lane_is_used_again(runtime: CpuRuntime, oracle: DraftOracle) -> None:
     for seed in (6, 7):
         sequence = Sequence_(runtime, ids(200, seed))
@@ -290,7 +316,7 @@ def test_a_prefix_whose_blocks_another_request_owes(runtime: CpuRuntime, oracle:
 
 
 def test_without_a_draft_layer_nothing_is_drafted(tiny_checkpoint: Path) -> None:
-    runtime = opened(tiny_checkpoint, "torch", draft_layer=False)
+    runtime = opened(tiny_checkpoint, "torch", max_proposals=0)
     sequence = Sequence_(runtime, ids(30))
     sequence.run(10)
     with pytest.raises(StepError, match="no draft layer"):
@@ -298,9 +324,9 @@ def test_without_a_draft_layer_nothing_is_drafted(tiny_checkpoint: Path) -> None
 
 
 def test_configurations_that_cannot_work(tiny_checkpoint: Path) -> None:
-    with pytest.raises(ConfigError, match="max_drafts=0"):
-        RuntimeConfig(tiny_checkpoint, draft_layer=True)
-    config = RuntimeConfig(tiny_checkpoint, draft_layer=True, max_drafts=2)
+    with pytest.raises(ConfigError, match="max_proposals=3: are more drafts than the 2"):
+        RuntimeConfig(tiny_checkpoint, max_drafts=2, max_proposals=3)
+    config = RuntimeConfig(tiny_checkpoint, max_drafts=2, max_proposals=2)
     config = replace(config, description=replace(config.model_config(), num_mtp_layers=0))
     with pytest.raises(ConfigError, match="mtp_num_hidden_layers=0"):
         config.model_config()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -261,10 +260,16 @@ def test_what_interpreted_kernels_keep_of_drafts_is_what_is_planned(tiny_checkpo
     assert with_drafts - without == spec.pending_bytes > 0
 
 
-@pytest.mark.parametrize("changes", [{"device": "neuron", "artifact": Path("a")}, {"kernels": "interpreter"}])
-def test_where_no_graph_has_the_draft_layer_it_is_refused(tiny_checkpoint: Path, changes: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="draft_layer=True: is in no graph"):
-        replace(RuntimeConfig(model=tiny_checkpoint, max_drafts=1), draft_layer=True, **changes)  # type: ignore[arg-type]
+@pytest.mark.interpreter
+def test_what_interpreted_kernels_keep_for_the_draft_layer_is_what_is_planned(tiny_checkpoint: Path) -> None:
+    """Its keys and values, which are a part of every block's bytes, and hidden states."""
+    opening = {"max_drafts": MOST, "num_slots": 3}
+    memories = [opened(tiny_checkpoint, "interpreter", max_proposals=n, **opening).memory for n in (2, 0)]  # type: ignore[attr-defined]
+    with_layer, without = (sum(state.nbytes for state in memory.outputs()) for memory in memories)
+    specs = [opened(tiny_checkpoint, "torch", max_proposals=n, **opening).cache.spec for n in (2, 0)]
+    blocks = specs[0].num_blocks * (specs[0].block_bytes - specs[1].block_bytes)
+    assert with_layer - without == specs[0].hidden_bytes + blocks
+    assert specs[1].hidden_bytes == 0
 
 
 def test_drafts_cross_one_boundary_at_most(tiny_checkpoint: Path) -> None:
