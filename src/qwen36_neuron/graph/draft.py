@@ -12,18 +12,31 @@ from collections.abc import Callable
 import torch
 
 from ..model import Qwen36Model
+from ..model.state import select_tokens
 from .state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
+
+Running = GraphPrefill | GraphDecode | GraphVerify
 
 Best = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Of hidden states [batch, 1, hidden] the most likely tokens and their logits, int and fp32 [batch, 1]."""
 
 
-def follow(network: Qwen36Model, state: GraphPrefill | GraphDecode | GraphVerify, hidden: torch.Tensor) -> None:
-    """Have the draft layer, if the memory is one with it, follow the tokens that have run.
+def run_tokens(network: Qwen36Model, state: Running, last: torch.Tensor | None = None) -> torch.Tensor:
+    """Run a call's tokens, and have the draft layer follow them, if the memory is one with it.
 
     Args:
-        hidden: of all of them, after the final norm.
+        last: int [rows], places of the only tokens whose result is asked for.
+    Returns:
+        Hidden states after the final norm, [rows, tokens, hidden], or [rows, 1, hidden] with `last`. The draft layer is
+        shown those of all tokens; without it the network's last layer leaves out what `last` does not need.
     """
+    tokens, every = state.step.tokens, last is None or bool(state.memory.hidden)
+    hidden: torch.Tensor = network(tokens, state.positions, state, None if every else last)
+    _follow(network, state, hidden)
+    return hidden if last is None or not every else select_tokens(hidden, last)
+
+
+def _follow(network: Qwen36Model, state: Running, hidden: torch.Tensor) -> None:
     for layer in list(state.memory.hidden):
         before = state.hidden_before(layer, hidden)
         network.store_for_drafts(before, state.step.tokens, state.positions - 1, state)

@@ -46,6 +46,8 @@ class GraphOptions:
         sampling_candidates: most likely tokens that a draw in a graph looks at; 0 for graphs that draw none.
         max_drafts: drafts that a row may have verified; 0 for none. Above 0 there is a verify graph of 1 + max_drafts
             tokens a row beside each decode graph.
+        max_proposals: drafts that the checkpoint's own draft layer makes of a row at once, at most max_drafts; 0 for
+            graphs without that layer. Above 0 there is a draft graph of 1, one of 2, ... beside each decode graph.
     """
 
     max_model_len: int
@@ -65,6 +67,7 @@ class GraphOptions:
     sampling_candidates: int = 256
     decode_rows: tuple[int, ...] = ()
     max_drafts: int = 0
+    max_proposals: int = 0
 
     def __post_init__(self) -> None:
         for choice, allowed in (("dtype", list(DTYPES)), ("weights", list(WeightFormat)), ("scales", list(Scales))):
@@ -81,6 +84,7 @@ class GraphOptions:
             ("decode_commits", 1),
             ("sampling_candidates", 0),
             ("max_drafts", 0),
+            ("max_proposals", 0),
         ):
             value = getattr(self, field)
             if value < minimum:
@@ -97,6 +101,9 @@ class GraphOptions:
         if self.max_drafts >= BLOCK_SIZE:
             problem = f"could cross more than one boundary of {BLOCK_SIZE} tokens at once"
             raise ConfigError("max_drafts", self.max_drafts, problem, f"Use {BLOCK_SIZE - 1} at most")
+        if self.max_proposals > self.max_drafts:
+            problem = f"are more drafts than the {self.max_drafts} that a row may have verified"
+            raise ConfigError("max_proposals", self.max_proposals, problem, "Lower it, or raise max_drafts")
         if self.logical_cores not in (1, 2):
             raise ConfigError("logical_cores", self.logical_cores, "a Trn2 joins 1 or 2 cores", "Use 2")
         check_choice(self.kernels, "neuron")
@@ -139,6 +146,16 @@ class GraphOptions:
         """
         return [(rows, size) for rows in (self.num_lanes, *self.decode_rows) for size in self.buckets.decode]
 
+    @property
+    def draft_graphs(self) -> list[tuple[int, int, int]]:
+        """(drafts, rows, tokens held) of every draft graph."""
+        return [(drafts, *graph) for drafts in range(1, self.max_proposals + 1) for graph in self.decode_graphs]
+
+    @property
+    def draft_layer(self) -> bool:
+        """Whether the graphs hold the checkpoint's own draft layer."""
+        return self.max_proposals > 0
+
     def decode_rows_for(self, count: int) -> int:
         """Rows of the smallest decode graph that takes `count` rows, at most num_lanes."""
         return next((rows for rows in self.decode_rows if rows >= count), self.num_lanes)
@@ -146,7 +163,7 @@ class GraphOptions:
     def cache_spec(self, model: ModelConfig) -> CacheSpec:
         """The memory of one rank."""
         sizes = self.num_blocks, self.num_lanes, self.num_slots
-        return CacheSpec(model, *sizes, self.torch_dtype, self.tp_degree, self.max_drafts)
+        return CacheSpec(model, *sizes, self.torch_dtype, self.tp_degree, self.max_drafts, self.draft_layer)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""

@@ -227,8 +227,8 @@ class GraphVerify(Mixing):
     def keep_hidden(self, layer: int, hidden: torch.Tensor) -> None:
         """As in `GraphPrefill`, and those of the drafts, one of which the next row may go on from."""
         step, memory = self.step, self.memory
-        beyond = memory.beyond[layer].index_select(0, step.commit_at)
-        after, accepted = step.commit_after - 1, step.accepted.index_select(0, step.commit_at)
+        lanes, accepted = (rows.index_select(0, step.commit_at) for rows in (step.lanes, step.accepted))
+        beyond, after = memory.beyond[layer].index_select(0, lanes), step.commit_after - 1
         crossed = select_tokens(beyond, after.clamp(max=beyond.shape[1] - 1))[:, 0]
         own = hidden[:, 0].index_select(0, step.commit_at)
         committed = torch.where((after == accepted).view(-1, 1), own, crossed)

@@ -24,14 +24,17 @@ from ..checkpoint.sharding import arrange
 from ..checkpoint.weight_format import WeightFormat
 from ..graph.batch import batch_rows
 from ..graph.compiler import CompilerOptions, decode_options, prefill_options
-from ..graph.inputs import decode_groups, prefill_pieces
+from ..graph.inputs import DraftRow, decode_groups, prefill_pieces
 from ..graph.logits import Logits
 from ..graph.options import GraphOptions
 from ..step import Row
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import lay_out
-from .model import NETWORK, RANK_PARAMETERS, NeuronQwen36Model
+from .model import DRAFT_STAGE, NETWORK, RANK_PARAMETERS, NeuronQwen36Model
 from .wrapper import Qwen36ModelWrapper
+
+DRAFT_MODEL_TAG = "draft_model"
+"""NxDI has no tag for graphs that only draft."""
 
 
 class Answer(NamedTuple):
@@ -59,6 +62,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
     context_encoding_model: Qwen36ModelWrapper
     token_generation_model: Qwen36ModelWrapper
     speculation_model: Qwen36ModelWrapper
+    draft_model: Qwen36ModelWrapper
 
     @classmethod
     def get_config_cls(cls) -> type[Qwen36InferenceConfig]:
@@ -101,6 +105,8 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
 
         if options.max_drafts:  # beside it: NxDI itself would make one of the two
             self.enable_speculation()
+        if options.max_proposals:
+            self.enable_drafting()
 
     def enable_speculation(self, enable_wlt_optimization: bool = False, **model_init_kwargs: Any) -> None:
         """The graphs that verify drafts, as many as decode. Weights are laid out for decoding all the same."""
@@ -117,6 +123,14 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             is_prefill_stage=False,
             n_active_tokens=1 + options.max_drafts,
         )
+
+    def enable_drafting(self, **model_init_kwargs: Any) -> None:
+        """The graphs that draft: the draft layer and the head, once for each draft."""
+        options = self.options
+        pairs = [[drafts, size] for drafts, _, size in options.draft_graphs]
+        compiler = decode_options(options.max_model_len, options.logical_cores)
+        settings = {"batch_size": options.num_lanes, "is_prefill_stage": False, "n_active_tokens": 1, DRAFT_STAGE: True}
+        self.draft_model = self._add(DRAFT_MODEL_TAG, pairs, compiler, None, model_init_kwargs, **settings)
 
     def _add(
         self,
@@ -156,6 +170,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             tp=options.tp_degree,
             rank=rank,
             dtype=options.torch_dtype,
+            include_mtp=options.draft_layer,
             keep_fp8=options.weights != WeightFormat.BF16,
         )
         if options.mlp_kernel:
@@ -195,7 +210,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         names = {name: canonical_name(name if name.startswith("model.") else f"model.{name}") for name in state_dict}
         tensors = {own: state_dict[name] for name, own in names.items() if own is not None}
         options = config.neuron_config.options
-        weights = arrange(tensors, config.model_config, options.tp_degree, options.torch_dtype)
+        weights = arrange(tensors, config.model_config, options.tp_degree, options.torch_dtype, options.draft_layer)
         return in_module(weights, torch.arange(options.tp_degree, dtype=torch.int32))
 
     @staticmethod
@@ -233,6 +248,12 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         behind = {id(row): count for row, count in zip(rows, accepted, strict=True)}
         for group in decode_groups(rows, options.num_lanes, options.decode_commits):
             yield from answers(self.speculation_model(group, [behind[id(row)] for row in group]))
+
+    def draft(self, rows: Sequence[DraftRow]) -> list[tuple[int, ...]]:
+        """As many drafts of each row as it wants, one at least; the rows have different lanes."""
+        return [
+            tuple(found[: row.count]) for row, found in zip(rows, self.draft_model.draft(rows).tolist(), strict=True)
+        ]
 
     def forward(
         self,

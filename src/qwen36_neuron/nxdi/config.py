@@ -107,6 +107,7 @@ def quantisation(options: GraphOptions) -> dict[str, Any]:
         return {"quantized": False}
     kept = ["in_proj_ba"] if options.weights == WeightFormat.FP8 else ["mixer", "lm_head"]
     kept += ["mlp"] if options.mlp_kernel else []
+    kept += ["mtp"] if options.draft_layer else []  # bf16 in every checkpoint of ours
     blocks = options.scales == Scales.BLOCK
     return {
         "quantized": True,

@@ -47,11 +47,14 @@ def set_mlp(network: nn.Module, config: ModelConfig, options: GraphOptions) -> N
 
 
 def lay_out(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A rank's weights with those of every MLP as `Fp8MLP` holds them, from FP8 with a scale a channel."""
+    """A rank's weights with those of every MLP as `Fp8MLP` holds them, from FP8 with a scale a channel.
+
+    The draft layer's is none of them: its weights are bf16.
+    """
     out = {}
     for name, tensor in weights.items():
         prefix, _, rest = name.partition(".mlp.")
-        match rest:
+        match rest if prefix.startswith("layers.") else "":
             case "gate_up_proj.weight":
                 for part, half in zip(("gate", "up"), tensor.view(torch.uint8).chunk(2), strict=True):
                     out[f"{prefix}.mlp.{part}"] = half.t().contiguous()

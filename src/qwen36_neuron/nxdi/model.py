@@ -6,20 +6,24 @@ import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
-from ..graph.inputs import DecodeInputs, GraphInputs, PrefillInputs, VerifyInputs
-from ..graph.memory import GraphCache
-from ..graph.state import GraphDecode, GraphPrefill, GraphVerify
+from ..graph.draft import make_drafts, run_tokens
+from ..graph.inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInputs
+from ..graph.memory import GraphCache, StepMemory
+from ..graph.state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
 from ..model import Qwen36Model
 from ..model.norm import set_gated_norm
 from ..ops.kernels import open_kernels
 from ..ops.sampling import draw
-from .candidates import candidates, gathered
+from .candidates import candidates, gathered, most_likely
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import set_mlp
 from .layers import NxdLayers
 
 NETWORK = "network."
 """What the network's parameter names start with in this module."""
+
+DRAFT_STAGE = "is_draft_stage"
+"""Setting that tells a draft graph, beside NxDI's own `is_prefill_stage`."""
 
 RANK_PARAMETERS = (f"{NETWORK}embed_tokens.rank_util.rank", "rank_util.rank")
 """Where the module holds the number of its rank."""
@@ -42,13 +46,15 @@ class NeuronQwen36Model(NeuronBaseModel):
         self.buckets = config.neuron_config.buckets
         self.is_prefill = bool(config.neuron_config.is_prefill_stage)
         self.verifies = not self.is_prefill and config.neuron_config.n_active_tokens > 1
+        self.drafts: bool = getattr(config.neuron_config, DRAFT_STAGE, False)
         self.candidates: int = config.neuron_config.options.sampling_candidates
 
     def init_model(self, config: Qwen36InferenceConfig) -> None:
         default = torch.get_default_dtype()
         torch.set_default_dtype(config.neuron_config.torch_dtype)  # of parameters that declare no type of their own
         try:
-            self.network = Qwen36Model(config.model_config, NxdLayers(config.neuron_config))
+            layers, drafting = NxdLayers(config.neuron_config), config.neuron_config.options.draft_layer
+            self.network = Qwen36Model(config.model_config, layers, include_mtp=drafting)
         finally:
             torch.set_default_dtype(default)
         options = config.neuron_config.options
@@ -65,27 +71,21 @@ class NeuronQwen36Model(NeuronBaseModel):
         """Run one graph.
 
         Args:
-            inputs: the fields of `PrefillInputs`, `DecodeInputs` or `VerifyInputs`.
+            inputs: the fields of `PrefillInputs`, `DecodeInputs`, `VerifyInputs` or `DraftInputs`.
         Returns:
             Tokens int32 [rows, places] as the rows' sampling asks: `ops.sampling.UNDECIDED` where the candidates do not
             tell, the most likely ones in a graph without sampling parameters. Then the logits that they are drawn from,
             fp32 [rows, places, vocab], then every state in the order of `GraphCache.states`. Places are a row's tokens
-            in a graph that verifies drafts, and its last token in others.
+            in a graph that verifies drafts, and its last token in others. A draft graph gives drafts int32 [rows,
+            drafts] and their logits fp32 in their place: NxD takes the outputs of every graph apart as the first's.
         """
         memory = self.kv_mgr.open()
-        step: GraphInputs
-        if self.is_prefill:
-            step = PrefillInputs(*inputs)
-            prefill = GraphPrefill(memory, step, self.kernels)
-            hidden = self.network(step.tokens, prefill.positions, prefill, prefill.last)
-        elif self.verifies:
-            step = VerifyInputs(*inputs)
-            verify = GraphVerify(memory, step, self.kernels)
-            hidden = self.network(step.tokens, verify.positions, verify)
-        else:
-            step = DecodeInputs(*inputs)
-            decode = GraphDecode(memory, step, self.kernels)
-            hidden = self.network(step.tokens, decode.positions, decode)
+        if self.drafts:
+            drafting = GraphDraft(memory, DraftInputs(*inputs), self.kernels)
+            drafts, scores = make_drafts(self.network, drafting, self._most_likely)
+            memory.keep_all_but(memory.hidden)
+            return [drafts, scores, *memory.outputs()]
+        hidden, step = self._run(memory, inputs)
         if not self.verifies:
             memory.keep_pending()
         rows, places = hidden.shape[:2]
@@ -98,3 +98,21 @@ class NeuronQwen36Model(NeuronBaseModel):
             ranked = candidates(part.float(), min(self.candidates, part.shape[1]), self.tp_degree)
             tokens = draw(logits, *ranked, best, step.sampling.view(rows * places, -1))
         return [tokens.view(rows, places), logits.view(rows, places, -1), *memory.outputs()]
+
+    def _run(
+        self, memory: StepMemory, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, PrefillInputs | DecodeInputs | VerifyInputs]:
+        """Hidden states [rows, places, hidden] of a graph that runs tokens, and its inputs."""
+        if self.is_prefill:
+            prefill = GraphPrefill(memory, PrefillInputs(*inputs), self.kernels)
+            return run_tokens(self.network, prefill, prefill.last), prefill.step
+        if self.verifies:
+            verify = GraphVerify(memory, VerifyInputs(*inputs), self.kernels)
+            return run_tokens(self.network, verify), verify.step
+        decode = GraphDecode(memory, DecodeInputs(*inputs), self.kernels)
+        return run_tokens(self.network, decode), decode.step
+
+    def _most_likely(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of hidden states [rows, 1, hidden] tokens and their logits, [rows, 1]."""
+        tokens, logits = most_likely(self.network.lm_head(hidden)[:, 0].float(), self.tp_degree)
+        return tokens.view(-1, 1), logits.view(-1, 1)

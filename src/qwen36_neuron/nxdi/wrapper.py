@@ -9,9 +9,12 @@ import torch
 from neuronx_distributed_inference.models.model_wrapper import ModelWrapper
 
 from ..graph.inputs import (
+    DraftRow,
     GraphInputs,
     decode_inputs,
+    draft_inputs,
     empty_decode,
+    empty_draft,
     empty_prefill,
     empty_verify,
     graph_inputs,
@@ -22,6 +25,7 @@ from ..graph.logits import Logits
 from ..graph.options import GraphOptions
 from ..step import Row
 from .instance import Qwen36ModelInstance
+from .model import DRAFT_STAGE
 
 
 class Qwen36ModelWrapper(ModelWrapper):
@@ -51,6 +55,11 @@ class Qwen36ModelWrapper(ModelWrapper):
         return not self.is_prefill and self.neuron_config.n_active_tokens > 1
 
     @property
+    def drafts(self) -> bool:
+        """Whether the graphs draft."""
+        return bool(getattr(self.neuron_config, DRAFT_STAGE, False))
+
+    @property
     def draws(self) -> bool:
         """Whether the graphs draw tokens, and so take sampling parameters."""
         return bool(self.options.sampling_candidates)
@@ -64,6 +73,8 @@ class Qwen36ModelWrapper(ModelWrapper):
         if self.is_prefill:
             pairs = options.buckets.prefill
             return [graph_inputs(empty_prefill(pair, options.prefill_commits, draws)) for pair in pairs]
+        if self.drafts:
+            return [graph_inputs(empty_draft(rows, size, drafts)) for drafts, rows, size in options.draft_graphs]
         commits = options.decode_commits
         if self.verifies:
             drafts, graphs = options.max_drafts, options.decode_graphs
@@ -84,6 +95,10 @@ class Qwen36ModelWrapper(ModelWrapper):
             them.
         """
         return self.call(graph_inputs(self.lay_out(rows, accepted)), len(rows))
+
+    def draft(self, rows: Sequence[DraftRow]) -> torch.Tensor:
+        """Make drafts of up to `num_lanes` rows: int32 [rows, drafts], what a row did not want among them."""
+        return self.call(graph_inputs(self.lay_out_drafts(rows)), len(rows))[0]
 
     def call(self, inputs: tuple[torch.Tensor, ...], count: int) -> tuple[torch.Tensor, Logits]:
         """Run the graph of these shapes; `count` is the number of rows that are wanted back."""
@@ -109,3 +124,8 @@ class Qwen36ModelWrapper(ModelWrapper):
             counts = options.max_drafts, options.decode_commits, options.num_lanes
             return verify_inputs(rows, accepted, batch, size, *counts, self.draws)
         return decode_inputs(rows, batch, size, options.decode_commits, options.num_lanes, self.draws)
+
+    def lay_out_drafts(self, rows: Sequence[DraftRow]) -> GraphInputs:
+        """The rows in the shape of the smallest draft graph that takes them."""
+        size = self.options.buckets.decode_for(max(row.reach for row in rows))
+        return draft_inputs(rows, self.options.decode_rows_for(len(rows)), size, max(row.count for row in rows))

@@ -13,7 +13,7 @@ import torch
 
 from ..config import BLOCK_SIZE
 from ..graph.buckets import PrefillBucket
-from ..graph.draft import follow, make_drafts
+from ..graph.draft import make_drafts, run_tokens
 from ..graph.inputs import (
     DecodeInputs,
     DraftInputs,
@@ -34,7 +34,6 @@ from ..graph.inputs import (
 from ..graph.memory import StepMemory
 from ..graph.state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
 from ..model.norm import set_gated_norm
-from ..model.state import select_tokens
 from ..ops.kernels import ROWS, check_shapes, open_kernels
 from ..step import DeviceError, DraftRequest, Output, Row
 from .config import RuntimeConfig
@@ -150,22 +149,13 @@ class InterpretedRuntime(CpuRuntime):
 
     def _run_prefill(self, inputs: PrefillInputs, whole: bool) -> torch.Tensor:
         state = GraphPrefill(self.memory, inputs, self.kernels)
-        last = None if whole or self.memory.hidden else state.last
-        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state, last)
-        follow(self.model, state, hidden)
-        return hidden if whole or last is not None else select_tokens(hidden, state.last)
+        return run_tokens(self.model, state, None if whole else state.last)
 
     def _run_decode(self, inputs: DecodeInputs) -> torch.Tensor:
-        state = GraphDecode(self.memory, inputs, self.kernels)
-        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
-        follow(self.model, state, hidden)
-        return hidden
+        return run_tokens(self.model, GraphDecode(self.memory, inputs, self.kernels))
 
     def _run_verify(self, inputs: VerifyInputs) -> torch.Tensor:
-        state = GraphVerify(self.memory, inputs, self.kernels)
-        hidden: torch.Tensor = self.model(inputs.tokens, state.positions, state)
-        follow(self.model, state, hidden)
-        return hidden
+        return run_tokens(self.model, GraphVerify(self.memory, inputs, self.kernels))
 
     def _run_draft(self, inputs: DraftInputs) -> torch.Tensor:
         """int32 [rows, drafts]."""

@@ -9,7 +9,7 @@ import torch
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..graph.inputs import split, verify_pieces
+from ..graph.inputs import draft_rows, split, verify_pieces
 from ..graph.options import GraphOptions
 from ..nxdi.application import Answer, NeuronQwen36ForCausalLM
 from ..nxdi.config import Qwen36InferenceConfig
@@ -54,6 +54,7 @@ class NeuronRuntime:
             max_step_tokens=config.max_step_tokens,
             sampling_candidates=0 if config.sampling_candidates == 0 else app.options.sampling_candidates,
             max_drafts=config.max_drafts,
+            max_proposals=config.max_proposals,
         )
         for model in app.models:
             model.lazy_logits = config.lazy_logits
@@ -109,7 +110,12 @@ class NeuronRuntime:
 
     def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
         self._checker.check_drafting(requests)
-        return tuple(() for _ in requests)
+        rows = draft_rows(requests, self._checker.held, self._capacity.max_model_len)
+        asked = [row for row in rows if row.count]
+        what = f"drafts of {len(asked)} rows"
+        made = iter(self._thread.call(self.app.draft, asked, timeout=self.step_timeout, what=what) if asked else ())
+        self._checker.drafted(requests)
+        return tuple(next(made) if row.count else () for row in rows)
 
     def close(self) -> None:
         """Give the graphs and their memory back to the device's runtime."""
@@ -184,8 +190,9 @@ def check_artifact(config: RuntimeConfig, options: GraphOptions) -> None:
     ]
     if config.sampling_candidates not in (None, 0, options.sampling_candidates):
         wrong.append(f"sampling_candidates is {options.sampling_candidates}, asked for {config.sampling_candidates}")
-    if config.max_drafts > options.max_drafts:
-        wrong.append(f"max_drafts is {options.max_drafts}, asked for {config.max_drafts}")
+    for field in ("max_drafts", "max_proposals"):
+        if getattr(config, field) > getattr(options, field):
+            wrong.append(f"{field} is {getattr(options, field)}, asked for {getattr(config, field)}")
     if config.max_model_len > options.max_model_len:
         wrong.append(f"max_model_len is {options.max_model_len}, asked for {config.max_model_len}")
     if wrong:

@@ -229,10 +229,37 @@ def test_graphs_write_the_entries_that_are_written_later_on_a_cpu(tiny_checkpoin
     for expected, actual in zip(cpu.cache.kv[layer], graphs.memory.kv[layer], strict=True):  # type: ignore[attr-defined]
         first = blocks_of(2)[0]
         own = slice(first * BLOCK_SIZE + 1, first * BLOCK_SIZE + held)
-        assert (expected.flatten(0, 1)[own] - actual.flatten(0, 1)[own]).abs().max() <= 2e-5
+        assert (expected.flatten(0, 1)[own] - actual.flatten(0, 1)[own]).abs().max() <= 1e-4
         assert expected.flatten(0, 1)[own].any(dim=-1).all()
         others = [block for block in range(1, 65) if block not in blocks_of(2)[:2]]
         assert not actual[others].any()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("length", "accepted"), [(62, 0), (61, 1), (61, 3), (60, 4), (59, 4)])
+def test_graphs_keep_the_hidden_state_of_a_checkpoint_among_other_rows(
+    tiny_checkpoint: Path, length: int, accepted: int
+) -> None:
+    """At a boundary that accepted drafts or the row's own token cross: the first entry after it is that of a cold run.
+
+    Its key is one of many, so that a wrong one would hardly show in drafts.
+    """
+    text, runtime = ids(200, 14), opened(tiny_checkpoint, "interpreter")
+    other, first = Sequence_(runtime, ids(200, 15), lane=4), Sequence_(runtime, text, lane=2)
+    other.run(30)
+    first.run(length)
+    runtime.run(Step((other.row(1, 3, 1), first.row(1, MOST, accepted if accepted < MOST else None))))
+    runtime.run(Step((other.row(1), first.row(1, commits=(Commit(64, 3),)))))
+    warm = Sequence_(runtime, text, lane=3, start=64)
+    warm.restore, warm.blocks = 3, (blocks_of(2)[0], *blocks_of(3)[1:])
+    warm.run(5)
+    cold = opened(tiny_checkpoint, "torch")
+    whole = Sequence_(cold, text, lane=3)
+    whole.run(69)
+    whole.drafts(1)
+    for expected, actual in zip(cold.cache.kv[4], runtime.memory.kv[4], strict=True):  # type: ignore[attr-defined]
+        block = blocks_of(3)[1]
+        assert (expected[block, :5] - actual[block, :5]).abs().max() <= 1e-4
 
 
 def test_a_lane_is_used_again(runtime: CpuRuntime, oracle: DraftOracle) -> None:
