@@ -17,7 +17,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from neuronx_distributed.parallel_layers.parallel_state import initialize_model_parallel  # noqa: E402
 from rig.container import CpuContainer  # noqa: E402
-from rows import drafted, rows  # noqa: E402
+from rows import before_drafts, drafted, rows  # noqa: E402
 
 from qwen36_neuron.graph.buckets import Buckets  # noqa: E402
 from qwen36_neuron.graph.options import GraphOptions  # noqa: E402
@@ -31,14 +31,19 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=count, rank=mine)
     initialize_model_parallel(tensor_model_parallel_size=count, skip_collective_init=True)
     buckets = Buckets.grid((128, 256), (128, 512), (512,))
-    options = GraphOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, dtype="float32", max_drafts=3)
+    drafts = {"max_drafts": 3, "max_proposals": 3}
+    options = GraphOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, dtype="float32", **drafts)
     app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
     CpuContainer(app, mine)
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
     answers = [app.prefill(row) if len(row.tokens) > 1 else next(app.decode([row])) for row in rows(tokens)]
     logits = torch.cat([answer.logits.fetch() for answer in answers])
     found = {"tokens": torch.tensor([answer.token for answer in answers]), "logits": logits}
-    behind = [(next(app.verify([row], [accepted])), 1 + len(row.drafts)) for row, accepted in drafted(tokens)]
+    made, behind = app.draft(before_drafts(tokens)), []
+    for row, accepted, drafting in drafted(tokens):
+        behind.append((next(app.verify([row], [accepted])), 1 + len(row.drafts)))
+        made += app.draft([drafting])
+    found["made"] = torch.tensor(made)
     found["drafted"] = torch.cat([torch.tensor(answer.tokens[:places]) for answer, places in behind])
     found["drafted logits"] = torch.cat([answer.logits.fetch()[:places] for answer, places in behind])
     torch.save(found, result)

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
-from qwen36_neuron.graph.inputs import DecodeInputs, PrefillInputs
+from qwen36_neuron.graph.inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInputs
 from qwen36_neuron.nxdi.config import Qwen36NeuronConfig
 from qwen36_neuron.nxdi.instance import check_fp32
 from qwen36_neuron.runtime import Commit, Row, Step
@@ -20,6 +20,7 @@ from qwen36_neuron.runtime import Commit, Row, Step
 from .rig.container import shapes_of
 from .support import BLOCKS, TOLERANCE, last, logits, neuron, snapshot
 
+DRAFTS = pytest.mark.parametrize("drafts", [{}, {"max_drafts": 2, "max_proposals": 2}], ids=["plain", "drafts"])
 EACH_KIND = Buckets.grid((128,), (128,), (128,))
 """Context encoding without and with a prefix, and decoding: larger buckets differ in sizes alone."""
 
@@ -137,9 +138,10 @@ def test_casting_everything_is_refused(make_options: Callable[..., Any]) -> None
         Qwen36NeuronConfig(make_options(), cast_type="config")
 
 
-def test_no_shape_or_branch_depends_on_data(make_app: Callable[..., Any]) -> None:
+@DRAFTS
+def test_no_shape_or_branch_depends_on_data(make_app: Callable[..., Any], drafts: dict[str, int]) -> None:
     """Every graph runs on tensors without values: whatever needs one (item, nonzero, a mask as an index) raises."""
-    for wrapper in make_app(buckets=EACH_KIND, max_model_len=128).models:
+    for wrapper in make_app(buckets=EACH_KIND, max_model_len=128, **drafts).models:
         instance = wrapper.get_model_instance()
         instance.load_module()
         for index, example in enumerate(wrapper.input_generator()):
@@ -151,12 +153,21 @@ def test_no_shape_or_branch_depends_on_data(make_app: Callable[..., Any]) -> Non
                 assert outputs[place].dtype == state.dtype
 
 
-def test_unused_inputs(make_app: Callable[..., Any]) -> None:
+FIELDS: dict[str, tuple[str, ...]] = {
+    "context_encoding_model": PrefillInputs._fields,
+    "token_generation_model": DecodeInputs._fields,
+    "speculation_model": VerifyInputs._fields,
+    "draft_model": DraftInputs._fields,
+}
+
+
+@DRAFTS
+def test_unused_inputs(make_app: Callable[..., Any], drafts: dict[str, int]) -> None:
     """An input that a graph does not use is dropped while tracing, and the others then arrive in the wrong places."""
-    for wrapper in make_app(buckets=EACH_KIND, max_model_len=128).models:
+    for wrapper in make_app(buckets=EACH_KIND, max_model_len=128, **drafts).models:
         instance = wrapper.get_model_instance()
         instance.load_module()
-        fields = (PrefillInputs if wrapper.is_prefill else DecodeInputs)._fields
+        fields = FIELDS[wrapper.tag]
         for index, example in enumerate(wrapper.input_generator()):
             module, _ = instance.get(index)
             graph = make_fx(lambda *inputs, module=module: module(*inputs), tracing_mode="real")(*example).graph
@@ -199,15 +210,22 @@ def test_distinct_shapes_a_bucket(make_app: Callable[..., Any], lanes: int) -> N
     app = make_app(num_lanes=lanes)
     shapes = [shapes_of(example) for wrapper in app.models for example in wrapper.input_generator()]
     assert len(set(shapes)) == len(shapes) == 12 + 3
+    drafting = make_app(num_lanes=lanes, max_drafts=2, max_proposals=2)
+    shapes = [shapes_of(example) for wrapper in drafting.models for example in wrapper.input_generator()]
+    assert len(set(shapes)) == len(shapes) == 12 + 3 + 3 + 2 * 3
     with pytest.raises(ConfigError, match="hide each other"):
         Buckets((PrefillBucket(128, 0), PrefillBucket(128, 0)), (256,))
 
 
-def test_states_are_aliased_in_the_first_context_encoding_bucket(make_app: Callable[..., Any]) -> None:
+@DRAFTS
+def test_states_are_aliased_in_the_first_context_encoding_bucket(
+    make_app: Callable[..., Any], drafts: dict[str, int]
+) -> None:
     """States are allocated from there alone; and every graph must give back the same number of other outputs."""
-    app = make_app()
+    app = make_app(buckets=EACH_KIND, max_model_len=128, **drafts)
     config = app.config.model_config
-    expected = 2 * len(config.attention_layers) + 2 * len(config.deltanet_layers)
+    expected = 2 * len(config.attention_layers) + (4 if drafts else 2) * len(config.deltanet_layers)
+    expected += 2 + 2 if drafts else 0  # the draft layer's keys and values, and hidden states
     for wrapper in app.models:
         instance = wrapper.get_model_instance()
         instance.load_module()

@@ -1,4 +1,4 @@
-"""Two ranks, each a process, NxD's collectives through gloo: against the CPU runtime, which is one rank."""
+"""Ranks, each a process, NxD's collectives through gloo: against the CPU runtime, which is one rank."""
 
 from __future__ import annotations
 
@@ -6,27 +6,37 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
+from draft_oracle import DraftOracle
 
+from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 from qwen36_neuron.graph.sampling import parameter_tensor
 from qwen36_neuron.ops.sampling import sample_all
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step, open_runtime
 
 from .conftest import SOURCES
-from .rows import sampling
+from .rows import DRAFTED_AFTER, sampling
 from .support import TOLERANCE
 
-RANKS = 2
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of sizes that four ranks can split; two of them share a key and value head."""
+    sizes = {"num_layers": 4, "num_key_heads": 4, "num_value_heads": 12, "num_mtp_layers": 1}
+    return make_checkpoint(tmp_path_factory.mktemp("ranks"), replace(PRESETS["demo"], **sizes))
 
 
-def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks(checkpoint: Path, tmp_path: Path, ranks: int) -> None:
     script = Path(__file__).with_name("rank.py")
     processes = [
         subprocess.Popen(
             [
-                *(sys.executable, str(script), SOURCES or "", str(demo_checkpoint), str(RANKS), str(rank)),
+                *(sys.executable, str(script), SOURCES or "", str(checkpoint), str(ranks), str(rank)),
                 *(str(tmp_path / "rendezvous"), str(tmp_path / f"{rank}.pt")),
             ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -34,16 +44,16 @@ def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(RANKS)
+        for rank in range(ranks)
     ]
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
-    assert torch.equal(found[0]["logits"], found[1]["logits"])
-    assert torch.equal(found[0]["tokens"], found[1]["tokens"])
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
+    for name in found[0]:
+        assert all(torch.equal(found[0][name], other[name]) for other in found[1:]), name
 
-    whole = reference(demo_checkpoint)
+    whole = reference(checkpoint)
     expected = torch.cat((whole[99:100], whole[289:300], whole[199:201]))
     error = (found[0]["logits"] - expected).abs().max().item()
     print(f"largest logit error {error:.2e}")
@@ -52,13 +62,23 @@ def test_two_ranks(demo_checkpoint: Path, tmp_path: Path) -> None:
     assert torch.equal(found[0]["tokens"].int(), sample_all(expected, asked, expected.shape[1]))
     assert (found[0]["tokens"] != expected.argmax(-1)).any()
 
-    assert torch.equal(found[0]["drafted logits"], found[1]["drafted logits"])
-    wrong = reference(demo_checkpoint, {303: 7})[303:304]
+    wrong = reference(checkpoint, {303: 7})[303:304]
     behind = torch.cat((whole[300:303], wrong, whole[303:306], whole[304:305]))
     error = (found[0]["drafted logits"] - behind).abs().max().item()
     print(f"largest logit error with drafts {error:.2e}")
     assert error <= TOLERANCE
     assert torch.equal(found[0]["drafted"], behind.argmax(-1))
+
+    oracle, text = DraftOracle(checkpoint), tokens()
+    assert [tuple(drafts) for drafts in found[0]["made"].tolist()] == [
+        oracle(text[: at + 1], 3) for at in DRAFTED_AFTER
+    ]
+
+
+def tokens() -> list[int]:
+    """The text of rank.py."""
+    ids: list[int] = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
+    return ids
 
 
 def reference(checkpoint: Path, changes: Mapping[int, int] | None = None) -> torch.Tensor:
@@ -68,10 +88,10 @@ def reference(checkpoint: Path, changes: Mapping[int, int] | None = None) -> tor
         changes: other tokens by position.
     """
     runtime = open_runtime(RuntimeConfig(checkpoint, max_model_len=512, num_lanes=2, num_blocks=17, kernels="torch"))
-    tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
+    text = tokens()
     for position, token in (changes or {}).items():
-        tokens[position] = token
-    row = Row("whole", 1, tokens[:306], 0, range(1, 9), output=Output.ALL_LOGITS)
+        text[position] = token
+    row = Row("whole", 1, text[:306], 0, range(1, 9), output=Output.ALL_LOGITS)
     every = runtime.run(Step((row,))).rows[0].logits
     assert every is not None
     return every
