@@ -56,6 +56,12 @@ def compile_model(
         int | None,
         typer.Option(help="Instead of the profile's: drafts that a row may have verified, 0 for none."),
     ] = None,
+    max_proposals: Annotated[
+        int | None,
+        typer.Option(
+            help="Instead of the profile's: drafts that the model's own draft layer makes at once, 0 to leave it out."
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Convert, and compile nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
@@ -73,7 +79,8 @@ def compile_model(
         chosen = weights or Profile.load(required("profile", profile)).weights
         print(f"checkpoint: {converted(locate(model), required('out', out), chosen, scales)}")
         return
-    chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, max_drafts)
+    drafts = max_drafts, max_proposals
+    chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, *drafts)
     folder = locate(model, sizes_only=dry_run)
     checked = check(chosen_profile, ModelConfig.from_pretrained(folder))
     if dry_run and as_json:
@@ -98,16 +105,26 @@ def required(option: str, value: T | None) -> T:
 
 
 def changed(
-    profile: Profile, weights: WeightFormat | None, kernels: NeuronKernels | None, max_drafts: int | None
+    profile: Profile,
+    weights: WeightFormat | None,
+    kernels: NeuronKernels | None,
+    max_drafts: int | None,
+    max_proposals: int | None,
 ) -> Profile:
-    """The profile in another number format, with other kernels or for other drafts, if they are given."""
+    """The profile in another number format, with other kernels or for other drafts, if they are given.
+
+    What the draft layer makes can be verified, unless it is said how many drafts can.
+    """
     options = profile.options
     if weights is not None:
         options = replace(options, weights=weights.value)
     if kernels is not None:
         options = replace(options, kernels=kernels)
+    if max_drafts is None and max_proposals is not None:
+        max_drafts = max(options.max_drafts, max_proposals)
     if max_drafts is not None:
-        options = replace(options, max_drafts=max_drafts)
+        proposals = options.max_proposals if max_proposals is None else max_proposals
+        options = replace(options, max_drafts=max_drafts, max_proposals=proposals)
     return replace(profile, options=options)
 
 

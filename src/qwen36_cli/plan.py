@@ -45,10 +45,12 @@ def plan(
         typer.Option("--num-gpu-blocks-override", help="KV blocks, when not enough for every sequence at full length."),
     ] = None,
     mtp: Annotated[bool, typer.Option(help="Hold the multi-token-prediction layer.")] = False,
+    max_drafts: Annotated[int, typer.Option(help="Drafts that a row may have verified.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
     """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit."""
-    request = PlanRequest(max_model_len, max_num_seqs, slots, tp, weights, kv_dtype.dtype, num_blocks, mtp)
+    sizes = max_model_len, max_num_seqs, slots, tp
+    request = PlanRequest(*sizes, weights, kv_dtype.dtype, num_blocks, mtp, max_drafts)
     result = Plan(ModelConfig.from_pretrained(locate(model, sizes_only=True)), request)
     if as_json:
         print(json.dumps(plan_json(result), indent=2))

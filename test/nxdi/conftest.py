@@ -91,14 +91,17 @@ def load(make_app: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def artifact(make_app: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder like a compiled one. Only reading compiled graphs from it is stood in for."""
-    from .rig.container import CpuContainer
+def artifact(
+    parallel_state: None,
+    tiny_checkpoint: Path,
+    make_options: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Path:
+    """A folder like a compiled one, of the tests' options."""
+    from .support import save_artifact
 
-    app = make_app()
-    app.config.save(str(tmp_path))
-    (tmp_path / "model.pt").touch()
-    monkeypatch.setattr(type(app), "load", lambda app, folder, skip_warmup: CpuContainer(app))
+    save_artifact(tiny_checkpoint, make_options(), tmp_path, monkeypatch)
     return tmp_path
 
 

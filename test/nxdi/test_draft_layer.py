@@ -26,13 +26,12 @@ from qwen36_neuron.runtime import (
 )
 from qwen36_neuron.runtime.neuron import NeuronRuntime
 
-from .support import BLOCKS, TOLERANCE, last, logits, neuron, snapshot
+from .support import BLOCKS, TOLERANCE, TRAINED, last, logits, neuron, prompts, snapshot
 from .test_drafts import BUCKETS, MOST, WHERE, Drafting, drawing_cpu  # noqa: F401
 
 PROPOSALS = 3
 ENTRY_TOLERANCE = 1e-4
 """Of keys and values of the draft layer, which are of 1 to 4; of wrong ones nearly all are off by more than 1."""
-TRAINED = Path(__file__).resolve().parents[2] / "assets" / "demo-checkpoint"
 SIZES: dict[str, Any] = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
 
 
@@ -135,16 +134,6 @@ def test_200_steps_give_the_drafts_of_the_cpu_runtime(
     assert traffic.counts["right"] >= 200
     assert traffic.counts["rejected"] >= 100
     assert traffic.counts["restores"] >= 5
-
-
-def prompts(count: int) -> list[list[int]]:
-    """Questions of the kind that the checkpoint was trained on."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(TRAINED)
-    asked = [f"What is {17 + 9 * n} + {25 + 4 * n}?" for n in range(count)]
-    turns = [[{"role": "user", "content": text}] for text in asked]
-    return [tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_dict=False) for turn in turns]
 
 
 def speculate(runtime: Runtime, questions: list[list[int]], count: int) -> tuple[list[list[int]], int]:

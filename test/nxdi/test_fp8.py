@@ -26,11 +26,12 @@ from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.graph.profile import Profile
-from qwen36_neuron.runtime import RuntimeConfig, open_runtime
+from qwen36_neuron.runtime import DraftRequest, RuntimeConfig, open_runtime
 
 from .support import BLOCKS, last, logits, neuron
 
 TOLERANCE = 2e-5
+DRAFTS = {"max_drafts": 2, "max_proposals": 2}
 CASES = [("fp8-mlp", "channel"), ("fp8", "channel"), ("fp8-mlp", "block")]
 
 
@@ -68,16 +69,18 @@ def make(make_options: Callable[..., Any], folder: Path, **changes: Any) -> Any:
 def test_logits_are_those_of_the_cpu_runtime(
     case: tuple[str, str, Path], parallel_state: None, make_options: Callable[..., Any], tokens: list[int]
 ) -> None:
-    """A prefill, a chunk after it and decode steps."""
+    """A prefill, a chunk after it and decode steps; and drafts, of a layer in bf16 and a head that may be FP8."""
     from .rig.container import CpuContainer
 
     weights, scales, folder = case
-    device = neuron(CpuContainer(make(make_options, folder, weights=weights, scales=scales)))
+    device = neuron(CpuContainer(make(make_options, folder, weights=weights, scales=scales, **DRAFTS)), **DRAFTS)
     sizes = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
-    cpu = open_runtime(RuntimeConfig(model=folder, kernels="torch", **sizes))
+    cpu = open_runtime(RuntimeConfig(model=folder, kernels="torch", **sizes, **DRAFTS))
     for start, stop in ((0, 200), (200, 300), (300, 301), (301, 302)):
         row = last(1, tokens[start:stop], start, BLOCKS)
         assert (logits(device, row) - logits(cpu, row)).abs().max() <= TOLERANCE
+    request = DraftRequest("a", 1, (tokens[302],), BLOCKS, 2)
+    assert device.draft([request]) == cpu.draft([request])
 
 
 def test_exactly_the_matrices_of_the_format_are_quantised_layers(
@@ -86,9 +89,10 @@ def test_exactly_the_matrices_of_the_format_are_quantised_layers(
     from neuronx_distributed.quantization.quantization_layers import QuantizedColumnParallel, QuantizedRowParallel
 
     weights, scales, folder = case
-    app = make(make_options, folder, weights=weights, scales=scales)
+    app = make(make_options, folder, weights=weights, scales=scales, **DRAFTS)
     instance = app.token_generation_model.get_model_instance()
     instance.load_module()
+    assert type(instance.module.network.mtp.layer.mlp.down_proj).__name__ == "RowParallelLinear"
     found = {
         n for n, m in instance.module.named_modules() if isinstance(m, QuantizedColumnParallel | QuantizedRowParallel)
     }
@@ -96,6 +100,7 @@ def test_exactly_the_matrices_of_the_format_are_quantised_layers(
     if weights == "fp8":
         endings |= {"in_proj_qkvz", "out_proj", "in_proj_qgkv", "o_proj", "lm_head"}
     assert {name.rsplit(".", 1)[-1] for name in found} == endings
+    assert not any("mtp" in name for name in found)
     state = app.rank_state_dict(0)
     assert {name.removesuffix(".scale") for name in state if name.endswith(".scale")} == found
     for name in found:
@@ -109,8 +114,8 @@ def test_nxdi_compiles_with_the_arguments_that_the_dry_run_prints(
     case: tuple[str, str, Path], parallel_state: None, make_options: Callable[..., Any]
 ) -> None:
     weights, scales, folder = case
-    options = make_options(weights=weights, scales=scales)
-    app = make(make_options, folder, weights=weights, scales=scales)
+    options = make_options(weights=weights, scales=scales, **DRAFTS)
+    app = make(make_options, folder, weights=weights, scales=scales, **DRAFTS)
     profile = Profile("test", "", options)
     listed = check(profile, ModelConfig.from_pretrained(folder)).graphs
     instance = app.token_generation_model.get_model_instance()

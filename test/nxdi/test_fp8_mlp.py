@@ -28,7 +28,7 @@ from .test_kernels import launches  # noqa: F401
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A checkpoint whose hidden size the kernel takes, by number format."""
-    spec = replace(PRESETS["demo"], num_layers=4, hidden_size=512, intermediate_size=512)
+    spec = replace(PRESETS["demo"], num_layers=4, hidden_size=512, intermediate_size=512, num_mtp_layers=1)
     source = make_checkpoint(tmp_path_factory.mktemp("wide"), spec)
     made = {}
     for weights in (WeightFormat.FP8_MLP, WeightFormat.FP8):
@@ -94,6 +94,25 @@ def test_weights_are_those_of_the_checkpoint(make: Callable[..., Any]) -> None:
     want = (F.silu(gate) * up) @ down.t()
     error = (mlp(x).float() - want).abs().max() / want.abs().max()
     assert error <= 2e-2  # of bfloat16 twice: the inner activations and the result
+
+
+@pytest.mark.parametrize("weights", ["fp8-mlp", "fp8"])
+def test_the_draft_layers_mlp_is_none_of_them(make: Callable[..., Any], weights: str) -> None:
+    """Its weights are bf16 in a converted checkpoint, which the kernel does not read."""
+    from qwen36_neuron.model.mlp import MLP
+
+    app = make(weights, kernels="nki", logical_cores=1, max_drafts=1, max_proposals=1)
+    instance = app.draft_model.get_model_instance()
+    instance.load_module()
+    assert isinstance(instance.module.network.mtp.layer.mlp, MLP)
+    state = app.rank_state_dict(0)
+    assert {name for name in state if "mtp.layer.mlp" in name} == {
+        f"network.mtp.layer.mlp.{part}.weight" for part in ("gate_up_proj", "down_proj")
+    }
+    assert all(tensor.dtype is torch.bfloat16 for name, tensor in state.items() if "mtp.layer.mlp" in name)
+    missing, unexpected = instance.module.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.startswith("kv_mgr.") for name in missing)
 
 
 def test_what_stays_with_quantised_layers(make: Callable[..., Any]) -> None:

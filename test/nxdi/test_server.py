@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .support import TRAINED, prompts, save_artifact
 
 os.environ.update(
     HF_HUB_OFFLINE="1",
@@ -27,15 +30,27 @@ SIZES: dict[str, Any] = {
 }
 
 
-def served(checkpoint: Path, prompts: list[list[int]], **settings: Any) -> tuple[list[list[int]], int]:
-    """Greedy tokens of all prompts at once, then of the first again, and how many of its tokens were reused."""
+def served(
+    checkpoint: Path, prompts: list[list[int]], count: int = 10, speculation: Any = None, **settings: Any
+) -> tuple[list[list[int]], int, int]:
+    """Greedy tokens of all prompts at once, then of the first again; how many of its tokens were reused; steps."""
     from engine import Engine, greedy
 
-    engine = Engine(checkpoint, **SIZES, additional_config={"num_slots": 4, **settings})
+    arguments = SIZES if speculation is None else {**SIZES, "speculative_config": speculation}
+    engine = Engine(checkpoint, **arguments, additional_config={"num_slots": 4, **settings})
+    steps = 0
+    run = engine.runtime.run
+
+    def counted(step: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return run(step)
+
+    engine.runtime.run = counted
     try:
-        found = engine.generate(prompts, greedy(10))
-        (again,) = engine.outputs(prompts[:1], greedy(10))
-        return [*found, list(again.outputs[0].token_ids)], again.num_cached_tokens or 0
+        found = engine.generate(prompts, greedy(count))
+        (again,) = engine.outputs(prompts[:1], greedy(count))
+        return [*found, list(again.outputs[0].token_ids)], again.num_cached_tokens or 0, steps
     finally:
         engine.close()
 
@@ -43,7 +58,39 @@ def served(checkpoint: Path, prompts: list[list[int]], **settings: Any) -> tuple
 def test_the_engine_serves_the_same_tokens(tiny_checkpoint: Path, artifact: Path, tokens: list[int]) -> None:
     """Chunked prefill beside decode, six requests on four lanes, and a prompt that is reused."""
     prompts = [tokens[:300], tokens[:130], tokens[300:301], tokens[200:265], tokens[100:400], tokens[50:113]]
-    expected, reused_on_cpu = served(tiny_checkpoint, prompts, kernels="torch")
-    actual, reused = served(tiny_checkpoint, prompts, device="neuron", artifact=str(artifact))
+    expected, reused_on_cpu, _ = served(tiny_checkpoint, prompts, kernels="torch")
+    actual, reused, _ = served(tiny_checkpoint, prompts, device="neuron", artifact=str(artifact))
     assert actual == expected
     assert reused == reused_on_cpu >= 64
+
+
+MTP = {"method": "mtp", "num_speculative_tokens": 3}
+
+
+def test_the_engine_drafts_on_the_device(
+    make_options: Callable[..., Any], parallel_state: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With the layer of a trained checkpoint, prefix caching and chunked prefill: the same text in fewer steps."""
+    from qwen36_neuron.graph.buckets import Buckets
+
+    options = make_options(max_drafts=3, max_proposals=3, buckets=Buckets.grid((128, 256), (512,), (512,)))
+    save_artifact(TRAINED, options, tmp_path, monkeypatch)
+    questions = prompts(3)
+    long = questions[0][:1] + 4 * questions[1][1:] + questions[2][1:]  # of more tokens than a step may run, and a block
+    asked = [long, *questions]
+    expected, reused_on_cpu, steps = served(TRAINED, asked, 40, kernels="torch")
+    settings = {"device": "neuron", "artifact": str(tmp_path), "adaptive_drafts": False}
+    actual, reused, fewer = served(TRAINED, asked, 40, MTP, **settings)
+    print(f"{steps} steps without drafts, {fewer} with")
+    assert actual == expected
+    assert reused == reused_on_cpu >= 64
+    assert fewer <= 0.75 * steps
+
+
+def test_an_artifact_without_the_draft_layer_is_refused_by_name(
+    make_options: Callable[..., Any], parallel_state: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    save_artifact(TRAINED, make_options(max_drafts=3), tmp_path, monkeypatch)
+    with pytest.raises(Exception, match=r"max_proposals is 0, asked for 3") as caught:
+        served(TRAINED, prompts(1), 4, MTP, device="neuron", artifact=str(tmp_path))
+    assert "compile again" in str(caught.value)

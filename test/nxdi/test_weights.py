@@ -17,11 +17,15 @@ from safetensors.torch import load_file
 
 from qwen36_neuron.model.mlp import MLP
 
+DRAFTS = {"max_drafts": 2, "max_proposals": 2}
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_a_ranks_weights_are_its_cut_of_the_arranged_ones(make_app: Callable[..., Any], tp: int) -> None:
+
+@pytest.mark.parametrize(("tp", "drafts"), [(1, {}), (1, DRAFTS), (2, {})], ids=["one", "one drafting", "two"])
+def test_a_ranks_weights_are_its_cut_of_the_arranged_ones(
+    make_app: Callable[..., Any], tp: int, drafts: dict[str, int]
+) -> None:
     """The per-rank loader against NxD's way: convert the whole state dict, then cut equal parts."""
-    app = make_app(tp_degree=tp, dtype="bfloat16")
+    app = make_app(tp_degree=tp, dtype="bfloat16", **drafts)
     whole = app.get_state_dict(app.model_path, app.config)
     for rank in range(tp):
         mine = app.rank_state_dict(rank)
@@ -35,12 +39,15 @@ def test_a_ranks_weights_are_its_cut_of_the_arranged_ones(make_app: Callable[...
             assert torch.equal(tensor, whole[name].chunk(tp, dim)[rank]), name
 
 
-def test_the_modules_parameters_are_exactly_those_loaded(make_app: Callable[..., Any]) -> None:
-    app = make_app()
-    instance = app.context_encoding_model.get_model_instance()
-    instance.load_module()
-    names = {name for name, _ in instance.module.named_parameters() if not name.startswith("kv_mgr.")}
-    assert names == set(app.rank_state_dict(0))
+@pytest.mark.parametrize("drafts", [{}, DRAFTS], ids=["plain", "drafting"])
+def test_the_modules_parameters_are_exactly_those_loaded(make_app: Callable[..., Any], drafts: dict[str, int]) -> None:
+    app = make_app(**drafts)
+    for wrapper in app.models:
+        instance = wrapper.get_model_instance()
+        instance.load_module()
+        names = {name for name, _ in instance.module.named_parameters() if not name.startswith("kv_mgr.")}
+        assert names == set(app.rank_state_dict(0))
+        assert any(".mtp." in name for name in names) == bool(drafts)
 
 
 def test_sharded_files_are_written_rank_by_rank(make_app: Callable[..., Any], tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def audit(launch: Launch) -> int | None:
         *("--artifact", settings.artifact, "--model", str(launch.model.folder)),
         *("--max-model-len", str(engine.max_model_len), "--max-num-seqs", str(engine.max_num_seqs)),
         *("--slots", str(settings.num_slots), "--tp-degree", str(settings.tp_degree), "--dtype", launch.dtype),
-        *("--max-drafts", str(launch.drafts.most)),
+        *("--max-drafts", str(launch.drafts.most), "--max-proposals", str(launch.drafts.mtp)),
     ]
     for flag, value in (("--kernels", settings.kernels), ("--sampling-candidates", settings.sampling_candidates)):
         if value is not None:

@@ -31,7 +31,7 @@ from .manifest import (
 class LaunchArguments:
     """What a server is started with. None where the artifact decides.
 
-    0 `sampling_candidates`, and 0 `max_drafts`, suit every artifact.
+    0 `sampling_candidates`, 0 `max_drafts` and 0 `max_proposals` suit every artifact.
     """
 
     model: Path
@@ -44,6 +44,7 @@ class LaunchArguments:
     kernels: NeuronKernels | None = None
     sampling_candidates: int | None = None
     max_drafts: int = 0
+    max_proposals: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def audit(
     """
     return [
         *_sizes(manifest["options"], arguments),
+        *_drafts(manifest, arguments),
         *_model(manifest, arguments.model),
         *_software(manifest),
         *(
@@ -96,16 +98,36 @@ def _sizes(options: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch
     if asked and asked != drawn:
         flag, on_host = "--sampling-candidates", ", or with 0 to sample on the host" if drawn else ""
         found.append(Mismatch(flag, drawn, asked, f"Start with {flag} {drawn}{on_host}, or compile again"))
-    drafts = options.get("max_drafts", 0)
-    if arguments.max_drafts > drafts:
-        fewer = f"Start with {drafts} drafts" if drafts else "Start without drafts"
-        remedy = f"{fewer}, or compile again with --max-drafts {arguments.max_drafts}"
-        found.append(Mismatch("--max-drafts", drafts, arguments.max_drafts, remedy))
     longest = options["max_model_len"]
     if arguments.max_model_len > longest:
         remedy = f"Start with --max-model-len {longest} or less, or compile again"
         found.append(Mismatch("--max-model-len", longest, arguments.max_model_len, remedy))
     return found
+
+
+def _drafts(manifest: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch]:
+    """Drafts that no graph can verify, or that none can make, with the command that compiles for them."""
+    options = manifest["options"]
+    compiled = {field: options.get(field, 0) for field in ("max_drafts", "max_proposals")}
+    needed = {field: max(has, getattr(arguments, field)) for field, has in compiled.items()}
+    command = " ".join(
+        [
+            f"qwen36 compile --model {arguments.model} --profile {manifest['profile']} --weights {manifest['weights']}",
+            f"--kernels {options['kernels']} --max-drafts {needed['max_drafts']}",
+            f"--max-proposals {needed['max_proposals']} --out DIR",
+        ]
+    )
+    fewer = {"max_drafts": "drafts", "max_proposals": "drafts of the draft layer"}
+    return [
+        Mismatch(
+            f"--{field.replace('_', '-')}",
+            has,
+            getattr(arguments, field),
+            f"Start with {has or 'no'} {fewer[field]}, or compile again: {command}",
+        )
+        for field, has in compiled.items()
+        if getattr(arguments, field) > has
+    ]
 
 
 def _model(manifest: dict[str, Any], model: Path) -> list[Mismatch]:
@@ -149,11 +171,12 @@ def main(
     kernels: Annotated[NeuronKernels | None, typer.Option(help="What must have been compiled.")] = None,
     sampling_candidates: Annotated[int | None, typer.Option(help="Most likely tokens that a graph draws from.")] = None,
     max_drafts: Annotated[int, typer.Option(help="Drafts of a row that are to be verified.")] = 0,
+    max_proposals: Annotated[int, typer.Option(help="Drafts that the draft layer is to make of a row.")] = 0,
     checksums: Annotated[bool, typer.Option(help="Read the artifact's files, and not only their sizes.")] = False,
 ) -> None:
     """Name every difference between an artifact and a start; print its number of KV blocks if there is none."""
     sizes = max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks
-    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates, max_drafts)
+    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates, max_drafts, max_proposals)
     try:
         manifest = read_manifest(artifact)
         mismatches = audit(manifest, arguments, artifact, checksums)

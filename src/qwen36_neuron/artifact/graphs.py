@@ -7,11 +7,12 @@ from typing import Any
 
 from ..config import BLOCK_SIZE, ModelConfig
 from ..graph.compiler import decode_options, prefill_options
-from ..graph.inputs import GraphInputs, empty_decode, empty_prefill, empty_verify
+from ..graph.inputs import GraphInputs, empty_decode, empty_draft, empty_prefill, empty_verify
 from ..graph.profile import Profile
 
 PREFILL, DECODE, VERIFY = "context_encoding_model", "token_generation_model", "speculation_model"
-"""NxDI's tags."""
+DRAFT = "draft_model"
+"""NxDI's tags, and one that it has not."""
 
 FP8_ARGUMENT = "--experimental-unsafe-fp8e4m3fn-as-fp8e4m3"
 HLO_ARGUMENTS = "--internal-hlo2tensorizer-options='{}--verify-hlo=true'"
@@ -24,7 +25,7 @@ class Graph:
 
     Attributes:
         bucket: (new tokens, tokens held before) for context encoding, (1, tokens held) for token generation,
-            (1 + drafts, tokens held) where drafts are verified.
+            (1 + drafts, tokens held) where drafts are verified, (drafts, tokens held) where they are made.
         inputs: shape of every input by name; all are int32, but for `sampling`, which is fp32.
         states: outputs that are the memory of the next call, beside the tokens and the logits.
         arguments: command line of the compiler.
@@ -45,7 +46,9 @@ class Graph:
         rows = self.inputs["tokens"][0]
         if self.tag == PREFILL:
             return f"prefill {new} after {held}"
-        return f"decode {rows} to {held}" if self.tag == DECODE else f"verify {rows} x {new} to {held}"
+        if self.tag == DECODE:
+            return f"decode {rows} to {held}"
+        return f"{'draft' if self.tag == DRAFT else 'verify'} {rows} x {new} to {held}"
 
     @property
     def signature(self) -> str:
@@ -61,6 +64,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     """Every graph of the profile, context encoding first."""
     options, rank = profile.options, model.rank(profile.options.tp_degree)
     states = 2 * len(model.attention_layers) + (4 if options.max_drafts else 2) * len(model.deltanet_layers)
+    states += 2 + 2 if options.draft_layer else 0  # its keys and values, and two banks of hidden states
     width, draws = options.torch_dtype.itemsize, bool(options.sampling_candidates)
     extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.quantised_layers else "")
 
@@ -89,4 +93,5 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         for rows, size in options.decode_graphs
         if drafts
     ]
-    return prefill + decode + verify
+    draft = [graph(DRAFT, (n, size), empty_draft(rows, size, n)) for n, rows, size in options.draft_graphs]
+    return prefill + decode + verify + draft

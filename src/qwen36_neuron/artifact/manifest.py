@@ -34,7 +34,7 @@ PACKAGES = (
 )
 """What a compiled graph depends on."""
 
-SOURCES = {"qwen36_neuron": ("model", "ops", "nxdi"), "nki_kernels": (".",)}
+SOURCES = {"qwen36_neuron": ("cache", "graph", "model", "ops", "nxdi"), "nki_kernels": (".",)}
 """Folders of ours, by package, that decide what the graphs are; a folder is read without those below it."""
 
 

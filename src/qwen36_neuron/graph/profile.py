@@ -25,7 +25,7 @@ SIZES = (
     "decode_commits",
     "sampling_candidates",
 )
-OPTIONAL = ("dma_transposes", "max_drafts")
+OPTIONAL = ("dma_transposes", "max_drafts", "max_proposals")
 FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 SHIPPED = Path(__file__).with_name("profiles")
@@ -105,6 +105,7 @@ class Profile:
             decode_commits=sizes["decode_commits"],
             sampling_candidates=sizes["sampling_candidates"],
             max_drafts=_integer("max_drafts", raw.get("max_drafts", 0)),
+            max_proposals=_integer("max_proposals", raw.get("max_proposals", 0)),
             weights=str(raw["weights"]),
             kernels=raw["kernels"],
             dma_transposes=raw.get("dma_transposes", True),

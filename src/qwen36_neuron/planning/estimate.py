@@ -86,11 +86,14 @@ class Estimate:
         model, options, new = self.model, self.profile.options, bucket.active
         rank, held = model.rank(options.tp_degree), bucket.prefix + new
         layers, attention = len(model.deltanet_layers), len(model.attention_layers)
-        alone = int(self._attention_is_last)  # layers in which one token asks, like a decoded one: of a gathered cache
+        # The draft layer is shown the last layer's result of every token. Without it, one token alone asks in that
+        # layer, like a decoded one: of a gathered cache.
+        whole, asked = options.draft_layer, new if options.draft_layer else 1
+        alone = int(self._attention_is_last and not whole)
         scores = ((attention - alone) * new + alone) * rank.num_query_heads * held
         states = 1 + 1 + options.prefill_commits if options.num_slots else 2
         return [
-            self._matrices(new, 1),
+            self._matrices(new, 1, whole),
             Phase(
                 "attention",
                 flops=4 * scores * model.head_dim,
@@ -103,15 +106,15 @@ class Estimate:
                 fixed_bound=self.delta_rule.bound(model, rank),
             ),
             Phase("states", hbm_bytes=2 * states * self._state_bytes),
-            self._activations(new, 1),
-            self._collectives(new, 1),
+            self._activations(new, asked),
+            self._collectives(new, asked),
         ]
 
     def decode_phases(self, batch: int, context: int, drafts: int = 0) -> list[Phase]:
         """One token-generation call of up to `num_lanes` rows: every row of its graph is computed, in use or not.
 
         Args:
-            drafts: that each row has verified. The graph writes the draft layer's keys and values then too.
+            drafts: that each row has verified. The graph is taken for one with the draft layer then.
         """
         model, options = self.model, self.profile.options
         rows, held = options.decode_rows_for(batch), options.buckets.decode_for(context)
@@ -123,7 +126,7 @@ class Estimate:
         passes = STATE_OPERATIONS * (1 + drafts) + (ABSORB_OPERATIONS if drafts else 0)
         commits = options.decode_commits if options.num_slots else 0
         return [
-            self._matrices(tokens, tokens, ("layers.", "norm.", "lm_head.", *(MTP_KEYS if drafts else ()))),
+            self._matrices(tokens, tokens, bool(drafts) or options.draft_layer),
             Phase(
                 "attention",
                 flops=4 * scores * model.head_dim,
@@ -156,30 +159,35 @@ class Estimate:
             vector_elements=scores * SCORE_OPERATIONS,
         )
         sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
-        matrices = replace(self._matrices(rows, rows, ("mtp.", "lm_head.")), name="draft: weights")
-        return [matrices, layer, sums]
+        return [self._products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums]
 
-    def _matrices(self, tokens: int, asked: int, used: tuple[str, ...] = ("layers.", "norm.", "lm_head.")) -> Phase:
-        """The projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.
+    def _matrices(self, tokens: int, asked: int, drafting: bool) -> Phase:
+        """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.
 
         Args:
-            used: what the names of those begin with that are run.
+            drafting: write the draft layer's keys and values too, for which the last layer runs every token.
         """
-        options, shapes = self.profile.options, text_shapes(self.model) | mtp_shapes(self.model)
-        endings = QUANTISED[self.profile.weights]
-        drafting = any(name.startswith("mtp.") for name in used)
         last = f"layers.{self.model.num_layers - 1}."
-        of_asked = ["lm_head.", f"{last}mlp."] + [f"{last}mixer.o_proj."] * self._attention_is_last
+        of_last = [f"{last}mlp."] + [f"{last}mixer.o_proj."] * self._attention_is_last
+        used, of_asked = ("layers.", "lm_head."), ("lm_head.", *(() if drafting else of_last))
+        return self._products("weights", used + (MTP_KEYS if drafting else ()), tokens, asked, of_asked)
+
+    def _products(
+        self, name: str, used: tuple[str, ...], tokens: int, asked: int, of_asked: tuple[str, ...] = ()
+    ) -> Phase:
+        """Projections whose names begin with `used`; those with `of_asked` are of `asked` tokens."""
+        options, shapes = self.profile.options, text_shapes(self.model) | mtp_shapes(self.model)
+        endings, drafting = QUANTISED[self.profile.weights], any(part.startswith("mtp.") for part in used)
         read = flops = 0.0
-        for name, weight in rank_weights(self.model, options.tp_degree, include_mtp=drafting).items():
+        for held, weight in rank_weights(self.model, options.tp_degree, include_mtp=drafting).items():
             shape = weight.shape(shapes)
-            if len(shape) != 2 or not name.startswith(used):
+            if len(shape) != 2 or not held.startswith(used):
                 continue
             size = shape[0] * shape[1]
-            in_fp8 = endings and name.endswith(endings) and weight.part is not Part.MTP
+            in_fp8 = endings and held.endswith(endings) and weight.part is not Part.MTP
             read += size * (1 if in_fp8 else 2)
-            flops += 2 * size * (asked if name.startswith(tuple(of_asked)) else tokens)
-        return Phase("weights", flops=flops, hbm_bytes=read)
+            flops += 2 * size * (asked if held.startswith(of_asked) else tokens)
+        return Phase(name, flops=flops, hbm_bytes=read)
 
     def _activations(self, tokens: int, asked: int) -> Phase:
         """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU.

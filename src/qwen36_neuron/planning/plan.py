@@ -228,13 +228,13 @@ class Plan:
             lines.append(Line("pending drafts", spec.pending_bytes, pending))
         if request.mtp:
             layer = 2 * prod(spec.kv_shape) * request.kv_dtype.itemsize
-            hidden = spec.entries * self.config.hidden_size * request.kv_dtype.itemsize
-            lines.append(Line("draft layer cache", layer + hidden, "its KV, and a last hidden state a lane and slot"))
+            kept = "its KV, a last hidden state a lane and slot, and one a pending draft"
+            lines.append(Line("draft layer cache", layer + replace(spec, draft_layer=True).hidden_bytes, kept))
         return lines
 
     @property
     def spec(self) -> CacheSpec:
-        """The cache that would be allocated on each rank."""
+        """The cache that would be allocated on each rank, without the draft layer's."""
         request = self.request
         sizes = request.blocks, request.max_num_seqs, request.slots
         return CacheSpec(self.config, *sizes, request.kv_dtype, request.tp, request.max_drafts)
@@ -255,6 +255,7 @@ def plan_profile(profile: Profile, model: ModelConfig) -> Plan:
         weights=profile.weights,
         kv_dtype=options.torch_dtype,
         num_blocks=options.num_blocks,
+        mtp=options.draft_layer,
         max_drafts=options.max_drafts,
     )
     return Plan(model, request)

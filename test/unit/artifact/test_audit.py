@@ -103,8 +103,28 @@ def test_fewer_drafts_than_compiled_for_need_nothing_and_more_are_refused(
     manifest["options"]["max_drafts"] = 3
     assert audit(manifest, replace(arguments, max_drafts=2), artifact) == []
     assert str(*audit(manifest, replace(arguments, max_drafts=4), artifact)) == (
-        "--max-drafts: compiled for 3, started with 4. Start with 3 drafts, or compile again with --max-drafts 4."
+        "--max-drafts: compiled for 3, started with 4. Start with 3 drafts, or compile again: qwen36 compile "
+        f"--model {arguments.model} --profile tiny --weights bf16 --kernels torch --max-drafts 4 --max-proposals 0 "
+        "--out DIR."
     )
+
+
+def test_an_artifact_without_the_draft_layer_is_refused_with_the_command_that_makes_one(
+    artifact: Path, arguments: LaunchArguments
+) -> None:
+    manifest, start = read_manifest(artifact), replace(arguments, max_drafts=3, max_proposals=3)
+    of_width, of_layer = audit(manifest, start, artifact)
+    assert (of_width.field, of_layer.field) == ("--max-drafts", "--max-proposals")
+    assert str(of_layer).startswith(
+        "--max-proposals: compiled for 0, started with 3. Start with no drafts of the draft"
+    )
+    assert str(of_layer).endswith("--max-drafts 3 --max-proposals 3 --out DIR.")
+    manifest["options"] |= {"max_drafts": 5, "max_proposals": 2}
+    (mismatch,) = audit(manifest, start, artifact)
+    assert "Start with 2 drafts of the draft layer" in mismatch.remedy
+    assert "--max-drafts 5 --max-proposals 3" in mismatch.remedy
+    manifest["options"]["max_proposals"] = 4
+    assert audit(manifest, start, artifact) == []
 
 
 def test_all_mismatches_are_named_at_once(fields: Callable[..., list[str]]) -> None:

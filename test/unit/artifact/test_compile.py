@@ -70,6 +70,20 @@ def test_drafts_instead_of_the_profiles(
     found = json.loads(ended.stdout)
     assert found["options"]["max_drafts"] == 3
     assert "verify 8 x 4 to 1024" in {graph["name"] for graph in found["graphs"]}
+    for more, drafts in (((), 3), (("--max-drafts", "8"), 8)):
+        ended = run("--model", tmp_path, "--profile", "4k", "--dry-run", "--json", "--max-proposals", "3", *more)
+        found = json.loads(ended.stdout)
+        assert (found["options"]["max_drafts"], found["options"]["max_proposals"]) == (drafts, 3)
+        names = {graph["name"] for graph in found["graphs"] if graph["tag"] == "draft_model"}
+        assert names == {f"draft {rows} x {n} to {size}" for rows in (1, 8) for n in (1, 2, 3) for size in (1024, 4096)}
+    refused = run("--model", tmp_path, "--profile", "4k", "--dry-run", "--max-drafts", "2", "--max-proposals", "3")
+    assert refused.exit_code == 2
+    assert "max_proposals=3: are more drafts than the 2" in refused.stderr
+    published_27b["text_config"]["mtp_num_hidden_layers"] = 0
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    refused = run("--model", tmp_path, "--profile", "4k", "--dry-run", "--max-proposals", "3")
+    assert refused.exit_code == 2
+    assert "mtp_num_hidden_layers=0" in refused.stderr
 
 
 def test_weights_only_converts_once_and_finds_it_done_the_next_time(

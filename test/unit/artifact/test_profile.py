@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qwen36_neuron.artifact.check import Checked, check
-from qwen36_neuron.artifact.graphs import DECODE, PREFILL, VERIFY
+from qwen36_neuron.artifact.graphs import DECODE, DRAFT, PREFILL, VERIFY
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.inputs import PrefillInputs
@@ -72,6 +72,28 @@ def test_every_shipped_profile_can_verify_drafts(file: Path, big: ModelConfig) -
     assert plain.plan.free_bytes - result.plan.free_bytes == line.rank_bytes
 
 
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_profile_can_hold_the_draft_layer(file: Path, big: ModelConfig) -> None:
+    options = Profile.load(file).options
+    assert options.max_proposals == 0
+    verifying, drafting = (
+        check(replace(Profile.load(file), options=replace(options, max_drafts=3, max_proposals=count)), big)
+        for count in (0, 3)
+    )
+    assert drafting.findings == []
+    made = [graph for graph in drafting.graphs if graph.tag == DRAFT]
+    assert len(made) == 3 * len([graph for graph in drafting.graphs if graph.tag == DECODE])
+    assert made[0].inputs["wanted"] == (options.num_lanes, 1)
+    assert made[-1].inputs["wanted"] == (1, 3)
+    assert {graph.states for graph in drafting.graphs} == {verifying.graphs[0].states + 4}
+    lines = {line.name: line.rank_bytes for line in drafting.plan.lines}
+    kv = options.num_blocks * 64 * 2 * 256 * 2  # a key and value head of 256 a rank, in bf16
+    hidden = ((1 + 8 + 64) + (1 + 8) * 3) * 5120 * 2
+    assert lines["draft layer cache"] == kv + hidden
+    assert verifying.plan.free_bytes - drafting.plan.free_bytes == kv + hidden + lines["weights: mtp"]
+    assert lines["KV"] == {line.name: line.rank_bytes for line in verifying.plan.lines}["KV"]
+
+
 def test_there_are_profiles_for_4k_32k_and_128k() -> None:
     lengths = {file.stem: Profile.load(file).options.max_model_len for file in SHIPPED}
     assert lengths == {"4k": 4096, "32k": 32768, "128k": 131072}
@@ -125,8 +147,10 @@ def test_a_wrong_field_is_named_with_its_value_and_a_remedy(
 
 def test_drafts_are_a_profiles_choice(raw: dict[str, Any]) -> None:
     assert Profile.parse("test", raw | {"max_drafts": 3}).options.max_drafts == 3
-    del raw["max_drafts"]
+    assert Profile.parse("test", raw | {"max_drafts": 3, "max_proposals": 2}).options.max_proposals == 2
+    del raw["max_drafts"], raw["max_proposals"]
     assert Profile.parse("test", raw).options.max_drafts == 0
+    assert Profile.parse("test", raw).options.max_proposals == 0
     with pytest.raises(ConfigError, match=r"max_drafts='three'"):
         Profile.parse("test", raw | {"max_drafts": "three"})
 

@@ -26,7 +26,7 @@ def test_as_json_and_back() -> None:
         num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, decode_rows=(1, 4), sampling_candidates=64
     )
     assert GraphOptions.from_json(options.to_json()) == options
-    options = make(num_slots=7, kernels="nki", max_drafts=4)
+    options = make(num_slots=7, kernels="nki", max_drafts=4, max_proposals=3)
     assert GraphOptions.from_json(options.to_json()) == options
 
 
@@ -35,6 +35,9 @@ def test_decode_graphs_and_which_one_a_call_takes() -> None:
     assert options.decode_graphs == [(8, 256), (8, 1024), (1, 256), (1, 1024), (4, 256), (4, 1024)]
     assert [options.decode_rows_for(count) for count in range(1, 9)] == [1, 4, 4, 4, 8, 8, 8, 8]
     assert [make().decode_rows_for(count) for count in (1, 8)] == [8, 8]
+    assert make(max_drafts=2).draft_graphs == []
+    drafting = make(decode_rows=(1,), max_drafts=3, max_proposals=2)
+    assert drafting.draft_graphs == [(n, rows, size) for n in (1, 2) for rows in (8, 1) for size in (256, 1024)]
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,8 @@ def test_decode_graphs_and_which_one_a_call_takes() -> None:
         ("sampling_candidates", 1025),
         ("max_drafts", -1),
         ("max_drafts", 64),
+        ("max_proposals", -1),
+        ("max_proposals", 1),  # of no drafts that a row may have
         ("logical_cores", 3),
         ("dma_transposes", "no"),
         ("kernels", "interpreter"),

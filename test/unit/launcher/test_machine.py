@@ -46,14 +46,14 @@ def dry(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
-        ((), "0"),
-        (("-sc", '{"method":"mtp","num_speculative_tokens":3}'), "3"),
-        (("-sc", '{"method":"mtp","num_speculative_tokens":3}', "--lookup-drafts", "8"), "8"),
-        (("-sc", '{"method":"ngram","num_speculative_tokens":5}'), "5"),
+        ((), ("0", "0")),
+        (("-sc", '{"method":"mtp","num_speculative_tokens":3}'), ("3", "3")),
+        (("-sc", '{"method":"mtp","num_speculative_tokens":3}', "--lookup-drafts", "8"), ("8", "3")),
+        (("-sc", '{"method":"ngram","num_speculative_tokens":5}'), ("5", "0")),
     ],
 )
 def test_the_audit_asks_for_as_many_drafts_as_a_row_may_have(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], wanted: str
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], wanted: tuple[str, str]
 ) -> None:
     commands: list[list[str]] = []
 
@@ -64,7 +64,7 @@ def test_the_audit_asks_for_as_many_drafts_as_a_row_may_have(
     monkeypatch.setattr(machine.subprocess, "run", run)
     assert machine.audit(start("--device", "neuron", "--artifact", tmp_path, *words)) == 65
     (command,) = commands
-    assert command[command.index("--max-drafts") + 1] == wanted
+    assert tuple(command[command.index(flag) + 1] for flag in ("--max-drafts", "--max-proposals")) == wanted
 
 
 def test_an_id_is_taken_from_the_cache_or_its_download_is_named(tmp_path: Path, published_27b: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,8 @@ def test_the_draft_layer_stays_in_bf16(big: ModelConfig) -> None:
         assert draft == linear * 2 + (5 * 5120 + 2 * 256) * 4
         kv = 2 * (2 * 64 + 1) * 64 * 256 * 2
         assert lines(with_draft)["draft layer cache"] == kv + (1 + 2 + 3) * 5120 * 2
+        verifying = Plan(big, replace(with_draft.request, max_drafts=4))
+        assert lines(verifying)["draft layer cache"] == kv + (1 + 2 + 3 + (1 + 2) * 4) * 5120 * 2
         assert with_draft.used_bytes == without.used_bytes + draft + kv + (1 + 2 + 3) * 5120 * 2
 
 

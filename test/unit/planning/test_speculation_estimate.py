@@ -62,6 +62,15 @@ def test_a_verify_step_reads_the_draft_layers_keys_and_no_more_of_it(ours: Estim
     assert read(1) - read(0) == (2 * 5120 * 5120 + (2 * 6144 + 2 * 1024) * 5120) * 2 / 4  # fc; queries, gates, keys
 
 
+def test_a_prompt_takes_little_more_where_the_graphs_hold_the_draft_layer(ours: Estimate) -> None:
+    """One of 64 layers is run whole, whose attention is one of 16, and the layer's keys are made."""
+    options = replace(ours.profile.options, max_drafts=3, max_proposals=3)
+    drafting = replace(ours, profile=replace(ours.profile, options=options))
+    for prompt in (512, 8192, 65536):
+        assert 1.001 < drafting.first_token(prompt) / ours.first_token(prompt) < 1.05
+    assert 1.001 < drafting.token(1, 1024) / ours.token(1, 1024) < 1.01
+
+
 def test_a_round_that_gives_as_many_tokens_as_it_needs_is_as_fast(ours: Estimate) -> None:
     speculation = Speculation(ours, 1)
     needed = speculation.needed(8, 8192)
