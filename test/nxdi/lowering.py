@@ -93,6 +93,14 @@ def drafted_rows(lanes: int) -> tuple[list[Any], list[int]]:
     return [first, *others], [2, *(n - 2 for n in range(2, lanes))]
 
 
+def rows_to_draft(count: int) -> list[Any]:
+    """For a draft graph: rows behind accepted drafts and behind none, over a boundary, one that wants fewer drafts."""
+    from qwen36_neuron.graph.inputs import DraftRow
+
+    first = DraftRow(1, 11, 63, 2, range(1, 9), 2)
+    return [first, *(DraftRow(n, 5 + n, 64 + n, n - 2, range(8, 16), 1) for n in range(2, count))]
+
+
 def options(checkpoint_dtype: str) -> Any:
     """Sizes of the graphs that are lowered."""
     from qwen36_neuron.graph.buckets import Buckets
@@ -108,6 +116,7 @@ def options(checkpoint_dtype: str) -> Any:
         dtype=checkpoint_dtype,
         decode_rows=(1,),
         max_drafts=3,
+        max_proposals=2,
     )
 
 
@@ -122,7 +131,7 @@ def application(checkpoint: Path, dtype: str) -> Any:
 
 def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     """Lower one graph, look at it, run it, and compare with the same module run eagerly."""
-    from qwen36_neuron.graph.inputs import decode_inputs, graph_inputs, verify_inputs
+    from qwen36_neuron.graph.inputs import decode_inputs, draft_inputs, graph_inputs, verify_inputs
 
     instance = wrapper.get_model_instance()
     instance.load_module()
@@ -136,6 +145,9 @@ def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     if wrapper.is_prefill:
         work = rows(True, active, size, 1)
         laid = graph_inputs(wrapper.lay_out(work))
+    elif wrapper.drafts:
+        drafts, count, size = settings.draft_graphs[index]
+        laid = graph_inputs(draft_inputs(rows_to_draft(count), count, size, drafts))
     elif wrapper.verifies:
         count, size = settings.decode_graphs[index]
         drafted, accepted = drafted_rows(count)
@@ -234,7 +246,7 @@ def main(
     dtype: Annotated[str, typer.Option(help="float32, to compare closely, or bfloat16.")] = "float32",
     first_of_each: Annotated[
         bool,
-        typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row, the last two with drafts."),
+        typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row, the same for drafts."),
     ] = False,
 ) -> None:
     """Lower every graph and write what was found."""
@@ -250,7 +262,8 @@ def main(
     graphs = []
     for wrapper in app.models:
         pairs = wrapper.neuron_config.buckets
-        for index in ([0, 1] if wrapper.is_prefill else [0, 2]) if first_of_each else range(len(pairs)):
+        each = [0, 1] if wrapper.is_prefill else [4, 6] if wrapper.drafts else [0, 2]  # of two drafts, not one
+        for index in each if first_of_each else range(len(pairs)):
             graphs.append(lower(app, wrapper, index))
             print(json.dumps({name: graphs[-1][name] for name in ("tag", "bucket", "instructions", "relative_error")}))
     packages = {"torch": torch.__version__, "torch_xla": torch_xla.__version__}

@@ -29,10 +29,20 @@ INPUTS = {
     "decoding of one row": 8,
     "verifying": 11,
     "verifying of one row": 11,
+    "drafting": 6,
+    "drafting of one row": 6,
 }
-LAYERS, ATTENTION = 4, 1
-STATES = 2 * ATTENTION + 4 * (LAYERS - ATTENTION)
-"""Keys and values; recurrent states, windows and what is pending of drafts."""
+LAYERS, ATTENTION, DRAFTS = 4, 1, 2
+STATES = 2 * ATTENTION + 4 * (LAYERS - ATTENTION) + 2 + 2
+"""Keys and values; recurrent states, windows and what is pending of drafts; the draft layer's keys and values, and
+hidden states."""
+RANKS = ["network.embed_tokens.rank_util.rank", "rank_util.rank"]
+"""Rank numbers, which one rank does not need."""
+ONLY_KEYS = [
+    *("mixer.o_proj.weight", "mixer.q_norm.weight", "mlp.down_proj.weight", "mlp.gate_up_proj.weight"),
+    "post_norm.weight",
+]
+"""Weights of the draft layer that a graph does not read which only writes its keys and values."""
 TOLERANCE = 1e-5
 """Of the largest value of the same tensor: XLA fuses and sums in another order."""
 
@@ -56,8 +66,15 @@ def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]],
     assert graph["problems"] == [], "dynamic shapes, loops, branches, calls or random state"
     assert graph["states"] == graph["aliased"] == STATES
     assert graph["outputs"] == 2 + STATES
-    # One rank needs no rank numbers; everything else is a parameter of the graph, the inputs in order among it.
-    assert sorted(graph["unused"]) == ["network.embed_tokens.rank_util.rank", "rank_util.rank"]
+    # Everything else is a parameter of the graph, the inputs in order among it.
+    if kind.startswith("drafting"):
+        network = [name for name in graph["unused"] if name not in RANKS]
+        assert all(name.startswith(("network.layers.", "network.norm.")) for name in network)
+        of_drafts = 12 + 2  # the layer's own; embedding and head
+        assert len(network) == graph["parameters"]["weights"] - len(RANKS) - of_drafts
+    else:
+        own = [*(f"network.mtp.layer.{name}" for name in ONLY_KEYS), "network.mtp.norm.weight"]
+        assert sorted(graph["unused"]) == sorted([*RANKS, *own])
     assert graph["parameters"]["inputs"] == len(graph["inputs"]) == INPUTS[kind]
     assert graph["constants"] == [], "a tensor of another trace, which a device would take for an input"
     assert graph["relative_error"]["logits"] <= TOLERANCE
@@ -65,10 +82,11 @@ def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]],
     assert graph["tokens_agree"]
 
 
-@pytest.mark.parametrize("kind", ["decoding", "verifying"])
+@pytest.mark.parametrize("kind", ["decoding", "verifying", "drafting"])
 def test_every_layer_writes_its_state_once(graphs: dict[str, dict[str, Any]], kind: str) -> None:
-    """A write by index is a scatter; more of them would be copies of a whole cache."""
-    assert graphs[kind]["operations"]["scatter"] == STATES
+    """A write by index is a scatter; more of them would be copies of a whole cache. Each draft has keys and values."""
+    more = 2 * (DRAFTS - 1) if kind == "drafting" else 0
+    assert graphs[kind]["operations"]["scatter"] == STATES + more
 
 
 def test_the_check_finds_what_no_graph_may_have(tmp_path: Path) -> None:
