@@ -102,7 +102,7 @@ class FakeRuntime:
             c.max_step_tokens,
             c.sampling_candidates or 0,
             c.max_drafts,
-            c.max_drafts,
+            c.max_proposals,
         )
         self.drafts: dict[int, tuple[int, ...]] = {}
         self.chance = random.Random(0)
