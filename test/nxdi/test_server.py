@@ -87,6 +87,41 @@ def test_the_engine_drafts_on_the_device(
     assert fewer <= 0.75 * steps
 
 
+def test_requests_of_every_kind_have_their_tokens_with_drafts(
+    make_options: Callable[..., Any], parallel_state: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Drawn in the graph and on the host, with a penalty and a grammar: each place is decided as without drafts."""
+    from engine import Engine
+    from vllm import SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from qwen36_neuron.graph.buckets import Buckets
+
+    options = make_options(max_drafts=3, max_proposals=3, buckets=Buckets.grid((128, 256), (512,), (512,)))
+    save_artifact(TRAINED, options, tmp_path, monkeypatch)
+    common = {"max_tokens": 24, "ignore_eos": True}
+    kinds = [
+        SamplingParams(temperature=0.0, **common),
+        SamplingParams(temperature=1.0, seed=3, top_k=20, **common),
+        SamplingParams(temperature=0.8, seed=4, presence_penalty=1.0, **common),
+        SamplingParams(temperature=0.0, structured_outputs=StructuredOutputsParams(regex="[a-f ]{30}"), **common),
+    ]
+
+    def tokens_of(speculation: Any, **settings: Any) -> list[list[int]]:
+        arguments = SIZES if speculation is None else {**SIZES, "speculative_config": speculation}
+        engine = Engine(TRAINED, **arguments, additional_config={"num_slots": 4, **settings})
+        try:
+            for number, (prompt, params) in enumerate(zip(prompts(4), kinds, strict=True)):
+                engine.add(str(number), prompt, params)
+            engine.drain()
+            return [list(engine.finished[str(number)].outputs[0].token_ids) for number in range(4)]
+        finally:
+            engine.close()
+
+    settings = {"device": "neuron", "artifact": str(tmp_path), "adaptive_drafts": False}
+    assert tokens_of(MTP, **settings) == tokens_of(None, kernels="torch")
+
+
 def test_an_artifact_without_the_draft_layer_is_refused_by_name(
     make_options: Callable[..., Any], parallel_state: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from qwen36_neuron.graph.buckets import Buckets, PrefillBucket
 from qwen36_neuron.graph.inputs import (
+    DraftRow,
     decode_groups,
     decode_inputs,
+    draft_inputs,
+    draft_rows,
     empty_decode,
+    empty_draft,
     empty_prefill,
     empty_verify,
     graph_inputs,
@@ -21,7 +25,7 @@ from qwen36_neuron.graph.inputs import (
     verify_pieces,
 )
 from qwen36_neuron.ops.sampling import GREEDY
-from qwen36_neuron.runtime import Commit, Output, Row, Sampling
+from qwen36_neuron.runtime import Commit, DraftRequest, Output, Row, Sampling
 
 LANES = 4
 BLOCKS = tuple(range(10, 42))
@@ -71,6 +75,34 @@ def test_sampling_parameters_by_row_and_greedy_padding() -> None:
     drawn = prefill_inputs(rows[1], PrefillBucket(128, 0), 1, LANES, sampling=True).sampling
     assert drawn is not None
     assert drawn.tolist() == [[0.5, 20.0, 0.75, 0.125, 0.25]]
+
+
+def test_rows_to_draft_from_then_scratch() -> None:
+    rows = [DraftRow(3, 7, 63, 2, BLOCKS, 2), DraftRow(1, 8, 5, 0, (3,), 1)]
+    inputs = draft_inputs(rows, 3, 256, 2)
+    assert inputs.tokens.tolist() == [[7], [8], [0]]
+    assert inputs.starts.tolist() == [63, 5, 0]
+    assert inputs.wanted.tolist() == [[1, 1], [1, 0], [0, 0]]
+    assert (inputs.accepted.tolist(), inputs.lanes.tolist()) == ([2, 0, 0], [3, 1, 0])
+    assert inputs.table.tolist() == [[10, 11, 0, 0], [3, 0, 0, 0], [0] * 4]
+    assert not any(tensor.any() for tensor in empty_draft(4, 256, 3))
+
+
+def test_what_is_drafted_of_a_request() -> None:
+    """Behind the accepted drafts of its lane's last row, and no more than its blocks and the maximum length hold."""
+    asked = [
+        DraftRequest("a", 1, (5, 6, 7), BLOCKS, 3),
+        DraftRequest("b", 2, (8,), (4,), 3),
+        DraftRequest("c", 3, (9,), BLOCKS, 3),
+        DraftRequest("d", 4, (1,), (5,), 3),
+    ]
+    rows = draft_rows(asked, {1: 10, 2: 61, 3: 510, 4: 63}, 512)
+    assert [(row.lane, row.token, row.start, row.accepted, row.count) for row in rows] == [
+        (1, 7, 12, 2, 3),
+        (2, 8, 61, 0, 2),
+        (3, 9, 510, 0, 1),
+        (4, 1, 63, 0, 0),
+    ]
 
 
 def test_examples_run_on_scratch_alone() -> None:

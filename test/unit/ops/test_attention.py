@@ -127,6 +127,19 @@ def test_static_form_of_single_tokens() -> None:
         assert (actual[index] - attend(q[index], flat, row)).abs().max() <= 2e-6
 
 
+def test_static_form_of_a_cache_whose_first_place_is_empty() -> None:
+    torch.manual_seed(2)
+    q = torch.randn(2, 1, QUERY_HEADS, DIM)
+    k, v = torch.randn(2, 2, 1, KV_HEADS, DIM)
+    keys, values = torch.randn(2, 2, 128, KV_HEADS, DIM)
+    held = torch.tensor([70, 1], dtype=torch.int32)
+    keys[:, 0], values[:, 0] = 300.0, 300.0
+    actual = block_attention(q, k, v, (keys, values), held, begin=1)
+    expected = block_attention(q, k, v, (keys[:, 1:], values[:, 1:]), held - 1)
+    assert (actual - expected).abs().max() <= 1e-6
+    assert (actual[1, 0] - v[1, 0].repeat_interleave(QUERY_HEADS // KV_HEADS, 0)).abs().max() <= 1e-6
+
+
 def test_static_form_with_nothing_to_gather() -> None:
     torch.manual_seed(1)
     q = torch.randn(1, 64, QUERY_HEADS, DIM)
