@@ -85,10 +85,10 @@ def speculation_json(estimate: Estimate, batch: int, context: int) -> list[dict[
             "context": context,
             "drafts": one.drafts,
             "round_s": one.round(batch, context),
+            "each_draft_s": sum(phase.seconds(estimate.rates) for phase in estimate.draft_phases(batch, context)),
             "tokens_per_round": [curve.tokens(one.drafts, context) for curve in (LOW, HIGH)],
             "tokens_per_s": [one.rate(batch, context, curve) for curve in (LOW, HIGH)],
             "tokens_needed": one.needed(batch, context),
-            "phases": phases_json(one.phases(batch, context), estimate.rates),
         }
         for one in rounds
     ]

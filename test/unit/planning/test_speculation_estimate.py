@@ -89,6 +89,7 @@ def test_a_report_has_rounds_only_of_a_model_that_drafts(ours: Estimate) -> None
     entries = speculation_json(ours, 8, 32768)
     assert [entry["drafts"] for entry in entries] == [1, 2, 3, 4]
     assert all(entry["tokens_per_s"] == sorted(entry["tokens_per_s"]) for entry in entries)
+    assert all(entry["round_s"] > entry["drafts"] * entry["each_draft_s"] > 0 for entry in entries)
     plain = {"batch": 8, "context": 32768, "tokens_per_s": 80.0}
     table = speculation_table({"profile": "128k", "weights": "bf16", "decode": [plain], "speculation": entries})
     assert (len(table.columns), table.row_count) == (6, 1)
