@@ -309,6 +309,24 @@ def test_drafts_end_where_blocks_and_the_maximum_length_do(
     assert [len(drafts) for drafts in runtime.draft(requests)] == [2, 1]
 
 
+def test_everything_is_of_the_type_that_was_compiled(load_drafting: Callable[..., Any], tokens: list[int]) -> None:
+    """bf16, but for recurrent states and what is pending of them; drafts of every kind of call are tokens."""
+    container = load_drafting(dtype="bfloat16")
+    types = {name: state.dtype for name, state in container.memory.named_parameters()}
+    assert types["hidden.0"] is types["beyond.0"] is types["past_key_values.2"] is torch.bfloat16
+    runtime = drafting(container)
+    rows = [
+        Row("a", 1, tokens[:70], 0, BLOCKS, commits=(Commit(64, 1),), drafts=(1, 2)),
+        Row("a", 1, tokens[70:71], 70, BLOCKS),
+        Row("a", 1, tokens[71:72], 71, BLOCKS, drafts=(3,)),
+        Row("b", 2, tokens[64:70], 64, (1, 9, 10), restore=1),
+    ]
+    for row in rows:
+        given = runtime.run(Step((row,))).rows[0].tokens
+        (drafts,) = runtime.draft([DraftRequest(row.request_id, row.lane, given, row.blocks, PROPOSALS)])
+        assert (len(given), len(drafts)) == (1, PROPOSALS)
+
+
 def test_logits_with_a_draft_layer_are_those_without(
     load: Callable[..., Any], load_drafting: Callable[..., Any], tokens: list[int]
 ) -> None:
