@@ -2,12 +2,15 @@
 
 import ml_dtypes
 import numpy as np
+import torch
 
 from .causal_conv1d import causal_conv1d, causal_conv1d_step
+from .delta_rule_relations import relations
 from .fp8_mlp import fp8_mlp
 from .gated_delta_rule_chunk import gated_delta_rule_chunk
 from .gated_delta_rule_decode import gated_delta_rule_decode
 from .gated_delta_rule_prefill import gated_delta_rule_prefill
+from .gated_delta_rule_verify import gated_delta_rule_verify
 from .gated_rms_norm import gated_rms_norm, qk_l2norm
 from .paged_attention import paged_attention
 from .profiling import Example, register
@@ -58,6 +61,21 @@ def decode(batch: int = 1, steps: int = 1, checkpoints: int | None = None) -> Ex
     return Example(gated_delta_rule_decode, (*_delta_rule(batch, steps), lanes, read, write), note=note)
 
 
+def verify(batch: int = 1, tokens: int = 4, checkpoints: int = 0) -> Example:
+    """A token and drafts for each sequence of a batch, behind as many drafts that were right; a checkpoint or none."""
+    drafts, columns = tokens - 1, D + HEADS // KEY_HEADS * (D + 1)
+    table = relations(batch, tokens, drafts, torch.zeros(1, dtype=torch.int32), torch.tensor([checkpoints > 0]))
+    states, records = _normal(batch + 2, HEADS, D, D), 0.1 * _normal(batch + 1, drafts, KEY_HEADS, columns)
+    states[0], records[0], last = 0.0, 0.0, batch + 1 if checkpoints else batch + 2
+    records[..., D + HEADS // KEY_HEADS * D :] = -0.1
+    lanes = np.arange(1, batch + 1, dtype=np.int32)
+    places = np.concatenate((lanes, [0], lanes, [last], lanes)).astype(np.int32).reshape(1, -1)
+    held = np.concatenate((np.arange(drafts, (batch + 1) * drafts), np.zeros(drafts))).astype(np.int32).reshape(-1, 1)
+    note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {HEADS} value heads, {KEY_HEADS} key heads"
+    args = (*_delta_rule(batch, tokens), states, records, table.numpy(), places, held)
+    return Example(gated_delta_rule_verify, args, note=note)
+
+
 def attention(
     tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16, turns_by_dma: bool = True
 ) -> Example:
@@ -74,6 +92,7 @@ def attention(
 
 register("gated_delta_rule_prefill")(prefill)
 register("gated_delta_rule_decode")(decode)
+register("gated_delta_rule_verify")(verify)
 
 
 @register("paged_attention")

@@ -12,9 +12,10 @@ from nki_kernels.interpreter.static_check import check_file
 from nki_kernels.interpreter.target import SDKS
 
 FILES = [
-    "causal_conv1d", "delta_rule_gates", "delta_rule_masks", "delta_rule_scan", "delta_rule_solve",
-    "delta_rule_step", "delta_rule_system", "delta_rule_tiles",
-    "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_rms_norm",
+    "causal_conv1d", "delta_rule_advance", "delta_rule_gates", "delta_rule_masks", "delta_rule_outputs",
+    "delta_rule_scan", "delta_rule_solve", "delta_rule_step", "delta_rule_system", "delta_rule_tiles",
+    "delta_rule_verify", "fp8_mlp", "gated_delta_rule_chunk", "gated_delta_rule_decode", "gated_delta_rule_prefill",
+    "gated_delta_rule_verify", "gated_rms_norm",
     "paged_attention", "paged_attention_chunk", "paged_attention_decode", "paged_attention_plan",
     "paged_attention_prefill", "paged_attention_turns", "paged_gather", "state_copy",
 ]  # fmt: skip
@@ -23,7 +24,9 @@ EXAMPLES = {
     "float32": lambda: examples.prefill(65, (1,), dtype=np.float32),
     "chunk": examples.chunk,
     "decode": lambda: examples.decode(1),
-    "drafts": lambda: examples.decode(3, 3),
+    "drafts, a state each": lambda: examples.decode(3, 3),
+    "drafts of a sequence": lambda: examples.verify(1, 2),
+    "drafts of more than a group of sequences, a checkpoint": lambda: examples.verify(5, 5, 1),
     "convolution": examples.conv,
     "convolution of odd rows": lambda: examples.conv_step(3),
     "copy": examples.copy,
