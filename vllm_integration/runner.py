@@ -119,7 +119,8 @@ class ModelRunner:
         """Sample from the logits of requests that want more than a token, place by place.
 
         A request goes on to the next place while its token is the draft there, so each of its tokens is sampled as it
-        would be without drafts: by what was given before it, with its own number and its own grammar's bitmask.
+        would be without drafts: by what was given before it, with its own number and its own grammar's bitmask. Where
+        what was given before does not matter, all of a request's places are sampled at once.
 
         Returns:
             By request, the log-probabilities of each of its tokens.
@@ -132,20 +133,30 @@ class ModelRunner:
         ]
         found: dict[str, list[TokenLogprobs | None]] = {state.request_id: [] for state, _ in alive}
         while alive:
-            logits = torch.cat([rows[state.given : state.given + 1] for state, rows in alive])
+            spans = [
+                range(state.given, len(rows) if self.sampler.sees_no_history(state) else state.given + 1)
+                for state, rows in alive
+            ]
+            logits = torch.cat([rows[span.start : span.stop] for (_, rows), span in zip(alive, spans, strict=True)])
+            asked = [(state, place) for (state, _), span in zip(alive, spans, strict=True) for place in span]
             wanted = {
-                i: masks[state.request_id][state.given]
-                for i, (state, _) in enumerate(alive)
-                if state.request_id in masks
+                i: masks[state.request_id][place] for i, (state, place) in enumerate(asked) if state.request_id in masks
             }
-            tokens, scores = self.sampler.sample([state for state, _ in alive], logits, wanted)
-            going = []
-            for i, ((state, rows), token) in enumerate(zip(alive, tokens, strict=True)):
-                found[state.request_id].append(scores.get(i))
-                if state.given < len(state.drafts) and state.drafts[state.given] == token:
+            tokens, scores = self.sampler.sample(
+                [state for state, _ in asked], logits, wanted, [place - state.given for state, place in asked]
+            )
+            going, at = [], 0
+            for (state, rows), span in zip(alive, spans, strict=True):
+                for i in range(at, at + len(span)):
+                    right = state.given < len(state.drafts) and state.drafts[state.given] == tokens[i]
+                    found[state.request_id].append(scores.get(i))
+                    state.give(tokens[i])
+                    state.given += 1
+                    if not right:
+                        break
+                else:
                     going.append((state, rows))
-                state.give(token)
-                state.given += 1
+                at += len(span)
             alive = going
         return found
 

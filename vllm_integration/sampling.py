@@ -63,17 +63,18 @@ def device_choice(
     return Output.TOKEN, draw_of(state, vocab_size, len(state.drafts))
 
 
-def draw_of(state: RequestState, vocab_size: int, drafts: int = 0) -> Sampling | None:
+def draw_of(state: RequestState, vocab_size: int, drafts: int = 0, place: int = 0) -> Sampling | None:
     """How a request's next token is drawn, with the next number of its stream; None for the most likely token.
 
     Args:
         drafts: further tokens that may be drawn, with the numbers after that.
+        place: tokens that come before it and have not been given yet.
     """
     params = state.params
     if params.temperature < GREEDY_BELOW:
         return None
     top_k = params.top_k if 0 < params.top_k < vocab_size else 0
-    uniform, *later = (state.number(place) for place in range(1 + drafts))
+    uniform, *later = (state.number(place + ahead) for ahead in range(1 + drafts))
     return Sampling(params.temperature, uniform, top_k, params.top_p, params.min_p, tuple(later))
 
 
@@ -131,12 +132,30 @@ class HostSampler:
         """Whether the request's thinking budget may decide one of the tokens that its step gives."""
         return self._budget.may_be_due(state.params, state.prompt, state.output, 1 + len(state.drafts))
 
+    def sees_no_history(self, state: RequestState) -> bool:
+        """Whether each token that its step gives is sampled alike, whatever the ones before it in that step are."""
+        params = state.params
+        return not (
+            self.has_custom_processors
+            or params.num_logprobs is not None
+            or params.repetition_penalty != 1.0
+            or params.frequency_penalty != 0.0
+            or params.presence_penalty != 0.0
+            or params.bad_words_token_ids
+            or params.min_tokens > len(state.output)
+            or self.ends_reasoning(state)
+        )
+
     def warm_up(self) -> None:
         """Compile what draws, so that no request waits for it."""
         draw(torch.zeros(2, 2), [None, Sampling(1.0, 0.5)])
 
     def sample(
-        self, rows: Sequence[RequestState], logits: torch.Tensor, masks: Mapping[int, np.ndarray]
+        self,
+        rows: Sequence[RequestState],
+        logits: torch.Tensor,
+        masks: Mapping[int, np.ndarray],
+        places: Sequence[int] | None = None,
     ) -> tuple[list[int], dict[int, TokenLogprobs]]:
         """Sample one token a row.
 
@@ -144,6 +163,8 @@ class HostSampler:
             rows: the requests, in the order of the logits.
             logits: fp32 [len(rows), vocab], overwritten.
             masks: by row, what its grammar allows next: int32 [vocab / 32].
+            places: of each row, tokens of its request that come before this one in the same step and have not been
+                given yet, for requests of which `sees_no_history` holds; 0 for all others.
 
         Returns:
             One token id a row, and by row the log-probabilities if it wants any.
@@ -154,7 +175,7 @@ class HostSampler:
             tokens, every = self.vllm.sample(rows, logits)
             scores = {} if every is None else dict(enumerate(every.split(1)))
         else:
-            tokens = self._draw(rows, logits, scores)
+            tokens = self._draw(rows, logits, places or [0] * len(rows), scores)
         found = {
             i: self._logprobs(rows[i].params, score, tokens[i])
             for i, score in scores.items()
@@ -162,7 +183,13 @@ class HostSampler:
         }
         return tokens, found
 
-    def _draw(self, rows: Sequence[RequestState], logits: torch.Tensor, scores: dict[int, torch.Tensor]) -> list[int]:
+    def _draw(
+        self,
+        rows: Sequence[RequestState],
+        logits: torch.Tensor,
+        places: Sequence[int],
+        scores: dict[int, torch.Tensor],
+    ) -> list[int]:
         """A token a row; `scores` is given what the log-probabilities of a row that wants some are taken from."""
         mode, own, tokens = self.sampler.logprobs_mode, [], [0] * len(rows)
         for i, state in enumerate(rows):
@@ -179,9 +206,8 @@ class HostSampler:
             rows[i].edit(logits[i])
             self._budget.force(logits[i], rows[i].params, rows[i].prompt, rows[i].output)
         if own:
-            drawn = draw(
-                logits if len(own) == len(rows) else logits[own], [draw_of(rows[i], self.vocab_size) for i in own]
-            )
+            how = [draw_of(rows[i], self.vocab_size, place=places[i]) for i in own]
+            drawn = draw(logits if len(own) == len(rows) else logits[own], how)
             for i, token in zip(own, drawn, strict=True):
                 tokens[i] = token
         return tokens

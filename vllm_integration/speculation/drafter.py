@@ -30,10 +30,12 @@ PROBE_FIRST, PROBE_LAST = 4, 128
 """Steps without drafts after which a request whose drafts do not pay is tried with one, at first and at last."""
 PLAIN_EVERY = 50
 """Steps with drafts after which one goes without, so that what those cost stays known."""
-PROBE_PART = 0.1
-"""Of the time since the last try, what the next one may take to get the draft layer up to date."""
+PROBE_PART = 0.01
+"""Of the time that steps take, what all tries together may take."""
+PUT_OFF = 0.25
+"""Of what it costs to get the draft layer up to date, what its drafts must have been worth before that is done."""
 LOOK_EVERY = 4
-"""Steps after which a request without drafts is looked at again; in between it costs next to nothing."""
+"""Steps after which requests without drafts are looked at again; in between they cost next to nothing."""
 ROUNDS = 3
 """Of the search for the best rate; it converges at the second, hardly ever at the third."""
 
@@ -114,10 +116,12 @@ class Drafter:
         self._expected, self._drafting, self._off = 0.0, 0.0, 1.0
         """Seconds that the next step and its drafts should take, that the drafts did, and by what factor such sums were
         too low of late: what is known of the parts is only an estimate of the whole."""
-        self._drafted = 0
-        """Steps in a row that had drafts."""
+        self._steps, self._drafted = 0, 0
+        """Steps in all, and in a row those that had drafts."""
         self._token = 0.0
         """Seconds that a token takes, all requests together."""
+        self._allowance = 0.0
+        """Seconds that tries may take: what steps have added to it, and what tries saved that were right."""
 
     def stepped(self, states: Sequence[RequestState], seconds: float) -> None:
         """A step has run and given its tokens: learn from its drafts and from what it took.
@@ -149,6 +153,7 @@ class Drafter:
             kind = place if history.source is Source.MTP else history.length.bit_length()
             rates.observe(kind, place < accepted)
         if accepted and history.unused:
+            self._allowance += accepted * self._token
             history.unused, history.patience = history.patience, PROBE_FIRST  # one was right: try the next one too
 
     def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
@@ -177,6 +182,9 @@ class Drafter:
     # ---- how many ----------------------------------------------------------------------------------------------------
 
     def _choose(self, states: Sequence[RequestState]) -> list[_Choice]:
+        self._steps += 1
+        if self._nobody_is_due(states):
+            return self._wait(states)
         options = [self._options(state, len(states)) if self._is_due(state) else [] for state in states]
         if not self.limits.adaptive:
             return [_Choice(one[-1], len(one[-1].expected)) if one else _Choice(None, 0) for one in options]
@@ -199,13 +207,31 @@ class Drafter:
         if self._drafted > PLAIN_EVERY:
             self._drafted, self._expected = 0, 0.0
             return [_Choice(None, 0)] * rows
-        return [
-            self._put_off(state, choice) if choice.option is not None else self._probe(state, own, plain)
-            for state, own, choice in zip(states, options, choices, strict=True)
+        idle = [index for index, choice in enumerate(choices) if choice.option is None]
+        choices = [
+            self._put_off(state, choice) if choice.option is not None else choice
+            for state, choice in zip(states, choices, strict=True)
         ]
+        return self._probe(states, options, choices, idle, plain)
+
+    def _nobody_is_due(self, states: Sequence[RequestState]) -> bool:
+        return not any(self._is_due(state) for state in states)
+
+    def _wait(self, states: Sequence[RequestState]) -> list[_Choice]:
+        """A step without drafts, of requests that have had none."""
+        rows = len(states)
+        self._earn(self.costs.between.of(rows) + self.costs.plain.of(rows))
+        for state in states:
+            self._history(state).unused += 1
+        self._drafted = 0
+        return [_Choice(None, 0)] * rows
+
+    def _earn(self, plain: float) -> None:
+        """A step has taken so many seconds: a part of them may be used to try drafts."""
+        self._allowance = min(self._allowance + PROBE_PART * plain, PROBE_LAST * plain)
 
     def _is_due(self, state: RequestState) -> bool:
-        return not self.limits.adaptive or self._history(state).unused % LOOK_EVERY == 0
+        return not self.limits.adaptive or not self._history(state).unused or self._steps % LOOK_EVERY == 0
 
     def _options(self, state: RequestState, rows: int) -> list[_Option]:
         """What a request may have; what is found in its own tokens comes last."""
@@ -233,19 +259,46 @@ class Drafter:
             longest = min(longest, params.max_tokens - len(state.output) - 1)
         return 0 if state.output and state.output[-1] in params.all_stop_token_ids else longest
 
-    def _probe(self, state: RequestState, options: list[_Option], plain: float) -> _Choice:
-        """Try a request whose drafts do not pay with one now and then: its text may have changed.
+    def _probe(
+        self,
+        states: Sequence[RequestState],
+        options: Sequence[list[_Option]],
+        choices: list[_Choice],
+        idle: Sequence[int],
+        plain: float,
+    ) -> list[_Choice]:
+        """Try requests whose drafts do not pay with one now and then: their text may have changed.
+
+        A step in which any row has drafts costs more, so those that are to be tried are tried in the same one, most
+        of them at least.
 
         Args:
-            plain: seconds of a step. What a try takes is to be little beside those since the last one.
+            options: of each request; none for those that are not looked at in this step.
+            idle: those whose drafts do not pay.
+            plain: seconds of a step.
         """
-        history = self._history(state)
-        affordable = PROBE_PART * history.unused * plain
-        if not options or history.unused < history.patience or affordable < self._catch_up(state, options[-1]):
-            history.unused += 1
-            return _Choice(None, 0)
-        history.unused, history.patience = 1, min(2 * history.patience, PROBE_LAST)
-        return _Choice(options[-1], 1)
+        self._earn(plain)
+        for index in idle:
+            self._history(states[index]).unused += 1
+        due = [index for index in idle if options[index] and self._history(states[index]).unused > PROBE_FIRST]
+        if not any(self._history(states[index]).unused > self._history(states[index]).patience for index in due):
+            return choices
+        price = self.costs.verify.of(len(states)) if len(idle) == len(states) else 0.0
+        prices = {index: options[index][-1].cost + self._catch_up(states[index], options[index][-1]) for index in due}
+        tried = []
+        for index in sorted(due, key=lambda index: prices[index]):
+            if price + prices[index] <= self._allowance:
+                price += prices[index]
+                tried.append(index)
+        if 2 * len(tried) < len(due):
+            return choices
+        self._allowance -= price
+        found = list(choices)
+        for index in tried:
+            found[index] = _Choice(options[index][-1], 1)
+            history = self._history(states[index])
+            history.unused, history.patience = 1, min(2 * history.patience, PROBE_LAST)
+        return found
 
     def _catch_up(self, state: RequestState, option: _Option) -> float:
         """Seconds until the draft layer has seen what it has to, for drafts of its own."""
@@ -253,16 +306,16 @@ class Drafter:
         return unseen * self.costs.catch_up.of(unseen) if unseen else 0.0
 
     def _put_off(self, state: RequestState, choice: _Choice) -> _Choice:
-        """No drafts of the draft layer until they would have saved what it takes to show it the request's tokens.
+        """No drafts of the draft layer until they would have saved part of what it costs to show it the tokens so far.
 
-        How long an answer will be is not known. So a short one never pays for them, and a long one no more than twice.
+        How long an answer will be is not known: a very short one never pays for them.
         """
         option, history = choice.option, self._history(state)
         assert option is not None
         price = self._catch_up(state, option)
         if price:
             history.missed += option.expected[choice.count - 1] * self._token - option.cost * choice.count
-            if history.missed < price:
+            if history.missed < PUT_OFF * price:
                 return _Choice(None, 0)
         history.unused, history.patience, history.missed = 0, PROBE_FIRST, 0.0
         return choice

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from qwen36_lab.demo import evaluation, filler, skills, talk
+from qwen36_lab.demo import evaluation, skills, talk
 from qwen36_lab.demo.chat import Conversation
 
 from .http import HttpServer
@@ -174,15 +174,13 @@ def _domain(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[tuple[int, 
 def _passage(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], dict[str, Any]]:
     """A prompt that quotes a passage, and parameters by which the answer is that passage: its grammar allows no other.
 
-    The checkpoint is too small to copy so much of its own accord. What is compared is the engine's speed.
+    The checkpoint is too small to copy so much of its own accord. What is compared is the engine's speed. The passage
+    is of digits, each of which is one token and nothing else: words a grammar lets a model write in tokens of its own.
     """
-    random = Random("passage")
-    sentences = [filler.sentence(random) for _ in range(100)]
-    ids: list[int] = tokenizer(" ".join(sentences), add_special_tokens=False)["input_ids"][:PASSAGE]
-    text = tokenizer.decode(ids)
-    asked = f"Repeat exactly: {text}"
+    digits = "".join(Random("passage").choices("0123456789", k=PASSAGE))
+    asked = f"Repeat exactly: {digits}"
     prompt: list[int] = tokenizer(asked, add_special_tokens=False)["input_ids"]
-    return tuple(prompt), {"temperature": 0.0, "max_tokens": 2 * PASSAGE, "choice": text}
+    return tuple(prompt), {"temperature": 0.0, "max_tokens": 2 * PASSAGE, "choice": digits}
 
 
 CONFIG = {"method": "mtp", "num_speculative_tokens": 3}

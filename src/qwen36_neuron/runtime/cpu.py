@@ -227,7 +227,7 @@ class CpuRuntime:
             kept.append(hidden[index, end - take : end])
         if not sum(counts):
             return [RowResult() for _ in rows]
-        logits = self.model.logits(torch.cat(kept))
+        logits = self._logits(torch.cat(kept))
         chosen = choose_tokens(rows, counts, logits)
         results, at = [], 0
         for row, count in zip(rows, counts, strict=True):
@@ -238,6 +238,10 @@ class CpuRuntime:
                 results.append(RowResult(logits=logits[here] if count else None))
             at += count
         return results
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 [positions, vocab] of hidden states [positions, hidden] after the final norm."""
+        return self.model.logits(hidden)
 
 
 def group_rows(rows: Sequence[Row]) -> list[list[Row]]:

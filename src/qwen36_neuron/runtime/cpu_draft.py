@@ -68,6 +68,11 @@ class Lane:
     crossed: tuple[int, torch.Tensor] | None = None
     blocks: Sequence[int] = ()
 
+    @property
+    def owes(self) -> int:
+        """Positions that have run and have no key and value of the layer yet."""
+        return self.end - self.written
+
     def confirm(self, count: int) -> None:
         """So many of the last row's drafts were right; it may be said twice."""
         if self.drafts is not None and count:
@@ -236,36 +241,50 @@ class CpuDraftLayer:
         chosen = [index for index, count in enumerate(counts) if count > 0]
         if not chosen:
             return tuple(tuple(found) for found in drafts)
-        numbers = [requests[index].lane for index in chosen]
-        tokens = [requests[index].tokens[-1] for index in chosen]
-        hidden, place = self._absorb(numbers, tokens), 0
+        made = self._make([requests[index] for index in chosen], [counts[index] for index in chosen])
+        for index, found in zip(chosen, made, strict=True):
+            drafts[index] = found
+        return tuple(tuple(found) for found in drafts)
+
+    def _make(self, requests: Sequence[DraftRequest], counts: Sequence[int]) -> list[list[int]]:
+        """So many drafts for each request, at least one, where there is room for them."""
+        drafts: list[list[int]] = [[] for _ in requests]
+        inputs = self._owed_by(requests)
+        lanes = [self._lanes[request.lane] for request in requests]
+        hidden, place = self._run(lanes, [own for own, _ in inputs], [own for _, own in inputs]), 0
+        self._seen(requests)
+        going = list(range(len(requests)))
         while True:
             best = self.model.logits(hidden[:, 0]).argmax(-1).tolist()
-            for index, token in zip(chosen, best, strict=True):
+            for index, token in zip(going, best, strict=True):
                 drafts[index].append(token)
             place += 1
-            going = [at for at, index in enumerate(chosen) if counts[index] > place]
-            if not going:
-                return tuple(tuple(found) for found in drafts)
-            chosen = [chosen[at] for at in going]
-            newest = [drafts[index][-1] for index in chosen]
-            hidden = self._chain([requests[index] for index in chosen], newest, hidden[going], place)
+            staying = [at for at, index in enumerate(going) if counts[index] > place]
+            if not staying:
+                return drafts
+            going = [going[at] for at in staying]
+            newest = [drafts[index][-1] for index in going]
+            hidden = self._chain([requests[index] for index in going], newest, hidden[staying], place)
 
-    def _absorb(self, numbers: Sequence[int], tokens: Sequence[int]) -> torch.Tensor:
-        """Write what lanes owe and the entries of their next tokens; the layer's result there, [lanes, 1, hidden]."""
-        self._complete(numbers)
-        lanes = [self._lanes[number] for number in numbers]
-        hidden = [self._pending(lane) for lane in lanes]
-        following = [[*self._tokens(lane), token] for lane, token in zip(lanes, tokens, strict=True)]
-        result = self._run(lanes, hidden, following)
-        for lane in lanes:
+    def _owed_by(self, requests: Sequence[DraftRequest]) -> list[tuple[torch.Tensor, list[int]]]:
+        """What each lane owes: hidden states from `written` - 1 on, and the tokens after them, the newest the last."""
+        self._complete([request.lane for request in requests])
+        lanes = [self._lanes[request.lane] for request in requests]
+        return [
+            (self._pending(lane), [*self._tokens(lane), request.tokens[-1]])
+            for lane, request in zip(lanes, requests, strict=True)
+        ]
+
+    def _seen(self, requests: Sequence[DraftRequest]) -> None:
+        """Nothing is owed by these any more: the entries of their next tokens are written too."""
+        for request in requests:
+            lane = self._lanes[request.lane]
             boundary = lane.end // BLOCK_SIZE * BLOCK_SIZE
             for segment in lane.segments:
                 if segment.start < boundary <= segment.end:
                     lane.crossed = boundary, segment.hidden[boundary - 1 - segment.start].clone()
             lane.written = lane.end + 1
             lane.segments.clear()
-        return result
 
     def catch_up(self, numbers: Sequence[int]) -> None:
         """Write what lanes owe; what their last tokens' hidden states go with is not known yet."""

@@ -19,6 +19,7 @@ from ..model.state import select_tokens
 from ..ops.attention import PagedRow, attend
 from ..ops.attention.numba import attention_prefill, store_keys
 from ..ops.gated_delta_rule.numba import delta_net_prefill
+from ..ops.numba.projections import FEW
 from ..ops.numba.rows import gate_heads, norm_and_rotate, rms_norm, swiglu
 from ..ops.numba.scalar import Array, array, f32, use_threads
 from ..ops.numba.states import Entries, StateRows
@@ -74,19 +75,22 @@ class FusedRuntime(CpuRuntime):
         self._commit(rows)
         return hidden
 
-    def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
-        """Where a row verifies drafts, all rows of few positions are one call."""
-        few = [row for row in rows if self._is_short(row)]
-        if not any(self._verifies(row) for row in few):
-            return super()._calls(rows)
-        rest = [row for row in rows if not self._is_short(row)]
-        return [(few, self._verify_few), *super()._calls(rest)]
+    def _is_prompt(self, row: Row) -> bool:
+        return super()._is_prompt(row) and len(row.tokens) > MOST
 
-    def _is_short(self, row: Row) -> bool:
-        return not self._is_prompt(row) and len(row.tokens) + len(row.drafts) <= MOST
+    def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
+        """All rows of few positions are one call, prompts among them; where each has one, it is a decode step."""
+        few = [row for row in rows if len(row.tokens) + len(row.drafts) <= MOST]
+        if not any(self._verifies(row) or len(row.tokens) > 1 for row in few):
+            return super()._calls(rows)
+        rest = [row for row in rows if len(row.tokens) + len(row.drafts) > MOST]
+        return [(few, self._verify_few), *super()._calls(rest)]
 
     def _verify_few(self, rows: Sequence[Row]) -> torch.Tensor:
         return self._verifier.run(rows, [self._checker.accepted(row) for row in rows])
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self._program.logits(hidden) if len(hidden) <= FEW else super()._logits(hidden)
 
     def _prefill_state(self, rows: Sequence[Row], lengths: Sequence[int]) -> StepState:
         entry = self.cache.spec.slot_entry

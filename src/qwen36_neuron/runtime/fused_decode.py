@@ -16,15 +16,15 @@ from ..model import Qwen36Model
 from ..model.decoder import DecoderLayer
 from ..model.deltanet import GatedDeltaNet
 from ..model.norm import RMSNorm
-from ..ops.attention import rotary_tables
 from ..ops.attention.numba_step import attention_step
 from ..ops.gated_delta_rule.numba_step import delta_net_step
-from ..ops.numba.projections import Matrix, Norm, norm_project, norm_swiglu, project_add
+from ..ops.numba.projections import Matrix, Norm, Weight, norm_project, norm_swiglu, project_add, project_add_few
 from ..ops.numba.rows import normalise
 from ..ops.numba.scalar import Array, array, f32
 from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row
 from .cpu_state import source
+from .rotary_table import RotaryTable
 
 
 class StepRows(NamedTuple):
@@ -82,12 +82,12 @@ class LayerProgram:
 
     index: int
     input_norm: Norm
-    in_proj: Matrix
+    in_proj: Weight
     mixer: DeltaNetStep | AttentionStep
-    out_proj: Matrix
+    out_proj: Weight
     post_norm: Norm
-    gate_up: Matrix
-    down: Matrix
+    gate_up: Weight
+    down: Weight
 
     @classmethod
     def of(cls, layer: DecoderLayer, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> LayerProgram:
@@ -105,12 +105,12 @@ class LayerProgram:
         return cls(
             block.index,
             norm_of(layer.input_norm),
-            Matrix.of(in_proj),
+            Weight.of(in_proj),
             mixer,
-            Matrix.of(_weight(out_proj)),
+            Weight.of(_weight(out_proj)),
             norm_of(layer.post_norm),
-            Matrix.of(_weight(layer.mlp.gate_up_proj)),
-            Matrix.of(_weight(layer.mlp.down_proj)),
+            Weight.of(_weight(layer.mlp.gate_up_proj)),
+            Weight.of(_weight(layer.mlp.down_proj)),
         )
 
 
@@ -146,7 +146,8 @@ class DecodeProgram:
         self.embedding = array(_weight(model.embed_tokens))
         layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
         self.layers = [LayerProgram.of(layer, cache, weights) for layer in layers]
-        self.norm = norm_of(model.norm)
+        self.norm, self.head = norm_of(model.norm), Weight.of(_weight(model.lm_head))
+        self.rotary = RotaryTable(self.config.rope)
         self._whole: Buffers | None = None
         self._buffers: dict[int, Buffers] = {}
 
@@ -171,7 +172,10 @@ class DecodeProgram:
         residual, normed, inner = buffers.residual, buffers.normed, buffers.inner
         np.take(self.embedding, tokens, axis=0, out=residual.array)
         for layer in self.layers:
-            projected, mixed = buffers.projected[len(layer.in_proj.array)], buffers.mixed[layer.out_proj.array.shape[1]]
+            projected, mixed = (
+                buffers.projected[len(layer.in_proj.tensor)],
+                buffers.mixed[layer.out_proj.tensor.shape[1]],
+            )
             norm_project(residual, layer.input_norm, layer.in_proj, normed, projected)
             mix(layer, projected.array, mixed.array)
             project_add(mixed, layer.out_proj, residual)
@@ -181,9 +185,17 @@ class DecodeProgram:
         normalise(residual.array, *self.norm, array(hidden))
         return hidden
 
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 [positions, vocab] of hidden states [positions, hidden], for few positions.
+
+        Not by a matrix library: its threads keep a core for a while after each call, waiting for the next one.
+        """
+        found = torch.zeros(len(hidden), len(self.head.tensor))
+        project_add_few(array(hidden), self.head.packed, array(found))
+        return found
+
     def _rows(self, rows: Sequence[Row]) -> StepRows:
-        positions = torch.tensor([[row.start] for row in rows])
-        cos, sin = (array(table[:, 0, 0]) for table in rotary_tables(positions, self.config.rope, torch.float32))
+        cos, sin = self.rotary.at(np.array([row.start for row in rows], np.int64))
         lanes, ends = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("lane", "end"))
         origins = np.array([source(row, self.spec) for row in rows], np.int64)
         fresh = np.array([row.start == 0 for row in rows], np.bool_)
@@ -196,8 +208,8 @@ class DecodeProgram:
     def _make_buffers(self, rows: int) -> Buffers:
         if self._whole is None or rows > len(self._whole.residual.array):
             hidden, inner = self.config.hidden_size, self.config.intermediate_size
-            wide = {len(layer.in_proj.array) for layer in self.layers}
-            mixed = {layer.out_proj.array.shape[1] for layer in self.layers}
+            wide = {len(layer.in_proj.tensor) for layer in self.layers}
+            mixed = {layer.out_proj.tensor.shape[1] for layer in self.layers}
             self._whole = Buffers(
                 residual=Matrix.empty(rows, hidden),
                 normed=Matrix.empty(rows, hidden),

@@ -14,8 +14,6 @@ import numpy as np
 import torch
 
 from ..cache import DraftFactors, HybridCache
-from ..config import ModelConfig
-from ..ops.attention import rotary_tables
 from ..ops.attention.numba_verify import attention_verify
 from ..ops.gated_delta_rule.numba_verify import delta_net_verify
 from ..ops.numba.drafts import Factors, VerifyRows
@@ -83,32 +81,20 @@ class VerifyProgram:
             tables=block_tables(rows),
             marks=_integers(marks).reshape(-1, 3),
         )
-        positions = torch.cat([torch.arange(row.start, row.reach) for row in rows])
-        return VerifyStep(where, *rotations(positions, self.program.config))
+        positions = np.concatenate([np.arange(row.start, row.reach) for row in rows])
+        return VerifyStep(where, *self.program.rotary.at(positions))
 
     def _mix(self, layer: LayerProgram, projected: Array, step: VerifyStep, out: Array) -> None:
         mixer = layer.mixer
         if isinstance(mixer, AttentionStep):
-            attend_rows(mixer, projected, step.rows, step.cos, step.sin, 0, out)
+            norms = mixer.query.weight, mixer.key.weight, mixer.query.eps
+            where = mixer.keys, mixer.values, step.rows
+            attention_verify(projected, *norms, step.cos, step.sin, *where, 0, out)
             return
         w = mixer.weights
         small = w.taps, w.rate, w.dt_bias, w.norm_weight, w.eps
         bank = Entries(mixer.windows, mixer.states)
         delta_net_verify(projected, small, w.key_heads, bank, self._factors[layer.index], step.rows, out)
-
-
-def attend_rows(
-    mixer: AttentionStep, projected: Array, rows: VerifyRows, cos: Array, sin: Array, begin: int, out: Array
-) -> None:
-    """An attention mixer over all positions of the rows; see `attention_verify`."""
-    norms = mixer.query.weight, mixer.key.weight, mixer.query.eps
-    attention_verify(projected, *norms, cos, sin, mixer.keys, mixer.values, rows, begin, out)
-
-
-def rotations(positions: torch.Tensor, config: ModelConfig) -> tuple[Array, Array]:
-    """cos and sin of positions [n], fp32 [n, dim / 2]."""
-    cos, sin = (array(table[0, :, 0]) for table in rotary_tables(positions[None], config.rope, torch.float32))
-    return cos, sin
 
 
 def _factors(factors: DraftFactors) -> Factors:

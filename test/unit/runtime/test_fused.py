@@ -36,7 +36,8 @@ def test_any_steps_give_what_plain_torch_gives(
     All prefill attention in one call, and only that of sequences of up to 128 tokens.
 
     Tolerance: 5e-5 on logits of about one. Both sides carry their roundings through eight layers and, in the states,
-    from step to step: transformers' own prefill and decode of such a model differ by 2e-5 after one prompt.
+    from step to step: transformers' own prefill and decode of such a model differ by 2e-5 after one prompt. Windows
+    hold projections of up to five: 4e-5.
     """
     monkeypatch.setattr(fused_runtime, "SHORT", short)
     plain, fused = opened(demo_checkpoint, "torch"), opened(demo_checkpoint, "fused")
@@ -49,7 +50,7 @@ def test_any_steps_give_what_plain_torch_gives(
         rows = []
         for lane in lanes:
             start = held.get(lane, 0)
-            count = 1 if start and draw.random() < 0.8 else draw.choice((1, 2, 3, 40, 64, 65, 130))
+            count = 1 if start and draw.random() < 0.8 else draw.choice((1, 2, 3, 31, 32, 33, 64, 65, 130))
             if start + count > 512 or (start and draw.random() < 0.03):
                 start = 0
             tokens = [draw.randrange(4000) for _ in range(count)]
@@ -70,7 +71,7 @@ def test_any_steps_give_what_plain_torch_gives(
     assert isinstance(fused, CpuRuntime)
     for layer, bank in plain.cache.banks.items():
         assert (bank.recurrent[1:] - fused.cache.banks[layer].recurrent[1:]).abs().max() <= 2e-5
-        assert (bank.window[1:] - fused.cache.banks[layer].window[1:]).abs().max() <= 2e-5
+        assert (bank.window[1:] - fused.cache.banks[layer].window[1:]).abs().max() <= 4e-5
 
 
 def test_nothing_is_compiled_after_warm_up(tiny_checkpoint: Path) -> None:

@@ -10,11 +10,12 @@ from numba import prange
 from ...config import BLOCK_SIZE
 from ..numba.drafts import VerifyRows
 from ..numba.product import FULL, ROWS, Part, product, whole
-from ..numba.projections import four_by_two
 from ..numba.rows import gate_row
 from ..numba.scalar import Array, compiled, exp, f32, i64, one, zero
 from ..numba.vectors import copy, fill, norm_row, rotate_row, scale
 from .numba_step import LOWEST
+
+Four = tuple[float, float, float, float]
 
 
 @compiled(parallel=True)
@@ -125,9 +126,26 @@ def _attend(
 def _score(queries: Array, key: Array, next_key: Array, at: int, scores: Array) -> None:
     """Products of all queries with two keys, into columns `at` and the one after it."""
     for q in range(0, queries.shape[0], 4):
-        left, right = four_by_two(queries[q : q + 4], key, next_key)
+        left, right = _four_by_two(queries[q : q + 4], key, next_key)
         scores[q, at], scores[q + 1, at], scores[q + 2, at], scores[q + 3, at] = left
         scores[q, at + 1], scores[q + 1, at + 1], scores[q + 2, at + 1], scores[q + 3, at + 1] = right
+
+
+@compiled()
+def _four_by_two(x: Array, w: Array, u: Array) -> tuple[Four, Four]:
+    """Dot products of the four rows of x with w and with u: every number loaded is used twice or four times."""
+    a0 = a1 = a2 = a3 = b0 = b1 = b2 = b3 = zero
+    for k in range(w.shape[0]):
+        x0, x1, x2, x3 = x[0, k], x[1, k], x[2, k], x[3, k]
+        a0 += x0 * w[k]
+        a1 += x1 * w[k]
+        a2 += x2 * w[k]
+        a3 += x3 * w[k]
+        b0 += x0 * u[k]
+        b1 += x1 * u[k]
+        b2 += x2 * u[k]
+        b3 += x3 * u[k]
+    return (a0, a1, a2, a3), (b0, b1, b2, b3)
 
 
 @compiled()

@@ -38,7 +38,7 @@ FLAGS = ("contract", "nsz", "reassoc")
 """Of LLVM's arithmetic: a product and a sum become one instruction where there is one."""
 
 
-class _Vectors:
+class Vectors:
     """Vectors of LANES numbers, in the function that `builder` writes."""
 
     def __init__(self, builder: Any) -> None:
@@ -52,14 +52,26 @@ class _Vectors:
     def load(self, place: Any) -> Any:
         return self.builder.load(place, align=4)
 
+    def load_at(self, pointer: Any, offset: Any) -> Any:
+        """The vector that begins `offset` numbers after a pointer."""
+        return self.load(self.at(pointer, offset))
+
+    def load_narrow(self, pointer: Any, offset: Any) -> Any:
+        """The same of numbers of which only the upper halves of their bits are stored, as in bfloat16."""
+        stored = ir.VectorType(ir.IntType(16), LANES)
+        place = self.builder.bitcast(self.builder.gep(pointer, [offset]), stored.as_pointer())
+        bits = self.builder.zext(self.builder.load(place, align=2), ir.VectorType(ir.IntType(32), LANES))
+        upper = self.builder.shl(bits, ir.Constant(bits.type, [16] * LANES))
+        return self.builder.bitcast(upper, self.type)
+
     def spread(self, number: Any) -> Any:
         """The number in every lane."""
         undefined, lane = ir.Constant(self.type, ir.Undefined), ir.IntType(32)
         first = self.builder.insert_element(undefined, number, ir.Constant(lane, 0))
         return self.builder.shuffle_vector(first, undefined, ir.Constant(ir.VectorType(lane, LANES), [0] * LANES))
 
-    def add_product(self, x: Any, y: Any, total: Any) -> Any:
-        return self.builder.fadd(self.builder.fmul(x, y, flags=FLAGS), total, flags=FLAGS)
+    def add_product(self, x: Any, y: Any, total: Any, flags: tuple[str, ...] = FLAGS) -> Any:
+        return self.builder.fadd(self.builder.fmul(x, y, flags=flags), total, flags=flags)
 
 
 class Part(NamedTuple):
@@ -87,7 +99,7 @@ def _tile(_context: Any, a: Any, b: Any, depth: Any, scales: Any, first: Any, ke
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a, b, depth, scales, first, keep, c = arguments
         a_type, b_type, _, scales_type, _, _, c_type = signature.args
-        vectors, integer = _Vectors(builder), ir.IntType(64)
+        vectors, integer = Vectors(builder), ir.IntType(64)
 
         def pointer(array_type: Any, array: Any, at: Any) -> Any:
             return builder.gep(context.make_array(array_type)(context, builder, array).data, [at])

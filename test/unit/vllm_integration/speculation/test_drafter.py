@@ -92,6 +92,30 @@ def test_a_request_whose_drafts_become_right_gets_them_again() -> None:
     assert counts[-100:].count(3) >= 95
 
 
+def test_what_is_tried_is_tried_together_and_takes_a_fiftieth_of_the_time() -> None:
+    """Eight rows whose drafts are always wrong: a step with any draft costs half a step more, whoever has it."""
+    known = costs(plain=1.0, position=0.05, draft=0.2, rows=8)
+    known.verify.observe(8, 0.5)
+    drafter, states = drafter_of(Layer(), MTP, known), [state(str(i), max_tokens=9000) for i in range(8)]
+    for kind in range(3):
+        for _ in range(500):
+            drafter._rates[Source.MTP].observe(kind, False)
+    tried, seconds = [], 0.0
+    for _ in range(2000):
+        drafts = drafter.draft(states)
+        count = sum(map(len, drafts))
+        tried.append(count)
+        taken = 1.0 + (0.5 + 0.05 * count if count else 0.0)
+        seconds += taken - 1.0 + (0.2 if count else 0.0)
+        for one, own in zip(states, drafts, strict=True):
+            one.drafts, one.given, one.start, one.end = tuple(own), 1, 0, 1
+            one.output.append(1)
+        drafter.stepped(states, taken)
+    assert min(count for count in tried if count) >= 4
+    assert 10 <= sum(count > 0 for count in tried) <= 60
+    assert 0 < seconds <= 0.03 * 2000
+
+
 @pytest.mark.parametrize(("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0)])
 def test_as_many_as_what_they_cost_leaves(position: float, draft: float, expected: int) -> None:
     """Of drafts that are right two times in three: 0.67, 0.44 and 0.30 tokens each, at a token a second without."""
