@@ -183,7 +183,7 @@ def _passage(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], dict[
     return tuple(prompt), {"temperature": 0.0, "max_tokens": 2 * PASSAGE, "choice": digits}
 
 
-CONFIG = {"method": "mtp", "num_speculative_tokens": 3}
+CONFIG = {"method": "mtp", "num_speculative_tokens": 6}
 
 
 def side_configs(base: SideConfig) -> tuple[SideConfig, SideConfig]:
