@@ -14,13 +14,20 @@ SLOWER, FASTER = 0.1, 0.3
 OUTLIER = 4.0
 """A measurement so many times what is known says something of the machine, not of the step."""
 REPEATED = 3
+RELAX = 0.01
+"""How far costs of drafts go back to what they were at first in a step that has none."""
 
 
 @dataclass(slots=True)
 class Rate:
-    """One cost in seconds by number of rows, in classes of powers of two."""
+    """One cost in seconds by number of rows, in classes of powers of two.
+
+    Attributes:
+        known: what it is taken for now; first: the first measurement.
+    """
 
     known: dict[int, float] = field(default_factory=dict)
+    first: dict[int, float] = field(default_factory=dict)
 
     def of(self, rows: int) -> float:
         """The cost at so many rows, of the nearest class that is known; 0 before any is."""
@@ -34,10 +41,15 @@ class Rate:
         size, seconds = rows.bit_length(), max(seconds, 0.0)
         before = self.known.get(size)
         if before is None or not before:
-            self.known[size] = seconds
+            self.known[size] = self.first[size] = seconds
         else:
             weight = SLOWER if seconds > before else FASTER
             self.known[size] = before + weight * (min(seconds, OUTLIER * before) - before)
+
+    def relax(self) -> None:
+        """Forget a little of what made it dearer than at first."""
+        for size, seconds in self.known.items():
+            self.known[size] = seconds + RELAX * min(0.0, self.first[size] - seconds)
 
 
 @dataclass(slots=True)
@@ -80,11 +92,17 @@ class StepCosts:
             self.draft.observe(rows, seconds / count)
 
     def ran(self, rows: int, drafts: int, seconds: float) -> None:
-        """A step of decoding rows alone has run, with so many drafts among them."""
+        """A step of decoding rows alone has run, with so many drafts among them.
+
+        What made drafts dear may have passed, as when other programs kept the machine busy; nothing would tell where
+        none are made any more. So their costs fade to what they were at first, and drafts are tried again.
+        """
         if drafts:
             self.position.observe(rows, (seconds - self.plain.of(rows) - self.verify.of(rows)) / drafts)
         else:
             self.plain.observe(rows, seconds)
+            for rate in (self.position, self.draft, self.catch_up):
+                rate.relax()
 
 
 def measure(runtime: Runtime, costs: StepCosts, most: int, made: int) -> None:

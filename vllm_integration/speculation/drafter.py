@@ -19,7 +19,7 @@ from qwen36_neuron.runtime import DraftRequest, Runtime
 
 from .acceptance import Acceptance
 from .config import DraftLimits
-from .costs import OUTLIER, StepCosts
+from .costs import OUTLIER, RELAX, StepCosts
 from .lookup import Match, TokenHistory, look_up
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class Drafter:
         if all(state.end - state.start == 1 for state in states):
             rows, drafts = len(states), sum(len(state.drafts) for state in states)
             self.costs.ran(rows, drafts, seconds)
+            if not drafts:
+                self._off += RELAX * min(0.0, 1.0 - self._off)
             if self._ended is not None:
                 self.costs.between.observe(rows, now - self._ended - seconds)
         self._ended = now

@@ -116,6 +116,20 @@ def test_what_is_tried_is_tried_together_and_takes_a_fiftieth_of_the_time() -> N
     assert 0 < seconds <= 0.03 * 2000
 
 
+def test_a_machine_that_was_busy_for_a_while_does_not_end_drafting() -> None:
+    """Steps with drafts take long for a while, so none are made. Nothing but time tells that it has passed."""
+    known = costs()
+    drafter, one = drafter_of(Layer(), MTP, known), state(max_tokens=9000)
+    for kind in range(3):
+        for _ in range(200):
+            drafter._rates[Source.MTP].observe(kind, True)
+    for _ in range(30):
+        known.position.observe(1, 4.0)
+    drafter._off = 3.0
+    assert verify(drafter, one, 1.0, seed=1, steps=20).count(0) >= 15
+    assert verify(drafter, one, 1.0, seed=1, steps=600)[-100:].count(3) >= 95
+
+
 @pytest.mark.parametrize(("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0)])
 def test_as_many_as_what_they_cost_leaves(position: float, draft: float, expected: int) -> None:
     """Of drafts that are right two times in three: 0.67, 0.44 and 0.30 tokens each, at a token a second without."""
