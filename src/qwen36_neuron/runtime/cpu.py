@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 
 import torch
@@ -127,8 +128,10 @@ class CpuRuntime:
         vars(self).update(kept, _closed=True)
         return_freed_memory()
 
-    def __del__(self) -> None:
-        self.close()
+    def __del__(self, ending: Callable[[], bool] = sys.is_finalizing) -> None:
+        """Close; at the interpreter's end there is nothing left to do it with, nor any need."""
+        if not ending():
+            self.close()
 
     def _open_draft_layer(self) -> CpuDraftLayer | None:
         """What follows the lanes for the draft layer; None where calls do that themselves."""
