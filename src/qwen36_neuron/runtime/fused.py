@@ -79,12 +79,20 @@ class FusedRuntime(CpuRuntime):
         return super()._is_prompt(row) and len(row.tokens) > MOST
 
     def _calls(self, rows: Sequence[Row]) -> list[tuple[list[Row], Call]]:
-        """All rows of few positions are one call, prompts among them; where each has one, it is a decode step."""
-        few = [row for row in rows if len(row.tokens) + len(row.drafts) <= MOST]
-        if not any(self._verifies(row) or len(row.tokens) > 1 for row in few):
-            return super()._calls(rows)
-        rest = [row for row in rows if len(row.tokens) + len(row.drafts) > MOST]
-        return [(few, self._verify_few), *super()._calls(rest)]
+        """All rows of few positions are one call, short prompts among them.
+
+        Rows of one token are part of it only where drafts are verified: a decode step gives them the same bits whatever
+        prompts are beside them.
+        """
+        verifies = any(self._verifies(row) for row in rows)
+        few = [row for row in rows if self._is_few(row, 1 if verifies else 2)]
+        rest = [row for row in rows if not self._is_few(row, 1 if verifies else 2)]
+        calls: list[tuple[list[Row], Call]] = [(few, self._verify_few)] if few else []
+        return [*calls, *super()._calls(rest)]
+
+    @staticmethod
+    def _is_few(row: Row, least: int) -> bool:
+        return least <= len(row.tokens) + len(row.drafts) <= MOST
 
     def _verify_few(self, rows: Sequence[Row]) -> torch.Tensor:
         return self._verifier.run(rows, [self._checker.accepted(row) for row in rows])

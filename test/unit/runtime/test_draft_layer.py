@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -29,6 +31,17 @@ def runtime(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> CpuRuntime
     if request.param == "fused":
         pytest.importorskip("numba")
     return opened(tiny_checkpoint, request.param)
+
+
+def over(names: tuple[str, ...], cases: Iterable[Any], interpreted: Collection[Any]) -> pytest.MarkDecorator:
+    """Cases for every runtime; the interpreter, which takes seconds for what others do in milliseconds, has some."""
+    chosen = [
+        pytest.param(kernels, *case, id=f"{kernels}-{'-'.join(map(str, case))}", marks=marks)
+        for kernels, marks in (("torch", ()), ("fused", ()), ("interpreter", pytest.mark.interpreter))
+        for case in cases
+        if kernels != "interpreter" or case in interpreted
+    ]
+    return pytest.mark.parametrize(("runtime", *names), chosen, indirect=["runtime"])
 
 
 def opened(folder: Path, kernels: str, **changes: object) -> CpuRuntime:
@@ -109,7 +122,7 @@ class Sequence_:
 CUTS = ([1], [2], [63], [64], [65], [130], [1, 1, 1], [5, 1, 60, 1, 3], [64, 64, 1], [63, 1, 1], [100, 30], [1, 127, 2])
 
 
-@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@over(("cuts",), [(cuts,) for cuts in CUTS], [([65],), ([5, 1, 60, 1, 3],), ([1, 127, 2],)])
 def test_a_prompt_cut_anywhere(runtime: CpuRuntime, oracle: DraftOracle, cuts: list[int]) -> None:
     sequence = Sequence_(runtime, ids(200))
     for count in cuts:
@@ -118,7 +131,7 @@ def test_a_prompt_cut_anywhere(runtime: CpuRuntime, oracle: DraftOracle, cuts: l
     sequence.release()
 
 
-@pytest.mark.parametrize("silent", [0, 1, 2, 30, 63, 64, 65, 70])
+@over(("silent",), [(count,) for count in (0, 1, 2, 30, 63, 64, 65, 70)], [(1,), (65,)])
 def test_after_rows_that_asked_for_no_drafts(runtime: CpuRuntime, oracle: DraftOracle, silent: int) -> None:
     sequence = Sequence_(runtime, ids(200, 1))
     sequence.run(40)
@@ -131,8 +144,7 @@ def test_after_rows_that_asked_for_no_drafts(runtime: CpuRuntime, oracle: DraftO
 
 
 @pytest.mark.parametrize("asked", [True, False], ids=["each step", "at the end"])
-@pytest.mark.parametrize("k", [1, 2, 4])
-@pytest.mark.parametrize("length", [1, 62, 100])
+@over(("length", "k"), list(product((1, 62, 100), (1, 2, 4))), [(62, 4)])
 def test_after_drafts_rejected_at_each_place(
     runtime: CpuRuntime, oracle: DraftOracle, length: int, k: int, asked: bool
 ) -> None:
