@@ -33,11 +33,14 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """Collects the engines of a test and shuts them down.
 
     vLLM puts its own configuration classes into transformers' registry, for the whole process; they are taken out
-    again, since other tests load the same checkpoints with transformers alone.
+    again, since other tests load the same checkpoints with transformers alone. An engine that starts searches all of
+    the process's objects for garbage, four times, so that a server's collections are short: here the objects are those
+    of all tests before, and it would take seconds for every engine.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     monkeypatch.setattr(CONFIG_MAPPING, "_extra_content", dict(CONFIG_MAPPING._extra_content))
+    monkeypatch.setattr("vllm.v1.engine.core.freeze_gc_heap", lambda: None)
     made: list[Any] = []
     yield made
     for engine in made:
