@@ -81,6 +81,8 @@ def _delta_rule(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Cas
     from nki_kernels.gated_delta_rule_decode_torch import gated_delta_rule_decode_torch
     from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
     from nki_kernels.gated_delta_rule_prefill_torch import gated_delta_rule_prefill_torch
+    from nki_kernels.gated_delta_rule_verify import gated_delta_rule_verify
+    from nki_kernels.gated_delta_rule_verify_torch import gated_delta_rule_verify_torch
 
     keys, heads, boundaries = 2 * cores, 6 * cores, (1, 6)
     entries = examples.prefill(512, boundaries).args[8].shape[1]  # of the bank that these checkpoints fill
@@ -107,10 +109,29 @@ def _delta_rule(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Cas
             read = torch.arange(1, 9, dtype=torch.int32).view(1, 8)
             args = (*inputs((8, 1), correlation, dtype), lanes, read, read + 9)
             yield Case(name, gated_delta_rule_decode, gated_delta_rule_decode_torch, args, BARS[dtype])
+            args = (*inputs((4, 5), correlation, dtype), *_drafted(keys, heads, normal))
+            yield Case(name, gated_delta_rule_verify, gated_delta_rule_verify_torch, args, BARS[dtype])
     if cores == 1:
         q, k, v, g, beta = (x[:, 0] for x in inputs((D,), 0.99, torch.float32))
         args = (q, k, v, g[:, None], beta[:, None], normal(D, D))
         yield Case("float32", gated_delta_rule_chunk, gated_delta_rule_chunk_torch, args, BARS[torch.float32])
+
+
+def _drafted(keys: int, heads: int, normal: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """States, records, relations, places and held of four rows of a token and four drafts, behind 0 to 3 right drafts.
+
+    The third row leaves a checkpoint after its first token.
+    """
+    from nki_kernels.delta_rule_relations import relations
+
+    states, parts = normal(6, heads, D, D), [normal(5, 4, keys, n) for n in (D, heads // keys * D, heads // keys)]
+    records = torch.cat((parts[0] * D**-0.5, parts[1], -parts[2].abs()), dim=-1)
+    states[0], records[0] = 0.0, 0.0
+    table = relations(4, 5, 4, torch.tensor([2], dtype=torch.int32), torch.tensor([True]))
+    places = torch.tensor([[1, 2, 3, 4, 3, 1, 2, 3, 4, 5, 1, 2, 3, 4]], dtype=torch.int32)
+    behind = ((1, 0), (2, 1), (3, 2), (4, 3), (3, 2))
+    held = [4 * lane + n if n < right else 0 for lane, right in behind for n in range(4)]
+    return states, records, table, places, torch.tensor(held, dtype=torch.int32).view(-1, 1)
 
 
 def _attention(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:

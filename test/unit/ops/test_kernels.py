@@ -53,7 +53,7 @@ def test_attention_of_prompts_is_told_who_transposes(by_dma: bool) -> None:
     kernels: Any = open_kernels("interpreter", 1, by_dma)
     x, table, held = torch.zeros(1, 128, 2, 256), torch.zeros(1, 1, dtype=torch.int32), torch.zeros(1, 1)
     paged_attention_nki(launch, x, x, x, (x, x), table, held, kernels.dma_transposes)
-    assert asked == [{"turns_by_dma": by_dma}]
+    assert asked == [{"turns_by_dma": by_dma, "begin": 0}]
 
 
 def test_sizes_that_the_kernels_do_not_take_are_all_named() -> None:
