@@ -34,8 +34,9 @@ PROBE_PART = 0.01
 """Of the time that steps take, what all tries together may take."""
 PUT_OFF = 0.25
 """Of what it costs to get the draft layer up to date, what its drafts must have been worth before that is done."""
-LOOK_EVERY = 4
-"""Steps after which requests without drafts are looked at again; in between they cost next to nothing."""
+LOOK_FIRST, LOOK_LAST = 4, 16
+"""Steps after which requests without drafts are looked at again, at first and at last; in between they cost next to
+nothing."""
 ROUNDS = 3
 """Of the search for the best rate; it converges at the second, hardly ever at the third."""
 
@@ -233,7 +234,9 @@ class Drafter:
         self._allowance = min(self._allowance + PROBE_PART * plain, PROBE_LAST * plain)
 
     def _is_due(self, state: RequestState) -> bool:
-        return not self.limits.adaptive or not self._history(state).unused or self._steps % LOOK_EVERY == 0
+        unused = self._history(state).unused
+        every = LOOK_LAST if unused > 2 * LOOK_LAST else LOOK_FIRST
+        return not self.limits.adaptive or not unused or self._steps % every == 0
 
     def _options(self, state: RequestState, rows: int) -> list[_Option]:
         """What a request may have; what is found in its own tokens comes last."""

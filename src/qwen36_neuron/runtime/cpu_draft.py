@@ -22,6 +22,8 @@ from ..step import Commit, DraftRequest, Row
 
 MOST_OWED = 64 << 20
 """Bytes that prompts may wait with, all lanes together; more is not put off."""
+MOST_AT_ONCE = 1024
+"""Tokens of prompts whose last layer is run in one call, which holds all that the layer computes of them."""
 
 
 @dataclass(slots=True)
@@ -105,13 +107,14 @@ class CpuDraftState(Mixing):
 
 @dataclass(slots=True)
 class CpuLastLayer(Mixing):
-    """The last layer's memory for a row whose keys and values it holds already."""
+    """The last layer's memory for rows whose keys and values it holds already."""
 
     cache: HybridCache
-    row: PagedRow
+    rows: Sequence[PagedRow]
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return attend(q[0], self.cache.positions(layer), self.row).unsqueeze(0)
+        cache = self.cache.positions(layer)
+        return torch.stack([attend(own, cache, row) for own, row in zip(q, self.rows, strict=True)])
 
 
 class CpuDraftLayer:
@@ -300,17 +303,21 @@ class CpuDraftLayer:
             lane.written = lane.end
 
     def _complete(self, numbers: Sequence[int]) -> None:
-        """Run the rest of the last layer where it was put off."""
+        """Run the rest of the last layer where it was put off, prompts of one length together."""
+        waiting = [
+            (number, segment) for number in numbers for segment in self._lanes[number].segments if not segment.complete
+        ]
+        for group in _of_one_length(waiting):
+            lanes, segments = [self._lanes[number] for number, _ in group], [segment for _, segment in group]
+            self._owed -= sum(map(self._bytes, segments))
+            rows = [PagedRow.of(lane.blocks, own.start, own.end) for lane, own in zip(lanes, segments, strict=True)]
+            positions = torch.stack([torch.arange(own.start, own.end) for own in segments])
+            inputs = torch.stack([own.hidden for own in segments])
+            hidden = self.model.last_layer(inputs, positions, CpuLastLayer(self.cache, rows))
+            for own, found in zip(segments, hidden, strict=True):
+                own.hidden, own.complete = found, True
         for number in numbers:
-            lane = self._lanes[number]
-            for segment in lane.segments:
-                if not segment.complete:
-                    self._owed -= self._bytes(segment)
-                    row = PagedRow.of(lane.blocks, segment.start, segment.end)
-                    positions = torch.arange(segment.start, segment.end)[None]
-                    state = CpuLastLayer(self.cache, row)
-                    segment.hidden = self.model.last_layer(segment.hidden[None], positions, state)[0]
-                    segment.complete = True
+            for segment in self._lanes[number].segments:
                 for commit in segment.commits:
                     if self._waiting.get(commit.slot) == (number, commit):  # else the slot has another state by now
                         self.cache.last_hidden[commit.slot] = segment.hidden[commit.boundary - 1 - segment.start]
@@ -366,3 +373,15 @@ class CpuDraftLayer:
         ]
         state = CpuDraftState(self.cache, rows, [1] * len(rows))
         return self.model.draft(hidden, torch.tensor(tokens)[:, None], torch.tensor(ends)[:, None] - 1, state)
+
+
+def _of_one_length(waiting: Sequence[tuple[int, Segment]]) -> list[list[tuple[int, Segment]]]:
+    """Segments of lanes in groups of as many tokens each, MOST_AT_ONCE in all or a single one."""
+    groups: list[list[tuple[int, Segment]]] = []
+    for number, segment in sorted(waiting, key=lambda one: len(one[1].tokens)):
+        length = len(segment.tokens)
+        if groups and len(groups[-1][0][1].tokens) == length and length * (1 + len(groups[-1])) <= MOST_AT_ONCE:
+            groups[-1].append((number, segment))
+        else:
+            groups.append([(number, segment)])
+    return groups

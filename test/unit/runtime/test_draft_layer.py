@@ -309,6 +309,33 @@ def test_prompts_beyond_what_may_wait(
     assert runtime._drafts._owed == 0
 
 
+def test_prompts_of_one_length_end_their_last_layer_together(
+    tiny_checkpoint: Path, oracle: DraftOracle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, rows_at_once = opened(tiny_checkpoint, "torch"), []
+    plain = runtime.model.last_layer
+
+    def last_layer(inputs: torch.Tensor, *rest: Any) -> torch.Tensor:
+        rows_at_once.append(len(inputs))
+        return plain(inputs, *rest)
+
+    monkeypatch.setattr("qwen36_neuron.runtime.cpu_draft.MOST_AT_ONCE", 2 * 70)
+    sequences = [Sequence_(runtime, ids(200, 30 + lane), lane) for lane in range(1, 5)]
+    commit = Commit(BLOCK_SIZE, 1)
+    runtime.run(Step(tuple(
+        sequence.row(count, commits=(commit,) if sequence.lane == 3 else ())
+        for sequence, count in zip(sequences, (70, 40, 70, 70), strict=True)
+    )))  # fmt: skip
+    monkeypatch.setattr(runtime.model, "last_layer", last_layer)
+    drafts = runtime.draft([sequence.request() for sequence in sequences])
+    assert drafts == tuple(oracle(sequence.known(), MOST) for sequence in sequences)
+    assert sorted(rows_at_once) == [1, 1, 2]
+    warm = Sequence_(runtime, sequences[2].text, 4, start=BLOCK_SIZE)
+    warm.restore, warm.blocks = 1, (blocks_of(3)[0], *blocks_of(4)[1:])
+    warm.run(6)
+    assert warm.drafts() == oracle(warm.known(), MOST)
+
+
 def test_what_breaks_the_contract_is_refused(runtime: CpuRuntime) -> None:
     sequence = Sequence_(runtime, ids(300, 11))
     sequence.run(10)

@@ -131,28 +131,28 @@ def _product_of(rows: int) -> Callable[..., Any]:
     return multiply
 
 
-_eight, _four, _two, _one = (_product_of(rows) for rows in (8, 4, 2, 1))
+_one, _two, _three, _four, _five, _six, _seven, _eight = (_product_of(rows) for rows in range(1, 9))
 
 
 @compiled(inline=False)
 def times_panel(x: Array, panel: Array, out: Array) -> None:
     """Rows x [rows, inputs], contiguous, times a panel [inputs, PANEL]: into out [rows, PANEL]."""
     rows = x.shape[0]
-    at = 0
-    while at < rows:
-        left = rows - at
-        if rows >= 8 and left > 4:
-            at = min(at, rows - 8)  # the last eight, some of them for a second time
-            _eight(x, at, panel, out)
-            at += 8
-        elif rows >= 4 and left > 2:
-            at = min(at, rows - 4)
-            _four(x, at, panel, out)
-            at += 4
-        elif rows >= 2:
-            at = min(at, rows - 2)
-            _two(x, at, panel, out)
-            at += 2
-        else:
-            _one(x, at, panel, out)
-            at += 1
+    for at in range(0, rows - 7, 8):
+        _eight(x, at, panel, out)
+    at = rows // 8 * 8
+    left = rows - at
+    if left == 7:
+        _seven(x, at, panel, out)
+    elif left == 6:
+        _six(x, at, panel, out)
+    elif left == 5:
+        _five(x, at, panel, out)
+    elif left == 4:
+        _four(x, at, panel, out)
+    elif left == 3:
+        _three(x, at, panel, out)
+    elif left == 2:
+        _two(x, at, panel, out)
+    elif left == 1:
+        _one(x, at, panel, out)
