@@ -2,10 +2,10 @@
 
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
-from .launch import jit, simulate
+from .launch import jit, ranks, simulate
 from .price_list import PriceList
 from .races import RaceError
-from .report import Report, profile
+from .report import Report, profile, profile_ranks
 from .rules import RULES, Rule, RuleError
 from .target import Target, compiling_for, current_target
 
@@ -27,6 +27,8 @@ __all__ = [
     "install",
     "jit",
     "profile",
+    "profile_ranks",
+    "ranks",
     "simulate",
     "uninstall",
 ]

@@ -59,6 +59,7 @@ class Arguments:
         self._buffer = MemoryRegion.shared_hbm if shared else MemoryRegion.private_hbm
         self._inputs: list[tuple[Any, Storage]] = []
         self._by_id: dict[int, Storage] = {}
+        self._constants: list[tuple[str, Any]] = []
         self._torch = False
         self.had_nan = False
         names = list(inspect.signature(fn).parameters)
@@ -88,13 +89,30 @@ class Arguments:
             return self._tensor(value, np.asarray(value), name)
         held = getattr(value, "__dict__", None)
         if held and getattr(type(value), "_nki_object", False):
+            self._constants.append((name, type(value)))
+            self._constants.extend((f"{name}.{k}", v) for k, v in held.items() if isinstance(v, list))
             new = {k: self._convert(v, f"{name}.{k}") for k, v in held.items() if not isinstance(v, list)}
             if any(new[k] is not held[k] for k in new):
                 clone = object.__new__(type(value))
                 clone.__dict__.update(held)
                 clone.__dict__.update(new)
                 return clone
+            return value
+        self._constants.append((name, value))
         return value
+
+    def program(self) -> list[tuple[str, Any]]:
+        """What the program is compiled for: (argument, its shape and type, or the constant's value)."""
+        tensors = [(s.info.name, (s.shape, str(s.dtype))) for _, s in self._inputs]
+        return tensors + self._constants
+
+    def uids(self) -> list[int]:
+        """Names of the arguments' memory."""
+        return [s.info.uid for _, s in self._inputs]
+
+    def sources_written(self) -> dict[int, str]:
+        """The caller's arrays that the kernel wrote to, by identity, with the argument's name."""
+        return {id(source): s.info.name for source, s in self._inputs if s.info.first >= 0}
 
     def _tensor(self, source: Any, data: np.ndarray, name: str) -> Tensor:
         try:
@@ -139,3 +157,27 @@ class Arguments:
         if isinstance(value, (tuple, list)):
             return tuple(self.to_caller(v) for v in value)
         return value
+
+
+def same_program(ranks: list[Arguments]) -> None:
+    """Refuse ranks whose arguments differ in more than the values of arrays: they run one compiled program.
+
+    Raises:
+        KernelError: naming the first argument that differs, and how.
+    """
+    first = ranks[0].program()
+    for rank, other in enumerate(ranks[1:], 1):
+        for (name, a), (other_name, b) in zip(first, other.program(), strict=False):
+            if name != other_name or (a is not b and a != b):
+                fail("ranks", name, f"is {a} on rank 0 and {b} ('{other_name}') on rank {rank}: ranks run one program")
+        if len(first) != len(other.program()):
+            fail("ranks", "arguments", f"rank 0 has {len(first)} and rank {rank} {len(other.program())}")
+
+
+def own_arrays(ranks: list[Arguments]) -> None:
+    """Refuse one array of the caller's that two ranks have written: each rank has its own memory."""
+    seen: dict[int, int] = {}
+    for rank, marshal in enumerate(ranks):
+        for source, name in marshal.sources_written().items():
+            if seen.setdefault(source, rank) != rank:
+                fail("ranks", name, f"is written by ranks {seen[source]} and {rank}: give each an array of its own")

@@ -16,7 +16,7 @@ from .storage import ON_CHIP, Storage, StorageInfo
 from .target import Target
 
 if TYPE_CHECKING:
-    from .launch import Launch
+    from .programs import Launch
     from .tensor import Access, Tensor
 
 _local = threading.local()
@@ -51,25 +51,30 @@ class Core:
 
     Attributes:
         program_id, num_programs: SPMD position; ``num_programs`` is 1 without LNC2.
+        rank, index: Its rank, and its number among all programs of the launch.
         has_grid: The launch named an LNC degree.
         target, rules: What it compiles for, and the rules that holds it to.
         trace: Instructions in program order.
         loops: Numbers of the device loops that are running, outermost first; ``loop_count`` have begun.
         dynamic_dma: The first DMA whose address is known at run time alone; empty if there is none.
         events: Control flow that both cores of an LNC2 launch must share.
+        collective: HBM tensors that collectives have touched, by uid: the instruction and its operand.
         scalar_regs, vector_regs: float32 [128] accumulation registers of ScalarE and VectorE.
         scalar_known, vector_known: bool [128], which of them hold a defined value.
     """
 
-    def __init__(self, program_id: int, num_programs: int, has_grid: bool, launch: "Launch") -> None:
+    def __init__(self, program_id: int, num_programs: int, has_grid: bool, launch: "Launch", rank: int = 0) -> None:
         self.program_id = program_id
         self.num_programs = num_programs
+        self.rank = rank
+        self.index = rank * num_programs + program_id
         self.has_grid = has_grid
         self.launch = launch
         self.target: Target = launch.target
         self.rules: frozenset[str] = launch.rules
         self.trace: list[Instr] = []
         self.events: list[tuple[Any, ...]] = []
+        self.collective: dict[int, tuple[str, str]] = {}
         self.scalar_regs = np.zeros(HW.partitions, dtype=np.float32)
         self.vector_regs = np.zeros(HW.partitions, dtype=np.float32)
         self.scalar_known = np.ones(HW.partitions, dtype=np.bool_)

@@ -18,6 +18,9 @@ _SBUF = MemoryRegion.sbuf
 _SEARCH = ("max8", "nc_find_index8", "nc_match_replace8")
 _GATHER = ("nc_n_gather", "tensor_partition_reduce", "nonzero_with_count", "sequence_bounds", "set_rng_seed")
 DMA_OPS = ("dma_copy", "dma_transpose", "dma_compute", "sendrecv")
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter")
+EXCHANGES = ("sendrecv", *COLLECTIVES)
+"""What takes its own time after it has been issued, while the core's engines go on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,8 @@ def timing(i: Instr, c: Costs, written: int = 0) -> Timing:
         return Timing(ns, ns)
     if i.op == "core_barrier":
         return Timing(c.barrier_ns, c.barrier_ns)
+    if i.op in COLLECTIVES:
+        return Timing(c.collective_trigger_ns, c.collective_trigger_ns)
     if i.op.endswith((".send", ".arrive")):
         return Timing(0.0, 0.0)
     if i.engine is Engine.sync:
@@ -236,6 +241,18 @@ def _gpsimd(i: Instr, c: Costs) -> float:
     if op == "tensor_tensor":
         return c.pool_fixed_cycles + c.pool_int * n
     return max(c.min_cycles, c.pool_element * n)
+
+
+def exchange_ns(i: Instr, c: Costs) -> float:
+    """Time of an exchange between cores or ranks, from when all have come until its results may be read."""
+    if i.op == "sendrecv":
+        return c.sendrecv_ns
+    size = i.attrs["bytes"]
+    more = max(0.0, size - c.collective_bytes) / c.collective_bytes_ns
+    if i.op == "all_gather":
+        part = min(size / c.collective_bytes, 1.0)
+        return c.all_gather_least_ns + (c.all_gather_ns - c.all_gather_least_ns) * part + more
+    return (c.all_reduce_ns if i.op == "all_reduce" else c.reduce_scatter_ns) + more
 
 
 @dataclass(frozen=True)

@@ -339,10 +339,28 @@ class Costs:
         600, 1500, 3100, "ns", "measured", "mega: 598 ns the mean of 978, 3,084 the one on the critical path",
         "how much of it is waiting for the other core",
     )  # fmt: skip
+
+    # Between ranks
     all_reduce_ns: float = _range(
         14800, 15100, 17500, "ns", "measured", "mega: 8 KiB in SBUF over 4 ranks, inside a kernel: 13,331 + 1,800",
         "17.5 us at 64 ranks (jinhuang12/vllm-neuron); through HBM not measured",
     )  # fmt: skip
+    reduce_scatter_ns: float = _range(
+        13100, 15100, 17500, "ns", "inferred", "as an all-reduce of what each rank brings", "never measured"
+    )
+    all_gather_least_ns: float = _range(22000, 24500, 27000, "ns", "measured", "mega: 8 bytes in all", "by run")
+    all_gather_ns: float = _range(
+        27000, 34000, 34000, "ns", "measured", "mega: 8 KiB in all, a ring",
+        "whether it was of what each rank brings; other forms of it not measured",
+    )  # fmt: skip
+    collective_bytes: float = _exact(8192, "bytes", "measured", "mega: the size of which the prices are")
+    collective_bytes_ns: float = _range(
+        25, 100, 180, "bytes/ns", "measured", "jinhuang12/vllm-neuron: an all-reduce over 64 ranks: 17.5 us + 100 GB/s",
+        "beyond 8 KiB; inside a chip not measured",
+    )  # fmt: skip
+    collective_trigger_ns: float = _exact(
+        1800, "ns", "measured", "mega: of an all-reduce's time, that in which the queue that triggers it is held"
+    )
 
     # Sequencer
     register_ns: float = _exact(68, "ns", "measured", "voyager: a register move")

@@ -6,10 +6,9 @@ import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-from . import dtypes, elementwise, isa, language, launch
+from . import collectives, dtypes, elementwise, isa, language, launch
 from .alu import OPS
 from .enums import MemoryRegion
-from .errors import NotSimulatedError
 from .isa.vector_reduce import FP32_MIN
 from .registers import Register, dynamic_range, fori_loop, while_loop
 from .tensor import Tensor
@@ -46,29 +45,6 @@ def _language() -> dict[str, Any]:
     ):  # fmt: skip
         names[name] = getattr(language, name)
     return names
-
-
-class ReplicaGroup:
-    """``nki.collectives.ReplicaGroup``: groups of ranks."""
-
-    def __init__(self, groups: Any = None, **kwargs: Any) -> None:
-        self.groups = groups
-        self.__dict__.update(kwargs)
-
-
-def _collectives() -> dict[str, Any]:
-    def absent(name: str) -> Any:
-        def refuse(*_: Any, **__: Any) -> None:
-            raise NotSimulatedError(name, "", "collectives between chips are not simulated")
-
-        return refuse
-
-    names = (
-        "all_reduce", "all_gather", "reduce_scatter", "all_to_all", "all_to_all_v", "all_gather_v",
-        "collective_permute", "collective_permute_implicit", "collective_permute_implicit_reduce",
-        "collective_permute_implicit_current_processing_rank_id", "rank_id",
-    )  # fmt: skip
-    return {n: absent(n) for n in names} | {"ReplicaGroup": ReplicaGroup}
 
 
 def _module(name: str, contents: dict[str, Any], package: bool = False) -> ModuleType:
@@ -109,7 +85,7 @@ def install() -> bool:
         "nki.isa": _module("nki.isa", surface, package=True),
         "nki.isa.constants": _module("nki.isa.constants", dict(isa.ENUMS)),
         "nki.typing": _module("nki.typing", typing_names),
-        "nki.collectives": _module("nki.collectives", _collectives()),
+        "nki.collectives": _module("nki.collectives", dict(collectives.SURFACE)),
         "nki.compiler": _module("nki.compiler", {}),
         "nki.dtype": _module("nki.dtype", {str(d): d for d in dtypes.ALL}),
         "nki.tensor": _module("nki.tensor", {"Tensor": Tensor}),

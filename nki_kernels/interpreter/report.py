@@ -1,15 +1,18 @@
 """What a kernel costs: engine times, critical path, bytes, rooflines, as data, as a table, as a timeline, as a plot."""
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .capacity import on_chip_tensors, peak
 from .context import Core
+from .cost import EXCHANGES
 from .cost_table import Costs
 from .enums import Engine, MemoryRegion
-from .launch import run
+from .exchanges import Exchange, exchanges
+from .launch import run, run_ranks
 from .price_list import LEVELS, PriceList
 from .schedule import Node, build, critical_length, program_order, reordered
 from .schedule import cells as array_cells
@@ -30,7 +33,8 @@ class Report:
     Attributes:
         name: Kernel.
         prices: Name of the price list.
-        lnc: Physical cores used; per-engine figures are of the busier core.
+        lnc: Physical cores a rank; per-engine figures are of the busiest core.
+        ranks: Ranks that ran; of ranks that are alike one runs, and all figures are its own.
         instructions: Instructions executed, all cores.
         time_us: End to end, each engine in program order.
         reordered_us: The same if each engine may take any ready instruction (a lower estimate).
@@ -41,7 +45,9 @@ class Report:
             issues transfers.
         setup_us: What of that goes into setting engines up: ``tables`` of activation functions, ``stationary`` loads.
         tables: Activation tables loaded, all cores.
-        path_us: Engine -> time on the chain of waits that made ``time_us``; ``wait`` is latency between instructions.
+        path_us: Engine -> time on the chain of waits that made ``time_us``; ``exchange`` is between cores and ranks,
+            ``wait`` is latency between instructions.
+        exchanges: What exchanges between cores and ranks take, by kind.
         binds: The largest entry of ``path_us``.
         counts: Engine -> instructions.
         ops_us: Instruction name -> total engine time.
@@ -74,12 +80,15 @@ class Report:
     flops: int
     sbuf_peak: int
     psum_peak: int
+    ranks: int = 1
+    exchanges: list[Exchange] = field(default_factory=list)
     estimates: list[str] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the timeline, as plain data."""
-        return {k: v for k, v in vars(self).items() if k != "nodes"} | {"modelled": True}
+        plain = {k: v for k, v in vars(self).items() if k != "nodes"}
+        return plain | {"exchanges": [asdict(e) for e in self.exchanges], "modelled": True}
 
     def to_json(self, path: str | Path | None = None) -> str:
         """JSON text; also written to ``path`` if given."""
@@ -91,8 +100,9 @@ class Report:
     def to_chrome_trace(self, path: str | Path) -> None:
         """A timeline for Perfetto or chrome://tracing; a process a core, a track an engine."""
         events: list[dict[str, Any]] = []
-        for core in range(self.lnc):
-            events.append({"ph": "M", "pid": core, "name": "process_name", "args": {"name": f"core {core} (modelled)"}})
+        for core in range(self.lnc * self.ranks):
+            label = (f"rank {core // self.lnc} " if self.ranks > 1 else "") + f"core {core % self.lnc} (modelled)"
+            events.append({"ph": "M", "pid": core, "name": "process_name", "args": {"name": label}})
             for tid, lane in enumerate((*_LANES, "sync")):
                 events.append({"ph": "M", "pid": core, "tid": tid, "name": "thread_name", "args": {"name": lane}})
         lanes = {lane: i for i, lane in enumerate((*_LANES, "sync"))}
@@ -112,7 +122,8 @@ class Report:
     def table(self) -> str:
         """The figures as text."""
         rows = [
-            f"{self.name}: modelled, {self.lnc} physical core{'s' if self.lnc > 1 else ''}, "
+            f"{self.name}: modelled, {f'{self.ranks} ranks of ' if self.ranks > 1 else ''}"
+            f"{self.lnc} physical core{'s' if self.lnc > 1 else ''}, "
             f"{self.instructions} instructions, prices: {self.prices}",
             "  between "
             + ", ".join(f"{low:.2f} and {high:.2f} us {_WHAT[k]}" for k, (low, high) in self.range_us.items()),
@@ -122,7 +133,7 @@ class Report:
             f"  {'engine':<8}{'instr':>8}{'busy us':>12}{'of time':>9}{'on path us':>12}{'of path':>9}",
         ]
         total = sum(self.path_us.values()) or 1.0
-        for e in (*_LANES, "issue", "sync", "wait"):
+        for e in (*_LANES, "issue", "sync", "exchange", "wait"):
             busy, path = self.busy_us.get(e, 0.0), self.path_us.get(e, 0.0)
             if busy or path:
                 rows.append(
@@ -134,6 +145,7 @@ class Report:
                 f"  of which {self.setup_us['tables']:.2f} us load {self.tables} activation tables, "
                 f"{self.setup_us['stationary']:.2f} us load stationaries"
             )
+        rows.extend(f"  {e.line()}" for e in self.exchanges)
         rows.append(
             f"  HBM read {self.hbm_read / 1024:.1f} KiB, written {self.hbm_write / 1024:.1f} KiB; "
             f"SBUF {self.sbuf_peak} B a partition, PSUM {self.psum_peak} banks; "
@@ -149,7 +161,7 @@ class Report:
         figure = Figure(figsize=(8, 4))
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        names = [e for e in (*_LANES, "wait") if self.busy_us.get(e) or self.path_us.get(e)]
+        names = [e for e in (*_LANES, "exchange", "wait") if self.busy_us.get(e) or self.path_us.get(e)]
         places = range(len(names))
         axes.barh([p + 0.2 for p in places], [self.busy_us.get(e, 0.0) for e in names], 0.38, label="busy")
         axes.barh([p - 0.2 for p in places], [self.path_us.get(e, 0.0) for e in names], 0.38, label="on the path")
@@ -213,6 +225,8 @@ def _path(nodes: list[Node]) -> dict[str, float]:
             moving = min(n.transfer.ns, upper - begin)
             out["dma"] = out.get("dma", 0.0) + moving
             out["wait"] = out.get("wait", 0.0) + max(upper - begin - moving, 0.0)
+        elif n.instr.op in EXCHANGES:
+            out["exchange"] = out.get("exchange", 0.0) + max(upper - begin, 0.0)
         else:
             run_ns = max(min(upper, begin + n.ns) - begin, 0.0)
             out[lane] = out.get(lane, 0.0) + run_ns
@@ -275,7 +289,8 @@ def make_report(name: str, cores: list[Core], prices: PriceList | None = None) -
     return Report(
         name=name,
         prices=prices.name,
-        lnc=len(cores),
+        lnc=cores[0].num_programs,
+        ranks=len(cores) // cores[0].num_programs,
         instructions=len(nodes),
         **times,
         # A cheaper instruction can lead to a longer schedule, so the ends need not be the two ends of the list.
@@ -301,18 +316,38 @@ def make_report(name: str, cores: list[Core], prices: PriceList | None = None) -
         psum_peak=max(peak(t, MemoryRegion.psum)[0] for t in tensors),
         estimates=[k for k, v in prices.prices.items() if v.kind == "inferred"],
         nodes=nodes,
+        exchanges=exchanges(nodes, len(cores)),
     )
 
 
-def profile(kernel: Any, *args: Any, prices: PriceList | None = None, **kwargs: Any) -> tuple[Any, Report]:
+def profile(
+    kernel: Any, *args: Any, prices: PriceList | None = None, ranks: int = 1, **kwargs: Any
+) -> tuple[Any, Report]:
     """Run ``kernel`` (``k``, ``k[2]`` or a plain function) and price it.
 
     Args:
-        prices: The published prices unless given; a kernel's own argument cannot have this name.
+        prices: The published prices unless given; a kernel's own argument cannot have this name, nor the next.
+        ranks: Ranks that all have these arguments: one is computed and priced, and what it brings to a collective
+            stands for what each brings.
 
     Returns:
         (the kernel's results, :class:`Report`)
     """
-    results, launch = run(kernel, args, kwargs)
-    name = getattr(kernel, "__name__", type(kernel).__name__)
-    return results, make_report(name, launch.cores, prices)
+    results, launch = run(kernel, args, kwargs, ranks=ranks)
+    return results, make_report(_name(kernel), launch.cores, prices)
+
+
+def profile_ranks(
+    kernel: Any, arguments: Sequence[Sequence[Any]], prices: PriceList | None = None, **same: Any
+) -> tuple[list[Any], Report]:
+    """Run ``kernel`` on ranks with arguments of their own (see :func:`~.launch.ranks`) and price all of them together.
+
+    Returns:
+        (each rank's results, :class:`Report`)
+    """
+    results, launch = run_ranks(kernel, arguments, same)
+    return results, make_report(_name(kernel), launch.cores, prices)
+
+
+def _name(kernel: Any) -> str:
+    return str(getattr(kernel, "__name__", type(kernel).__name__))

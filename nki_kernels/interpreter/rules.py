@@ -136,6 +136,37 @@ _TABLE: tuple[Rule, ...] = (
         "silent", "nki-moe-megakernel, SDK 2.29", disputed=True,
     ),
     Rule(
+        "collective-io",
+        "A collective reads and writes the kernel's own tensors, no argument and no result.",
+        "copy the argument into a tensor of the kernel's first, and the result out of one",
+        "refused", "AWS's tests of collectives, SDK 2.29 (checkCollective); autohelix, SDK 2.32", code="INLA001",
+    ),
+    Rule(
+        "collective-name",
+        "A tensor in HBM that a collective reads or writes has a name.",
+        "allocate it with name=",
+        "refused", "AWS's tests of collectives, SDK 2.29; autohelix, SDK 2.32", code="IBIR440",
+    ),
+    Rule(
+        "collective-tile",
+        "A collective reads and writes contiguous memory: whole partitions of a tile, or an unbroken part of HBM.",
+        "give it contiguous tiles of their own, and copy",
+        "silent", "nki-moe-megakernel, SDK 2.29, of sendrecv; API reference: in SBUF one free dimension",
+    ),
+    Rule(
+        "collective-hbm",
+        "A collective's sources are all in private or all in shared HBM, and so are its destinations; on a logical "
+        "core of one they are private.",
+        "allocate them in nl.hbm, or launch on two cores",
+        "refused", "API reference of SDK 2.33", since="2.33",
+    ),
+    Rule(
+        "replica-group",
+        "A ReplicaGroup comes in as an argument.",
+        "make it where the kernel is launched, and pass it",
+        "refused", "autohelix, SDK 2.32; AWS's transformer_tkg makes it inside", disputed=True,
+    ),
+    Rule(
         "accumulate",
         "A matmul without accumulate= adds to whatever a matmul left in the tile before, also after that was read.",
         "pass accumulate=False for the first product of a sum and True for the rest, or allocate a tile for each sum",

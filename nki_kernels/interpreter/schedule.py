@@ -9,6 +9,9 @@ same engine; what overwrites follows in order. An engine that is set up for some
 A DMA is issued on the core's one issue resource, or, with descriptors made by hardware on request, also on its trigger
 queue in order, or, with descriptors made by GpSimd, on GpSimd alone. It then takes the DMA engines of the partitions it
 touches, fills gaps between other transfers, and shares HBM bandwidth; its consumers wait until it has notified them.
+
+An exchange between cores or ranks begins when all have come, holds the queue that triggers it, and takes no DMA engine
+of the core: whether weights stream as fast beside it was not measured.
 """
 
 import bisect
@@ -17,14 +20,13 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 from .context import Core, Instr
-from .cost import DMA_OPS, Timing, Transfer, static, timing, transfer
+from .cost import COLLECTIVES, DMA_OPS, EXCHANGES, Timing, Transfer, exchange_ns, static, timing, transfer
 from .cost_table import Costs
 from .enums import Engine, MemoryRegion
 from .footprint import Tracker
 
 _CHOICE = 8
 """Ready instructions among which the list scheduler chooses."""
-_ARRIVE = {"sendrecv": "sendrecv.send", "core_barrier": "core_barrier.arrive"}
 
 
 @dataclass
@@ -85,43 +87,55 @@ class _Gaps:
 
 
 def merged_order(cores: list[Core]) -> list[tuple[int, Instr]]:
-    """Both programs' instructions, each rendezvous after both arrivals."""
+    """All programs' instructions, each rendezvous after the arrivals of all that meet there."""
     if len(cores) == 1:
         return [(0, i) for i in cores[0].trace]
     out: list[tuple[int, Instr]] = []
-    at, arrived = [0, 0], [0, 0]
-    me = 0
-    while any(at[c] < len(cores[c].trace) for c in (0, 1)):
-        moved = False
-        while at[me] < len(cores[me].trace):
-            i = cores[me].trace[at[me]]
-            if i.op in _ARRIVE and arrived[1 - me] < arrived[me]:
-                break
-            arrived[me] += i.op in _ARRIVE.values()
+    at = [0] * len(cores)
+    arrived: dict[Hashable, int] = {}
+    me, stuck = 0, 0
+    while stuck < len(cores):
+        trace, begin = cores[me].trace, at[me]
+        while at[me] < len(trace):
+            i = trace[at[me]]
+            meet = i.attrs.get("meet")
+            if meet is not None:
+                if arrives(i):
+                    arrived[meet] = arrived.get(meet, 0) + 1
+                elif arrived.get(meet, 0) < i.attrs["members"]:
+                    break
             out.append((me, i))
             at[me] += 1
-            moved = True
-        me = 1 - me
-        if not moved and at[me] >= len(cores[me].trace):
-            break
+        stuck = 0 if at[me] > begin else stuck + 1
+        me = (me + 1) % len(cores)
     return out
+
+
+def arrives(i: Instr) -> bool:
+    """Whether an instruction says that its program has come to a rendezvous, and not what happens there."""
+    return i.op.endswith((".send", ".arrive"))
 
 
 def build(cores: list[Core], costs: Costs) -> list[Node]:
     """Nodes with their dependencies and times."""
     tracker = Tracker()
     nodes: list[Node] = []
-    arrivals: list[list[int]] = [[], []]
+    arrivals: dict[Hashable, list[int]] = {}
     written: dict[int, int] = {}
     for core, instr in merged_order(cores):
         index = len(nodes)
         deps = tracker.add(index, instr.reads, instr.writes)
-        if instr.op in _ARRIVE.values():
-            arrivals[core].append(index)
-        elif instr.op in _ARRIVE:
-            deps[arrivals[1 - core][len(arrivals[core]) - 1]] = False
-            deps[arrivals[core][-1]] = False
+        meet = instr.attrs.get("meet")
+        if meet is not None and arrives(instr):
+            arrivals.setdefault(meet, []).append(index)
+        elif meet is not None:
+            # What both cores of a rank write together neither writes after the other.
+            deps = {d: flow for d, flow in deps.items() if nodes[d].instr.attrs.get("meet") != meet}
+            deps |= dict.fromkeys(arrivals.get(meet, ()), False)
         linked = [(d, _latency(nodes[d], instr, core, flow, costs)) for d, flow in deps.items()]
+        if instr.op in COLLECTIVES:
+            # Whoever comes last, the others hear of it across a semaphore; of ranks that are alike one is here.
+            linked = [(d, max(lag, costs.semaphore_ns)) for d, lag in linked]
         move = transfer(instr, costs) if instr.op in DMA_OPS and instr.op != "sendrecv" else None
         times = timing(instr, costs, written.get(instr.reads[0][0].uid, 0) if instr.reads else 0)
         nodes.append(Node(core, instr, times, move, linked, queued=move is None or not static(instr)))
@@ -153,7 +167,7 @@ def confine(nodes: list[Node], rooms: int, costs: Costs) -> None:
 
 def _latency(producer: Node, consumer: Instr, core: int, flow: bool, c: Costs) -> float:
     """From the producer's finish until the consumer may start; ``flow``: it reads what the producer wrote."""
-    if producer.transfer is not None or producer.instr.op == "sendrecv":
+    if producer.transfer is not None or producer.instr.op in EXCHANGES:
         return 0.0
     drain = producer.timing.ready - producer.timing.hold
     if producer.instr.engine is not consumer.engine or producer.core != core or consumer.op in DMA_OPS:
@@ -229,8 +243,8 @@ class Placer:
             self.free[key] = node.finish
         if node.queued:
             self.holder[key] = index
-        if node.instr.op == "sendrecv":
-            node.finish = start + self.c.sendrecv_ns
+        if node.instr.op in EXCHANGES:
+            node.finish = start + exchange_ns(node.instr, self.c)
 
     def _move(self, node: Node, key: tuple[int, Engine]) -> None:
         move = node.transfer
@@ -293,7 +307,7 @@ def _alone(node: Node, c: Costs) -> float:
     if node.transfer is not None:
         issue = node.ns if node.queued and node.instr.engine is Engine.gpsimd else c.dma_issue_ns
         return issue + node.transfer.start_ns + node.transfer.ns + node.transfer.notify_ns
-    return c.sendrecv_ns if node.instr.op == "sendrecv" else node.ns
+    return exchange_ns(node.instr, c) if node.instr.op in EXCHANGES else node.ns
 
 
 def reordered(nodes: list[Node], cores: int, costs: Costs) -> float:

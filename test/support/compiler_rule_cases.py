@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import nki.collectives as ncc
 import nki.isa as nisa
 import nki.language as nl
 import numpy as np
@@ -134,6 +135,17 @@ def both_write(same, barrier=False):
         nisa.core_barrier(shared, (0, 1))
 
 
+ALONE = ncc.ReplicaGroup([[0]])
+
+
+def summed(src, dst, replica_group=ALONE):
+    ncc.all_reduce([src], [dst], replica_group, nl.add)
+
+
+def named(name, shape=(4, 8), buffer=nl.hbm):
+    return nl.ndarray(shape, dtype=F32, buffer=buffer, name=name)
+
+
 # Rule: [(what breaks it, match)], [what does not]. Each runs with the argument x, float32 [4, 8].
 CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
     "index-tile": (
@@ -208,6 +220,32 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
     "tensor-truth": (
         [(lambda x: bool(x), r"if/while: operand 'x'.*cannot steer.*explicit flag")],
         [lambda x: len(x.shape)],
+    ),
+    "collective-io": (
+        [(lambda x: summed(x, named("total", buffer=nl.shared_hbm)), "'x' is an argument")],
+        [lambda x: summed(named("part"), named("total"))],
+    ),
+    "collective-name": (
+        [
+            (lambda x: summed(scratch((4, 8)), named("total")), r"'srcs'.*\(4, 8\) in private_hbm has no name"),
+            (lambda x: summed(named("part"), scratch((4, 8))), "'dsts'"),
+        ],
+        [lambda x: summed(named("part"), named("total")), lambda x: summed(sb(4, 8), sb(4, 8))],
+    ),
+    "collective-tile": (
+        [
+            (lambda x: summed(sb(4, 8), sb(4, 16)[:, 0:8]), "all_reduce: operand 'dsts'.*part of each row"),
+            (lambda x: summed(sb(4, 16)[:, 8:16], sb(4, 8)), "'srcs'.*part of each row"),
+            (lambda x: summed(named("part", (4, 16))[:, 0:8], named("total")), "'srcs'.*part of each row of 'part'"),
+        ],
+        [
+            lambda x: summed(sb(64, 8)[32:64, :], sb(32, 8)),
+            lambda x: summed(named("part", (8, 8))[0:4, :], named("total")),
+        ],
+    ),
+    "replica-group": (
+        [(lambda x: summed(sb(4, 8), sb(4, 8), ncc.ReplicaGroup([[0]])), "made inside the kernel: make it where")],
+        [lambda x: summed(sb(4, 8), sb(4, 8))],
     ),
     "accumulate": (
         [

@@ -46,7 +46,9 @@ def sendrecv(
     if src.P % 16:
         refuse("sendrecv-partitions", ins, "src", f"has {src.P} partitions")
     fine = defined(ins, dst, "src", src)
-    core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), {}, name)
+    alone = {"meet": ("alone", core.index, len(core.trace)), "members": 1}
+    place = core.launch.place(core) if recv_from_rank == other else alone
+    core.record("sendrecv.send", Engine.sync, src.N, (src.access(),), (), place, name)
     key = ("sendrecv", pipe_id, src.P, src.N, str(src.dtype))
     mine = (read_raw(src).copy(), None if fine is None else fine.copy(), src.storage.origin or dst.storage.origin)
     values, theirs, origin = core.launch.rendezvous(core, key, mine) if recv_from_rank == other else mine
@@ -54,7 +56,7 @@ def sendrecv(
     write(dst, values, theirs)
     core.record(
         ins, Engine.sync, dst.N, (src.access(),), (dst.access(),),
-        {"bytes": dst.P * dst.N * dst.dtype.itemsize, "rendezvous": True}, name,
+        {"bytes": dst.P * dst.N * dst.dtype.itemsize, **place}, name,
     )  # fmt: skip
 
 
@@ -70,9 +72,10 @@ def core_barrier(data: Tensor, cores: Any, engine: Any = Engine.gpsimd, name: st
     if core.num_programs == 1:
         return
     access = Tensor.whole(data.storage).access()
-    core.record("core_barrier.arrive", Engine.gpsimd, 1, (access,), (), {}, name)
+    place = core.launch.place(core)
+    core.record("core_barrier.arrive", Engine.gpsimd, 1, (access,), (), place, name)
     core.launch.rendezvous(core, ("core_barrier",), None)
-    core.record(ins, Engine.gpsimd, 1, (access,), (access,), {"rendezvous": True}, name)
+    core.record(ins, Engine.gpsimd, 1, (access,), (access,), place, name)
 
 
 def get_nc_version() -> NcVersion:

@@ -11,11 +11,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nki.collectives as ncc
 import nki.language as nl
 import numpy as np
 import pytest
 import torch
 from nki_library_runs import ABSENT, BF16, SRC, at, data, library, same, t, take  # noqa: F401
+
+from nki_kernels.interpreter import ranks
 
 pytestmark = ABSENT
 
@@ -201,3 +204,13 @@ def test_the_librarys_own_suite(path, tmp_path):
     passed = re.search(r"(\d+) passed", summary)
     assert passed, summary
     assert int(passed[1]) >= SUITE[path], summary
+
+
+@pytest.mark.parametrize(("kernel", "lnc", "rows"), [
+    ("allgather_sb2sb", 0, 128), ("allgather_sb2sb", 2, 96), ("allgather_sb2sb_tiled", 2, 256)])  # fmt: skip
+def test_all_gather_over_ranks(kernel, lnc, rows):
+    run = take("experimental.collectives.sb2sb_allgather", kernel)
+    xs = [data(r, rows, 48) for r in range(4)]
+    group = ncc.ReplicaGroup([[0, 1, 2, 3]])
+    for y in ranks(at(run, lnc))(*[(x, group, 4) for x in xs]):
+        np.testing.assert_array_equal(y, np.concatenate(xs, axis=1))
