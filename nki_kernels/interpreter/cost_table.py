@@ -343,11 +343,8 @@ class Costs:
     # Between ranks
     all_reduce_ns: float = _range(
         14800, 15100, 17500, "ns", "measured", "mega: 8 KiB in SBUF over 4 ranks, inside a kernel: 13,331 + 1,800",
-        "17.5 us at 64 ranks (jinhuang12/vllm-neuron); through HBM not measured",
+        "17.5 us at 64 ranks (jinhuang12/vllm-neuron); through HBM, and a reduce_scatter, not measured",
     )  # fmt: skip
-    reduce_scatter_ns: float = _range(
-        13100, 15100, 17500, "ns", "inferred", "as an all-reduce of what each rank brings", "never measured"
-    )
     all_gather_least_ns: float = _range(22000, 24500, 27000, "ns", "measured", "mega: 8 bytes in all", "by run")
     all_gather_ns: float = _range(
         27000, 34000, 34000, "ns", "measured", "mega: 8 KiB in all, a ring",
