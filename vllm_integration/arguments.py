@@ -24,6 +24,7 @@ from qwen36_neuron.errors import ConfigError
 from .description import check_model
 from .engine_flags import check_flags
 from .memory import Memory
+from .quantization import check_quantization
 from .settings import Settings
 from .speculation.config import take_speculative_config
 
@@ -71,6 +72,7 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
         arguments.max_num_batched_tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, arguments.max_num_seqs)
     with _quiet("vllm.config.model"):
         held = arguments.create_model_config()  # vLLM will say it all again
+    check_quantization(held, settings, arguments.quantization)
     model = check_model(held, settings)
     if arguments.max_model_len is None:
         arguments.max_model_len = min(DEFAULT_MAX_MODEL_LEN, held.max_model_len)

@@ -14,6 +14,7 @@ from qwen36_neuron.devices import DType
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.ops.kernels import check_shapes
 
+from .quantization import check_quantization
 from .settings import Settings
 
 DTYPES: dict[torch.dtype, DType] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -61,13 +62,7 @@ def check_model(held: vllm.config.ModelConfig, settings: Settings) -> ModelConfi
     if settings.kernels == "fused" and held.dtype != torch.float32:
         remedy = "Use --dtype float32, or kernels=torch"
         raise ConfigError("additional_config.kernels", "fused", "computes in float32 alone", remedy)
-    if held.quantization is not None:
-        raise ConfigError(
-            "quantization",
-            held.quantization,
-            "number formats are decided when the checkpoint is compiled",
-            "Remove --quantization",
-        )
+    check_quantization(held, settings)
     return model
 
 

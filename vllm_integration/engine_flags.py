@@ -101,6 +101,7 @@ _group(
     enable_prefix_caching additional_config
     """,
 )
+_group(Flag(Done.HERE, "must be what the checkpoint says, in quantization.py"), "quantization")
 _group(
     Flag(Done.HERE, "speculation, in speculation/config.py"), "speculative_config spec_method spec_model spec_tokens"
 )
@@ -151,9 +152,9 @@ _refused(
     "Leave it out, and choose with --dtype",
 )
 _refused(
-    "number formats are decided when the checkpoint is compiled",
-    "quantization quantization_config allow_deprecated_quantization",
-    "Remove it; qwen36 compile writes FP8 checkpoints",
+    "weights are in the format of the checkpoint, and are not quantised while it is loaded",
+    "quantization_config allow_deprecated_quantization",
+    "Remove it, and give a checkpoint in the format that is wanted",
 )
 _refused(
     "one worker drives all ranks of the device",

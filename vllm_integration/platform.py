@@ -122,6 +122,7 @@ class QwenPlatform(Platform):
             ConfigError: something asked for is not supported.
         """
         from .arguments import DEFAULT_MAX_NUM_SEQS, arguments_in_use, fill_defaults
+        from .quantization import register
         from .refusals import tell_briefly
 
         if parser is not None:
@@ -138,6 +139,7 @@ class QwenPlatform(Platform):
         arguments = arguments_in_use()
         if arguments is not None:
             check_vllm()
+            register()
             fill_defaults(arguments, cls.get_device_total_memory())
 
     @classmethod

@@ -14,16 +14,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ConfigError
-from .fp8 import block_shape, dequantise
-from .names import HEAD, MTP_PREFIX, TEXT_PREFIXES, Shapes, canonical_name
+from .formats import Expected, Layout, QuantisedWeight, format_of
+from .formats.layout import cut
+from .formats.own_fp8 import PUBLISHED_SCALE, SCALE, OwnFp8
+from .fp8 import block_shape
+from .names import HEAD, MTP_PREFIX, TEXT_PREFIXES, Shapes, canonical_name, matrix_layer
 from .sharding import Slice
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = ("F32", "BF16", "F16")
 FP8 = "F8_E4M3"
-SCALE, PUBLISHED_SCALE = ".scale", ".weight_scale_inv"
-"""Where the scales of an FP8 matrix `x.weight` are: in NxD's layout, as `qwen36 compile` writes, and as published."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +71,14 @@ class CheckpointFiles:
 
     Raises:
         CheckpointError: files are missing or are not safetensors.
+        ConfigError: config.json declares a format that is not served.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.format = format_of(self.path)
         self._stack = ExitStack()
         self._tensors: dict[str, tuple[Any, str]] = {}
-        self._scales: dict[str, tuple[Any, str]] = {}
         self._unknown: list[str] = []
         try:
             present, self.absent = checkpoint_files(self.path)
@@ -93,8 +95,9 @@ class CheckpointFiles:
         self._stack.close()
 
     def holds(self, name: str) -> bool:
-        """Whether there is a tensor of this canonical name."""
-        return name in self._tensors
+        """Whether there is a tensor of this canonical name, in whatever format."""
+        layout = self.layout(name)
+        return name in self._tensors or (layout is not None and bool(self._parts(name)))
 
     def check(self, needed: Shapes) -> None:
         """Compare with the tensors `needed`. The MTP layer may be there unused, or its files not at all.
@@ -102,20 +105,33 @@ class CheckpointFiles:
         Raises:
             CheckpointError: with every missing, unknown and wrongly shaped or typed tensor.
         """
-        held = {name: self._slice(name) for name in self._tensors}
-        wrong = []
+        missing: list[str] = []
+        wrong: list[Mismatch] = []
+        known: set[str] = set()
         for name, shape in needed.items():
-            if name in held:
-                found, dtype = tuple(held[name].get_shape()), held[name].get_dtype()
-                if found != shape or (dtype not in DTYPES and self._block(name) is None):
-                    expected = f"{' or '.join(DTYPES)} {shape}"
-                    if dtype == FP8:
-                        expected += ", or have scales by channel or 128x128 block"
-                    wrong.append(Mismatch(self._tensors[name][1], f"{dtype} {found}", expected))
-        missing = [self._stored_name(name) for name in needed if name not in held]
-        unused = [name for name in held if name not in needed and name != HEAD and not name.startswith(MTP_PREFIX)]
+            layout = self.layout(name)
+            try:
+                parts = _plain(shape) if layout is None else layout.tensors((shape[0], shape[1]))
+            except ValueError as error:
+                wrong.append(Mismatch(self._stored_name(name), f"of a matrix that {error}", "in another format"))
+                continue
+            base = name if layout is None else name.removesuffix(".weight")
+            for ending, expected in parts.items():
+                part = base + ending
+                known.add(part)
+                if part not in self._tensors:
+                    missing.append(self._stored_name(part))
+                    continue
+                dtype, found = self._found(part)
+                if found != expected.shape or dtype not in expected.dtypes:
+                    hint = self._hint(dtype) if layout is None else ""
+                    wrong.append(Mismatch(self._tensors[part][1], f"{dtype} {found}", f"{expected}{hint}"))
+            if layout is not None and not wrong and not missing and self._shape(name, layout) != shape:
+                wrong.append(Mismatch(self._stored_name(name), f"of {self._shape(name, layout)}", str(shape)))
+        unused = [
+            name for name in self._tensors if name not in known and name != HEAD and not name.startswith(MTP_PREFIX)
+        ]
         unknown = self._unknown + [self._tensors[name][1] for name in unused]
-        unknown += [stored for name, (_, stored) in self._scales.items() if not self.is_fp8(name)]
         if missing or unknown or wrong:
             raise CheckpointError(self.path, [*(self.absent if missing else ()), *missing], sorted(unknown), wrong)
         if self.absent:
@@ -123,17 +139,35 @@ class CheckpointFiles:
             logger.warning("%s lacks %s, which its index names: only what is not needed is there.", self.path, files)
 
     def read(self, piece: Slice) -> torch.Tensor:
-        """The slice in its stored dtype, or in fp32 where it is stored in FP8; only its bytes are read."""
-        if not self.is_fp8(piece.name):
-            return _cut(self._slice(piece.name), piece)
-        block = self._fp8_block(piece.name)
-        scales = _held(self._scales[piece.name])
-        size = block[piece.dim]
-        one = scales.get_shape()[piece.dim] == 1
-        lead = 0 if one else piece.start % size
-        payload = _cut(self._slice(piece.name), replace(piece, start=piece.start - lead))
-        scale = scales[:] if one else _cut(scales, _over(piece, size))
-        return dequantise(payload, scale, block).narrow(piece.dim, lead, piece.stop - piece.start)
+        """The slice in its stored dtype, or multiplied out into fp32 where it is quantised; only its bytes are read.
+
+        Raises:
+            CheckpointError: the matrix is not as its format says.
+        """
+        layout = self.layout(piece.name)
+        if layout is None:
+            return cut(self._slice(piece.name), piece.dim, piece.start, piece.stop)
+        shape = self._shape(piece.name, layout)
+        step, size = layout.steps(shape)[piece.dim], shape[piece.dim]
+        start, stop = piece.start // step * step, min(-(-piece.stop // step) * step, size)
+        held = self.read_quantised(replace(piece, start=start, stop=stop))
+        return held.dequantise().narrow(piece.dim, piece.start - start, piece.stop - piece.start)
+
+    def read_quantised(self, piece: Slice) -> QuantisedWeight:
+        """A part of a quantised matrix that begins and ends where its layout can be cut, in its own numbers.
+
+        Raises:
+            CheckpointError: the matrix is not as its format says.
+        """
+        layout = self.layout(piece.name)
+        assert layout is not None
+        try:
+            return layout.read(self._parts(piece.name), piece)
+        except ValueError as error:
+            stored = self._stored_name(piece.name.removesuffix(".weight"))
+            raise CheckpointError(
+                self.path, problem=f"is not what its quantization_config says: {stored} {error}"
+            ) from error
 
     def read_fp8(self, piece: Slice) -> tuple[torch.Tensor, torch.Tensor]:
         """The slice of an FP8 matrix as stored, with its scales: float8 [out, in] and fp32 [out, 1] or of its blocks.
@@ -141,34 +175,70 @@ class CheckpointFiles:
         Raises:
             CheckpointError: the scales are as published, whose payload a Trn2 misreads, or the slice cuts a block.
         """
-        scales, stored = _held(self._scales[piece.name]), self._scales[piece.name][1]
-        size = self._fp8_block(piece.name)[piece.dim]
-        whole = scales.get_shape()[piece.dim] == 1
-        if stored.endswith(PUBLISHED_SCALE):
+        layout = self.layout(piece.name)
+        if not isinstance(layout, OwnFp8) or layout.ending == PUBLISHED_SCALE:
             raise CheckpointError(self.path, problem="has FP8 weights up to 448; qwen36 compile writes them up to 240")
-        if not whole and (piece.start % size or piece.stop % size):
+        size = layout.block[piece.dim]
+        if size < self._shape(piece.name, layout)[piece.dim] and (piece.start % size or piece.stop % size):
+            stored = self._tensors[piece.name.removesuffix(".weight") + SCALE][1]
             raise CheckpointError(self.path, problem=f"{stored}: a rank's part would cut a block of {size}")
-        return _cut(self._slice(piece.name), piece), scales[:] if whole else _cut(scales, _over(piece, size))
+        held = self.read_quantised(piece)
+        return held.codes, held.scales
 
     def is_fp8(self, name: str) -> bool:
         """Whether the tensor of this canonical name is stored in FP8."""
-        return name in self._tensors and bool(self._slice(name).get_dtype() == FP8)
+        return name in self._tensors and self._found(name)[0] == FP8
 
-    def _block(self, name: str) -> tuple[int, int] | None:
-        """Rows and columns that share a scale; None if the tensor is not FP8 with scales that fit it."""
-        shape = self._slice(name).get_shape()
-        if not self.is_fp8(name) or name not in self._scales or len(shape) != 2:
+    def layout(self, name: str) -> Layout | None:
+        """How the tensor of this canonical name is quantised; None if it is not.
+
+        Without a configuration a matrix in FP8 speaks for itself. The draft layer is often copied into a quantised
+        checkpoint as it was, whatever the configuration says: where its matrix is there in plain numbers, it is that.
+        """
+        layer = matrix_layer(name)
+        if layer is None:
             return None
-        return block_shape(tuple(shape), tuple(_held(self._scales[name]).get_shape()))
+        if self.format is None:
+            return self._own_fp8(name, layer)
+        if name.startswith(MTP_PREFIX) and name in self._tensors and self._found(name)[0] in DTYPES:
+            return None
+        return self.format.layout(layer)
 
-    def _fp8_block(self, name: str) -> tuple[int, int]:
-        block = self._block(name)
-        if block is None:
-            raise CheckpointError(self.path, wrong=[Mismatch(name, f"{FP8} without fitting scales", "scaled")])
-        return block
+    def _hint(self, dtype: str) -> str:
+        """What a tensor of a type that is not plain would have to be besides, to be read."""
+        if dtype in DTYPES:
+            return ""
+        if self.format is not None:
+            return ", or its layer among those that quantization_config says are quantised"
+        return ", or have scales by channel or 128x128 block" if dtype == FP8 else ", or be declared in config.json"
+
+    def _own_fp8(self, name: str, layer: str) -> OwnFp8 | None:
+        """An FP8 matrix with scales that fit it."""
+        if not self.is_fp8(name):
+            return None
+        for ending in (SCALE, PUBLISHED_SCALE):
+            if layer + ending in self._tensors:
+                shape = self._found(name)[1]
+                block = block_shape((shape[0], shape[1]), self._found(layer + ending)[1])
+                return None if block is None else OwnFp8(ending, block)
+        return None
+
+    def _parts(self, name: str) -> dict[str, Any]:
+        """The tensors of a matrix by what they have after their layer's name."""
+        layout, layer = self.layout(name), name.removesuffix(".weight")
+        assert layout is not None
+        return {ending: self._slice(layer + ending) for ending in layout.endings if layer + ending in self._tensors}
+
+    def _shape(self, name: str, layout: Layout) -> tuple[int, int]:
+        return layout.shape(self._parts(name))
+
+    def _found(self, name: str) -> tuple[str, tuple[int, ...]]:
+        held = self._slice(name)
+        return held.get_dtype(), tuple(held.get_shape())
 
     def _slice(self, name: str) -> Any:
-        return _held(self._tensors[name])
+        opened, stored = self._tensors[name]
+        return opened.get_slice(stored)
 
     def _open(self, file: Path) -> None:
         try:
@@ -179,12 +249,10 @@ class CheckpointFiles:
             name = canonical_name(stored)
             if name is None:
                 continue
-            weight = scaled_weight(name)
-            table = self._tensors if weight is None else self._scales
-            if (weight or name) in table:
+            if name in self._tensors:
                 self._unknown.append(stored)
             else:
-                table[weight or name] = (opened, stored)
+                self._tensors[name] = (opened, stored)
 
     def _stored_name(self, name: str) -> str:
         """How this checkpoint would spell a canonical name."""
@@ -243,17 +311,5 @@ def scaled_weight(name: str) -> str | None:
     return None
 
 
-def _held(held: tuple[Any, str]) -> Any:
-    opened, stored = held
-    return opened.get_slice(stored)
-
-
-def _cut(tensor: Any, piece: Slice) -> torch.Tensor:
-    index: Any = slice(piece.start, piece.stop)
-    cut: torch.Tensor = tensor[index if piece.dim == 0 else (slice(None), index)]
-    return cut
-
-
-def _over(piece: Slice, size: int) -> Slice:
-    """The scales of the blocks of `size` that a slice touches."""
-    return replace(piece, start=piece.start // size, stop=-(-piece.stop // size))
+def _plain(shape: tuple[int, ...]) -> dict[str, Expected]:
+    return {"": Expected(DTYPES, shape)}

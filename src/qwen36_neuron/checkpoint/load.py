@@ -9,7 +9,10 @@ from pathlib import Path
 import torch
 
 from ..config import ModelConfig
-from .files import SCALE, CheckpointError, CheckpointFiles
+from ..errors import ConfigError
+from .files import CheckpointError, CheckpointFiles
+from .formats import Inputs
+from .formats.own_fp8 import SCALE
 from .names import HEAD, mtp_shapes, text_shapes
 from .sharding import RankWeight, assemble, rank_weights
 
@@ -25,16 +28,18 @@ def load_weights(
     dtype: torch.dtype = torch.float32,
     include_mtp: bool = False,
     keep_fp8: bool = False,
+    rounds_inputs: bool = False,
 ) -> dict[str, torch.Tensor]:
     """Read the weights of rank `rank` of `tp`, and of no other rank, from a folder in Hugging Face layout.
 
-    The files may be one or sharded, text-only or with a vision tower, in fp32, bf16, fp16, or FP8 with scales.
+    The files may be one or sharded, text-only or with a vision tower, in fp32, bf16, fp16, or quantised (`formats`).
 
     Args:
         dtype: of the weights; norms and DeltaNet's decay are fp32 always.
         include_mtp: also load the multi-token-prediction layer.
         keep_fp8: give FP8 matrices as NxD's quantised layers take them, the payload as `x.weight` and fp32 scales as
-            `x.scale`. Otherwise they are multiplied out into `dtype`.
+            `x.scale`. Otherwise they, as all other quantised matrices, are multiplied out into `dtype`.
+        rounds_inputs: the caller rounds inputs where the format asks for it, see `load_inputs`.
 
     Returns:
         Contiguous CPU tensors by runtime name. With tied embeddings the head is the embedding's own tensor, unless the
@@ -42,9 +47,13 @@ def load_weights(
 
     Raises:
         CheckpointError: with every missing, unknown and wrongly shaped tensor.
-        ConfigError: the model does not split into `tp` ranks, or has no multi-token-prediction layer to include.
+        ConfigError: the model does not split into `tp` ranks, or has no multi-token-prediction layer to include; the
+            format is not served, or rounds inputs and the caller does not.
     """
     with CheckpointFiles(path) as files:
+        if not rounds_inputs and files.format is not None and files.format.inputs != {Inputs.PLAIN}:
+            problem = "asks for inputs of 8 bits, which are rounded on a CPU alone"
+            raise ConfigError("model", files.format.name, problem, "Use device=cpu, or a checkpoint for weights alone")
         own = check_files(files, config, include_mtp)
         layout = rank_weights(own, tp, rank, include_mtp)
         weights: dict[str, torch.Tensor] = {}
@@ -58,6 +67,27 @@ def load_weights(
     if config.tie_word_embeddings:
         _tie(weights, own)
     return weights
+
+
+def load_inputs(path: str | Path, config: ModelConfig, include_mtp: bool = False) -> dict[str, Inputs]:
+    """What becomes of the inputs of the unsplit model's matrices, by runtime name, where it is not nothing.
+
+    Raises:
+        CheckpointError: matrices that are one at run time want their inputs differently.
+    """
+    found: dict[str, Inputs] = {}
+    with CheckpointFiles(path) as files:
+        if files.format is None or files.format.inputs == {Inputs.PLAIN}:
+            return found
+        for name, weight in rank_weights(check_files(files, config, include_mtp), include_mtp=include_mtp).items():
+            layouts = {piece.name: files.layout(piece.name) for piece in weight.slices}
+            kinds = {Inputs.PLAIN if layout is None else layout.inputs for layout in layouts.values()}
+            if len(kinds) > 1:
+                problem = f"{name} is one matrix here, and its inputs cannot be rounded for some of {sorted(layouts)}"
+                raise CheckpointError(files.path, problem=f"{problem} only")
+            if kinds != {Inputs.PLAIN}:
+                found[name] = kinds.pop()
+    return found
 
 
 def check_files(files: CheckpointFiles, config: ModelConfig, include_mtp: bool = False) -> ModelConfig:

@@ -20,6 +20,9 @@ VISION_PREFIX = "model.visual."
 MTP_PREFIX = "mtp."
 HEAD = "lm_head.weight"
 
+MATRICES = ("_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "mtp.fc", "embed_tokens", "lm_head")
+"""Ends of the names of layers whose weight is a matrix [out, in]."""
+
 
 def canonical_name(name: str) -> str | None:
     """The canonical name of a checkpoint tensor; None for one that the text model does not use.
@@ -30,6 +33,12 @@ def canonical_name(name: str) -> str | None:
     while wrapper := next((wrapper for wrapper in WRAPPERS if name.startswith(wrapper)), ""):
         name = name.removeprefix(wrapper)
     return None if name.startswith("visual.") or name.endswith("rotary_emb.inv_freq") else name
+
+
+def matrix_layer(name: str) -> str | None:
+    """The canonical name of the layer that a tensor of this canonical name is the matrix of; None if it is of none."""
+    layer = name.removesuffix(".weight")
+    return layer if layer != name and layer.endswith(MATRICES) else None
 
 
 def text_shapes(config: ModelConfig) -> Shapes:

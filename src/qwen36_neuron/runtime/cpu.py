@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..cache import CacheSpec, HybridCache
-from ..checkpoint.load import load_weights
+from ..checkpoint.load import load_inputs, load_weights
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
@@ -17,7 +17,7 @@ from ..step import Capacity, DeviceError, DraftRequest, Output, Row, RowResult, 
 from .choose import choose_tokens, verified
 from .config import RuntimeConfig
 from .cpu_draft import CpuDraftLayer
-from .cpu_layers import CpuLayers, CpuLinear, arrange_layers
+from .cpu_layers import CpuLayers, CpuLinear, arrange_layers, round_layer_inputs
 from .cpu_memory import keep_freed_memory, return_freed_memory
 from .cpu_state import CpuDecode, CpuPrefill, StateEntries
 from .cpu_verify import CpuVerify
@@ -44,9 +44,11 @@ class CpuRuntime:
         model_config = config.model_config()
         dtype = getattr(torch, config.dtype)
         self.config = config
-        weights = load_weights(config.model, model_config, dtype=dtype, include_mtp=config.draft_layer)
+        draft = config.draft_layer
+        weights = load_weights(config.model, model_config, dtype=dtype, include_mtp=draft, rounds_inputs=True)
         self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers(self.linear))
         arrange_layers(self.model)
+        round_layer_inputs(self.model, load_inputs(config.model, model_config, draft))
         self.cache = HybridCache(
             CacheSpec(
                 model_config,

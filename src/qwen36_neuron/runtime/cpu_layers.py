@@ -7,6 +7,7 @@ own packed layout is two to four times faster there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..checkpoint.formats import Inputs, round_inputs
 from ..model.layers import Linear, SingleRank
 
 CPUINFO = Path("/proc/cpuinfo")
@@ -92,3 +94,18 @@ def arrange_layers(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, CpuLinear):
             module.arrange()
+
+
+def round_layer_inputs(model: nn.Module, inputs: Mapping[str, Inputs]) -> None:
+    """Have the inputs of layers rounded, as the checkpoint's format asks for.
+
+    Args:
+        inputs: what becomes of them, by the runtime name of the layer's weight.
+    """
+    for name, kind in inputs.items():
+        assert kind is Inputs.INT8_TOKEN
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(_round)
+
+
+def _round(_: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    return (round_inputs(arguments[0]),)

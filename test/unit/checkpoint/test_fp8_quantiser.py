@@ -66,7 +66,11 @@ def published(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             stored[name.removesuffix("weight") + "weight_scale_inv"] = scale
     write_weights(folder, stored)
     text = json.loads((folder / "config.json").read_text())
-    text["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    text["quantization_config"] = {
+        "quant_method": "fp8",
+        "weight_block_size": [128, 128],
+        "modules_to_not_convert": ["lm_head", "model.visual", "in_proj_a", "in_proj_b", "mtp.fc"],
+    }
     (folder / "config.json").write_text(json.dumps(text))
     return folder
 

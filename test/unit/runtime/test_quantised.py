@@ -1,0 +1,116 @@
+"""Quantised checkpoints on a CPU against transformers in fp32, which runs the same numbers multiplied out.
+
+Tolerance: 5e-5 on logits of about one, as between the plain and the fused runtime: both sides carry their roundings
+through the layers and the states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen3_5ForConditionalGeneration
+
+pytest.importorskip("compressed_tensors")
+
+from quantised import FORMS, Made, make
+
+from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.runtime import Output, Row, Runtime, RuntimeConfig, Step, open_runtime
+
+TOLERANCE = 5e-5
+TOKENS = torch.randint(0, 4000, (150,), generator=torch.Generator().manual_seed(0)).tolist()
+CUTS = (100, 40, *[1] * 10)
+"""Prefill by a matrix library, prefill by panels, decode."""
+
+SINGLE = 24
+
+
+@pytest.fixture(scope="module")
+def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    kept: dict[str, Made] = {}
+
+    def once(name: str) -> Made:
+        if name not in kept:
+            kept[name] = make(tiny_checkpoint, tmp_path_factory.mktemp("made"), FORMS[name]())
+        return kept[name]
+
+    return once
+
+
+def opened(folder: Path, kernels: str | None) -> Runtime:
+    sizes = {"max_model_len": 256, "num_blocks": 9, "num_lanes": 1}
+    return open_runtime(RuntimeConfig(model=folder, kernels=kernels, **sizes))  # type: ignore[arg-type]
+
+
+def served(folder: Path, kernels: str | None = "torch") -> torch.Tensor:
+    """Logits after every token, of our runtime."""
+    run, start, parts = opened(folder, kernels), 0, []
+    for length in CUTS:
+        row = Row("test", 1, TOKENS[start : start + length], start, range(1, 5), output=Output.ALL_LOGITS)
+        logits = run.run(Step((row,))).rows[0].logits
+        assert logits is not None
+        parts.append(logits)
+        start += length
+    return torch.cat(parts)
+
+
+def alone(folder: Path, kernels: str | None = "torch") -> torch.Tensor:
+    """Logits after each token as the only one of its sequence."""
+    run, parts = opened(folder, kernels), []
+    for token in TOKENS[:SINGLE]:
+        logits = run.run(Step((Row("test", 1, [token], 0, [1], output=Output.LOGITS),))).rows[0].logits
+        assert logits is not None
+        run.run(Step((), released_lanes=(1,)))
+        parts.append(logits)
+    return torch.cat(parts)
+
+
+def rounded(module: nn.Module, arguments: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+    """8 bits a token, symmetric, written out."""
+    scale = (arguments[0].abs().amax(-1, keepdim=True) / 127).clamp_min(1e-30)
+    return (torch.clamp(torch.round(arguments[0] / scale), -128, 127) * scale,)
+
+
+@pytest.mark.parametrize("kernels", ["torch", "fused"])
+@pytest.mark.parametrize("name", [name for name in FORMS if name != "w8a8"])
+def test_logits_are_those_of_transformers(name: str, kernels: str, made: Callable[[str], Made]) -> None:
+    if kernels == "fused":
+        pytest.importorskip("numba")
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(made(name).plain, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = model(torch.tensor([TOKENS])).logits[0]
+    assert (served(made(name).folder, kernels) - expected).abs().max() <= TOLERANCE
+
+
+def test_inputs_of_w8a8_are_rounded_as_vllm_rounds_them(made: Callable[[str], Made]) -> None:
+    """Sequences of one token: where an input falls to the other side of half a step, by the last bit of what went
+    before, all that follows is another result. That is about one in a million: most sequences have none.
+    """
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(made("w8a8").plain, dtype=torch.float32).eval()
+    for path, module in model.model.language_model.named_modules():
+        if isinstance(module, nn.Linear) and not path.endswith(("in_proj_a", "in_proj_b")):
+            module.register_forward_pre_hook(rounded)
+    with torch.inference_mode():
+        expected = torch.cat([model(torch.tensor([[token]])).logits[0] for token in TOKENS[:SINGLE]])
+    found, plain = (alone(folder) for folder in (made("w8a8").folder, made("w8a8").plain))
+    close, far = ((each - expected).abs().amax(1) for each in (found, plain))
+    assert (close <= TOLERANCE).float().mean() >= 0.75
+    assert (far > 100 * TOLERANCE).all(), "rounding makes no difference"
+
+
+def test_w8a8_is_run_by_torch(made: Callable[[str], Made]) -> None:
+    folder = made("w8a8").folder
+    assert torch.equal(alone(folder, None), alone(folder, "torch"))
+    with pytest.raises(ConfigError, match=r"kernels='fused'.*does not round inputs"):
+        opened(folder, "fused")
+
+
+@pytest.mark.interpreter
+def test_w8a8_on_interpreted_kernels(made: Callable[[str], Made]) -> None:
+    folder = made("w8a8").folder
+    difference = (alone(folder, "interpreter") - alone(folder, "torch")).abs().amax(1)
+    assert (difference <= TOLERANCE).float().mean() >= 0.75
