@@ -41,10 +41,7 @@ def causal_conv1d(x: nl.ndarray, window: nl.ndarray, weight: nl.ndarray, valid: 
         windows[j] = joined[ends[j] - 3 : ends[j]]
     """
     tokens, channels = x.shape
-    cores = nl.num_programs()
-    assert channels % (TILE * cores) == 0, f"{channels} channels are not a multiple of {TILE} for each of {cores} cores"
-    own = channels // cores
-    first = nl.program_id(0) * own if cores > 1 else 0
+    first, own = own_channels(channels)
     last, blocks, dt = first + own, own // TILE, x.dtype
     y = nl.ndarray((tokens, channels), dtype=dt, buffer=nl.shared_hbm)
     windows = nl.ndarray((ends.shape[1], PAST, channels), dtype=dt, buffer=nl.shared_hbm)
@@ -173,10 +170,7 @@ def causal_conv1d_step(
         lanes[write[b, m, :]] = joined[b, m + 1 : m + 4]
     """
     batch, steps, channels = x.shape
-    cores = nl.num_programs()
-    assert channels % (TILE * cores) == 0, f"{channels} channels are not a multiple of {TILE} for each of {cores} cores"
-    own = channels // cores
-    first = nl.program_id(0) * own if cores > 1 else 0
+    first, own = own_channels(channels)
     blocks, dt, length = own // TILE, x.dtype, PAST + steps
     assert length <= TILE, f"{steps} tokens a sequence, at most {TILE - PAST}"
     y = nl.ndarray((batch, steps, channels), dtype=dt, buffer=nl.shared_hbm)
@@ -232,15 +226,28 @@ def causal_conv1d_step(
     return y, lanes
 
 
-def _taps(weight: nl.ndarray, eye: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
-    """diag(weight[:, d]) for every block of 128 channels and every tap: [c, blocks, 4, c']."""
+def own_channels(channels: int) -> tuple:
+    """The first channel of this core, and how many it has."""
+    cores = nl.num_programs()
+    assert channels % (TILE * cores) == 0, f"{channels} channels are not a multiple of {TILE} for each of {cores} cores"
+    own = channels // cores
+    return (nl.program_id(0) * own if cores > 1 else 0, own)
+
+
+def load_taps(weight: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
+    """The weight of every block of 128 channels: fp32 [c, blocks, 4]."""
     raw, columns = sbuf(weight.dtype, (TILE, blocks, TAPS)), sbuf(nl.float32, (TILE, blocks, TAPS))
     nisa.dma_copy(
         dst=raw,
         src=weight.ap(pattern=[[TAPS, TILE], [TILE * TAPS, blocks], [1, TAPS]], offset=first * TAPS),
     )
     nisa.tensor_copy(dst=columns, src=raw, engine=nisa.engine.vector)
-    taps = sbuf(eye.dtype, (TILE, blocks, TAPS, TILE))
+    return columns
+
+
+def _taps(weight: nl.ndarray, eye: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
+    """diag(weight[:, d]) for every block of 128 channels and every tap: [c, blocks, 4, c']."""
+    columns, taps = load_taps(weight, first, blocks), sbuf(eye.dtype, (TILE, blocks, TAPS, TILE))
     for c in range(blocks):
         for d in range(TAPS):
             nisa.tensor_scalar(

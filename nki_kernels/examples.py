@@ -5,6 +5,9 @@ import numpy as np
 import torch
 
 from .causal_conv1d import causal_conv1d, causal_conv1d_step
+from .causal_conv1d_relations import PAST
+from .causal_conv1d_relations import relations as conv_relations
+from .causal_conv1d_verify import causal_conv1d_verify
 from .delta_rule_relations import relations
 from .fp8_mlp import fp8_mlp
 from .gated_delta_rule_chunk import gated_delta_rule_chunk
@@ -151,6 +154,22 @@ def conv_step(batch: int = 8) -> Example:
     x, lanes = _normal(batch, 1, CHANNELS, dtype=BF16), _normal(batch, 3, CHANNELS, dtype=BF16)
     args = (x, lanes, _normal(CHANNELS, 4, dtype=BF16), index, index)
     return Example(causal_conv1d_step, args, note=f"{batch} sequences, {CHANNELS} channels")
+
+
+@register("causal_conv1d_verify")
+def conv_verify(batch: int = 8, tokens: int = 4, checkpoints: int = 0, dtype: type = BF16) -> Example:
+    """A token and drafts for each sequence of a batch, behind as many drafts that were right; a checkpoint or none."""
+    drafts = tokens - 1
+    accepted, row = torch.full((batch,), drafts, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    table: np.ndarray = np.asarray(conv_relations(accepted, tokens, drafts, row, row + 1), dtype=dtype)
+    x, lanes = _normal(batch, tokens, CHANNELS, dtype=dtype), _normal(batch + 2, PAST, CHANNELS, dtype=dtype)
+    pending, last = _normal(batch + 1, drafts, CHANNELS, dtype=dtype), batch + 1 if checkpoints else batch + 2
+    own = np.arange(1, batch + 1, dtype=np.int32)
+    held = np.concatenate((np.arange(PAST, (batch + 1) * PAST), np.arange(drafts, (batch + 1) * drafts)))
+    places = np.concatenate((own, [last], own)).astype(np.int32).reshape(1, -1)
+    args = (x, lanes, pending, _normal(CHANNELS, 4, dtype=dtype), table, held.astype(np.int32).reshape(-1, 1), places)
+    note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {CHANNELS} channels"
+    return Example(causal_conv1d_verify, args, note=note)
 
 
 @register("gated_rms_norm")

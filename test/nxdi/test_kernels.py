@@ -97,6 +97,21 @@ def test_every_operation_of_a_graph_is_a_kernel(
     assert {name: n for (name, _), n in launches.items()} == decode | {"gated_rms_norm": 3, "paged_attention": 1}
 
 
+def test_every_operation_of_a_verify_graph_is_a_kernel(
+    load: Callable[..., Any], launches: Counter[tuple[str, int]], tokens: list[int]
+) -> None:
+    """Two sequences and rows of padding, which are one launch a layer."""
+    container = load(max_drafts=3)
+    runtime = neuron(container, max_drafts=3)
+    for lane in (1, 2):
+        runtime.run(Step((Row("a", lane, tokens[:70], 0, [block + 8 * lane for block in range(2)]),)))
+    launches.clear()
+    rows = [Row("a", lane, tokens[70:71], 70, [8 * lane, 8 * lane + 1], drafts=(5, 6, 7)[:lane]) for lane in (1, 2)]
+    runtime.run(Step(tuple(rows)))
+    verify = {"causal_conv1d_verify": 3, "gated_delta_rule_verify": 3}
+    assert {name: n for (name, _), n in launches.items()} == verify | {"gated_rms_norm": 3, "paged_attention": 1}
+
+
 def test_a_commit_writes_its_slot_and_no_other(load: Callable[..., Any], tokens: list[int]) -> None:
     """And nothing writes entry 0, which a row that starts reads as zeros."""
     container = load()

@@ -44,12 +44,16 @@ def opaque_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
                 return back(x), result(ends.shape[1], 3, x.shape[1], dtype=x.dtype)
             case "causal_conv1d_step":
                 return back(given[0]), back(given[1])
+            case "causal_conv1d_verify":
+                return back(given[0]), back(given[1]), back(given[2])
             case "state_copy" | "paged_attention":
                 return back(given[0])
             case "gated_delta_rule_prefill":
                 return result(*given[2].shape), back(given[7])
             case "gated_delta_rule_decode":
                 return result(*given[2].shape), back(given[5])
+            case "gated_delta_rule_verify":
+                return result(*given[2].shape), back(given[5]), back(given[6])
             case "gated_rms_norm":
                 return back(given[1])
         raise AssertionError(kernel.__name__)

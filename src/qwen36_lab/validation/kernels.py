@@ -153,6 +153,8 @@ def _attention(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case
 def _small(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:
     from nki_kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
     from nki_kernels.causal_conv1d_torch import causal_conv1d_step_torch, causal_conv1d_torch
+    from nki_kernels.causal_conv1d_verify import causal_conv1d_verify
+    from nki_kernels.causal_conv1d_verify_torch import causal_conv1d_verify_torch
     from nki_kernels.gated_rms_norm import gated_rms_norm, qk_l2norm
     from nki_kernels.gated_rms_norm_torch import gated_rms_norm_torch, qk_l2norm_torch
     from nki_kernels.state_copy import state_copy
@@ -166,6 +168,8 @@ def _small(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:
     index = torch.arange(8, dtype=torch.int32).view(1, 8)
     args = (normal(8, 1, channels).to(dtype), normal(9, 3, channels).to(dtype), weight.to(dtype), index, index)
     yield Case("bfloat16", causal_conv1d_step, causal_conv1d_step_torch, args, bar)
+    args = (normal(4, 5, channels).to(dtype), *_kept(channels, weight.to(dtype), normal))
+    yield Case("bfloat16", causal_conv1d_verify, causal_conv1d_verify_torch, args, bar)
     heads = 6 * cores
     args = (normal(256, heads, D), normal(256, heads, D).to(dtype), normal(1, D).to(dtype))
     yield Case("bfloat16", gated_rms_norm, gated_rms_norm_torch, args, bar)
@@ -173,6 +177,19 @@ def _small(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:
     pairs = torch.tensor([[1, 2, 0], [3, 0, 9]], dtype=torch.int32)
     args = (normal(4, heads, D, D), normal(4, heads, D, D), pairs)
     yield Case("one pair without a place", state_copy, state_copy_torch, args, 0.0)
+
+
+def _kept(channels: int, weight: torch.Tensor, normal: Callable[..., torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """Windows, pending drafts, weight, relations, held and places of four rows as in `_drafted`."""
+    from nki_kernels.causal_conv1d_relations import PAST, relations
+
+    windows, drafts = normal(6, PAST, channels).to(weight.dtype), normal(5, 4, channels).to(weight.dtype)
+    windows[0], drafts[0] = 0.0, 0.0
+    right, row = torch.arange(4, dtype=torch.int32), torch.tensor([2], dtype=torch.int32)
+    table = relations(right, 5, 4, row, row + 1).to(weight.dtype)
+    held = [*range(PAST, 5 * PAST), *(4 * (n + 1) + place if place < n else 0 for n in range(4) for place in range(4))]
+    places = torch.tensor([[1, 2, 3, 4, 5, 1, 2, 3, 4]], dtype=torch.int32)
+    return windows, drafts, weight, table, torch.tensor(held, dtype=torch.int32).view(-1, 1), places
 
 
 def _mlp(cores: int, random: torch.Generator) -> Case:

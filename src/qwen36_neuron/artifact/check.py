@@ -78,7 +78,9 @@ def _memory(plan: Plan) -> Iterator[Finding]:
 def _kernels(profile: Profile, model: ModelConfig) -> Iterator[Finding]:
     options = profile.options
     try:
-        check_shapes(options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel)
+        check_shapes(
+            options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel, options.max_drafts
+        )
     except ConfigError as error:
         yield Finding(True, error.field, error.value, error.problem, error.remedy)
 

@@ -5,7 +5,7 @@ Where things are is decided here; what is done there is an operation of `ops.ker
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -157,11 +157,27 @@ class GraphVerify(Mixing):
     """Rows of a certain token and drafts: tensors are [batch, 1 + drafts, ...]. What is padding goes to scratch.
 
     The states that the lanes are left with hold the certain tokens; drafts change nothing but what is pending.
+
+    Attributes:
+        rows: where the rows' states are kept, and which drafts they take in; one object for all layers.
     """
 
     memory: StepMemory
     step: VerifyInputs
     kernels: Kernels
+    rows: Verify = field(init=False)
+
+    def __post_init__(self) -> None:
+        step = self.step
+        self.rows = Verify(
+            step.starts == 0,
+            step.sources,
+            step.lanes,
+            step.accepted,
+            step.commit_at,
+            step.commit_after,
+            step.commit_to,
+        )
 
     @property
     def places(self) -> torch.Tensor:
@@ -173,20 +189,6 @@ class GraphVerify(Mixing):
     def positions(self) -> torch.Tensor:
         """[batch, 1 + drafts]."""
         return self.step.starts.view(-1, 1) + self.places
-
-    @property
-    def rows(self) -> Verify:
-        """Where the rows' states are kept, and which drafts they take in."""
-        step = self.step
-        return Verify(
-            step.starts == 0,
-            step.sources,
-            step.lanes,
-            step.accepted,
-            step.commit_at,
-            step.commit_after,
-            step.commit_to,
-        )
 
     def convolve(self, layer: int, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         memory = self.memory

@@ -165,7 +165,9 @@ class Qwen36InferenceConfig(InferenceConfig):
         self.pad_token_id = 0
         options = self.neuron_config.options
         model.rank(options.tp_degree)
-        check_shapes(options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel)
+        check_shapes(
+            options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel, options.max_drafts
+        )
 
     @property
     def model_config(self) -> ModelConfig:

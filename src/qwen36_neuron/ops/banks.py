@@ -6,9 +6,13 @@ it writes. Entry 0 is scratch: padding reads and writes there. The index tensors
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,8 @@ class Verify:
         commit_at: [n], row of which a state is written to entry `commit_to` too; at most one of a row.
         commit_after: [n], after how many tokens, accepted ones counted: 1 to accepted + 1.
         commit_to: [n]; 0 for none.
+
+    No row reads an entry that another one writes.
     """
 
     fresh: torch.Tensor
@@ -72,6 +78,14 @@ class Verify:
     commit_at: torch.Tensor
     commit_after: torch.Tensor
     commit_to: torch.Tensor
+    _made: dict[Hashable, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What `make` makes of these tensors alone, by the first layer that asks, for all layers."""
+        if key not in self._made:
+            self._made[key] = make()
+        found: Made = self._made[key]
+        return found
 
 
 def factor_columns(dk: int, dv: int, share: int) -> int:

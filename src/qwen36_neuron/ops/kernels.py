@@ -31,7 +31,8 @@ ROWS = 128
 class Kernels(Protocol):
     """The operations of one rank. Banks are [entries, 3, channels] for windows, [entries, heads, dk, dv] for states.
 
-    Those of pending drafts have zeros at first and hold what the operations put there.
+    Those of pending drafts have zeros at first and hold what the operations put there; the kernels keep the scratch
+    lane's zero, as they do the scratch entry of a bank.
     """
 
     def conv_prefill(self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, span: Span) -> OutputAndBank:
@@ -161,11 +162,14 @@ def check_choice(choice: str, device: str) -> None:
     raise ConfigError("kernels", choice, problem, f"Use one of: {', '.join(allowed)}")
 
 
-def check_shapes(choice: GraphKernels, model: ModelConfig, tp: int = 1, cores: int = 1, mlp: bool = False) -> None:
+def check_shapes(
+    choice: GraphKernels, model: ModelConfig, tp: int = 1, cores: int = 1, mlp: bool = False, drafts: int = 0
+) -> None:
     """Raises ConfigError naming every size of a rank's model that the NKI kernels do not take.
 
     Args:
         mlp: whether the MLP is a kernel too.
+        drafts: that a row may have verified.
     """
     if choice == "torch":
         return
@@ -190,8 +194,20 @@ def check_shapes(choice: GraphKernels, model: ModelConfig, tp: int = 1, cores: i
         )
         if size % needed
     ]
+    if drafts:
+        wrong += _wrong_drafts(drafts, rank.num_value_heads // cores)
     if wrong:
         raise ConfigError("kernels", choice, f"cannot run this model: {'; '.join(wrong)}", "Use kernels=torch")
+
+
+def _wrong_drafts(drafts: int, heads: int) -> list[str]:
+    """Whether a launch takes one row of so many drafts and a checkpoint, on a core of so many value heads."""
+    from nki_kernels.causal_conv1d_relations import sequences_at_once as windows_at_once
+    from nki_kernels.delta_rule_relations import sequences_at_once as states_at_once
+
+    taken = [n for n in range(BLOCK_SIZE) if windows_at_once(n + 1, n, 1) and states_at_once(n + 1, n, 1, heads)]
+    most = max(taken, default=0)
+    return [f"{drafts} drafts a row are more than the {most} of {heads} value heads a core"] if drafts > most else []
 
 
 def check_tokens(choice: GraphKernels, sizes: list[int]) -> None:

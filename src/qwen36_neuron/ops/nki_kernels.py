@@ -48,7 +48,7 @@ class NkiKernels:
     def conv_verify(
         self, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
     ) -> OutputAndBanks:
-        return causal_conv1d_verify_nki(x, weight, bank, pending, rows)
+        return causal_conv1d_verify_nki(self.launch, x, weight, bank, pending, rows)
 
     def delta_rule_prefill(
         self,
@@ -85,7 +85,7 @@ class NkiKernels:
         pending: torch.Tensor,
         rows: Verify,
     ) -> OutputAndBanks:
-        return gated_delta_rule_verify_nki(q, k, v, g, beta, bank, pending, rows)
+        return gated_delta_rule_verify_nki(self.launch, self.cores, q, k, v, g, beta, bank, pending, rows)
 
     def attend(
         self,

@@ -55,7 +55,7 @@ class InterpretedRuntime(CpuRuntime):
     """
 
     def __init__(self, config: RuntimeConfig) -> None:
-        check_shapes("interpreter", config.model_config())
+        check_shapes("interpreter", config.model_config(), drafts=config.max_drafts)
         self.kernels = open_kernels("interpreter", cores=1)
         super().__init__(config)
         set_gated_norm(self.model, self.kernels.gated_norm)

@@ -160,7 +160,7 @@ def test_convolution(kernels: Kernels, dtype: torch.dtype) -> None:
 def test_a_row_that_starts_reads_nothing_stale(kernels: Kernels) -> None:
     """Whatever its lane's entry and its pending drafts hold."""
     bank, pending = torch.full((3, HEADS, D, D), 1e30), torch.full((2, DRAFTS, KEY_HEADS, factor_columns(D, D, 3)), 5.0)
-    bank[0] = 0.0
+    bank[0], pending[0] = 0.0, 0.0
     rows = Verify(int32(0) == 0, int32(1), int32(1), int32(0), int32(0), int32(1), int32(0))
     q, k, v = normal(1, 2, KEY_HEADS, D, seed=1), normal(1, 2, KEY_HEADS, D, seed=2), normal(1, 2, HEADS, D, seed=3)
     g, beta = -normal(1, 2, HEADS, seed=4).exp(), torch.rand(1, 2, HEADS)
@@ -169,3 +169,45 @@ def test_a_row_that_starts_reads_nothing_stale(kernels: Kernels) -> None:
     close(out, want, 2e-5)
     assert bank[1].abs().max() < 100
     assert (pending[1, 1:] == 5.0).all()
+
+
+def test_a_row_that_starts_convolves_nothing_stale(kernels: Kernels) -> None:
+    bank, pending = torch.full((3, 3, CHANNELS), 1e30), torch.full((2, DRAFTS, CHANNELS), torch.nan)
+    bank[0], pending[0] = 0.0, 0.0
+    rows = Verify(int32(0) == 0, int32(1), int32(1), int32(0), int32(0), int32(1), int32(0))
+    x, weight = normal(1, 2, CHANNELS, seed=1), normal(CHANNELS, 4, seed=2)
+    y, bank, pending = kernels.conv_verify(x, weight, bank, pending, rows)
+    close(y, naive_causal_conv1d(x.double(), torch.zeros(1, 3, CHANNELS).double(), weight.double()), 5e-6)
+    assert torch.equal(bank[1], torch.cat((torch.zeros(2, CHANNELS), x[0, :1])))
+    assert torch.equal(pending[1, 0], x[0, 1])
+    assert pending[1, 1:].isnan().all()
+
+
+def test_rows_that_one_launch_does_not_take(kernels: Kernels) -> None:
+    """Thirteen rows of five tokens are two launches, by both kernels; each has a checkpoint, and a row of padding."""
+    if kernels is TORCH:
+        pytest.skip("what the kernels are compared with")
+    batch = 13
+    lanes, accepted = int32(0, *range(1, batch)), int32(0, *(n % (DRAFTS + 1) for n in range(1, batch)))
+    rows = Verify(
+        int32(0, 0, *[1] * (batch - 2)) == 0, int32(0, 7, *range(2, batch)), lanes, accepted,
+        int32(12, 4, 0), int32(1, 5, 1), int32(batch, batch + 1, 0),
+    )  # fmt: skip
+    states, records = normal(batch + 2, HEADS, D, D, seed=1), normal(batch, DRAFTS, KEY_HEADS, factor_columns(D, D, 3))
+    records = torch.cat((0.1 * records[..., : 4 * D], -records[..., 4 * D :].abs()), dim=-1)
+    windows, inputs = normal(batch + 2, 3, CHANNELS, seed=2), normal(batch, DRAFTS, CHANNELS, seed=3)
+    for bank in (states, records, windows, inputs):
+        bank[0] = 0.0
+    q, k = normal(batch, 5, KEY_HEADS, D, seed=4), normal(batch, 5, KEY_HEADS, D, seed=5)
+    g, beta, v = -normal(batch, 5, HEADS, seed=6).exp(), torch.rand(batch, 5, HEADS), normal(batch, 5, HEADS, D, seed=7)
+    x, weight = normal(batch, 5, CHANNELS, seed=8), normal(CHANNELS, 4, seed=9)
+    for bar, name, before, args in (
+        (2e-5, "delta_rule_verify", (states, records), (q, k, v, g, beta)),
+        (5e-6, "conv_verify", (windows, inputs), (x, weight)),
+    ):
+        found, want = (getattr(form, name)(*args, *map(torch.clone, before), rows) for form in (kernels, TORCH))
+        close(found[0][1:], want[0][1:].double(), bar)
+        close(found[1][1:], want[1][1:].double(), bar)
+        close(found[2][1:], want[2][1:].double(), bar)
+        assert not found[1][0].any()
+        assert not found[2][0].any()

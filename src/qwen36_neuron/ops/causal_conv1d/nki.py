@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from nki_kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
+from nki_kernels.causal_conv1d_relations import relations, sequences_at_once
+from nki_kernels.causal_conv1d_verify import causal_conv1d_verify
 from nki_kernels.state_copy import state_copy
 
 from ...config import BLOCK_SIZE
@@ -14,14 +18,12 @@ from ..banks import (
     OutputAndBanks,
     Span,
     Verify,
-    checkpoint_counts,
     row_entries,
     source_entries,
     target_entries,
-    write_pending,
 )
 from ..launch import Launch
-from .verify import causal_conv1d_verify
+from ..parts import Part, cut, pending_rows
 
 
 def causal_conv1d_nki(
@@ -50,11 +52,29 @@ def causal_conv1d_step_nki(
 
 
 def causal_conv1d_verify_nki(
-    x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+    launch: Launch, x: torch.Tensor, weight: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
 ) -> OutputAndBanks:
-    """A token and drafts a row; tensors as in `Kernels.conv_verify`. Plain operations; entry 0 stays zero."""
-    windows, held = bank.index_select(0, source_entries(rows)), pending.index_select(0, rows.lane)
-    y, left, kept = causal_conv1d_verify(x, windows, held, rows.accepted, checkpoint_counts(rows), weight)
-    entries, states = torch.cat((rows.lane, rows.commit_to)), torch.cat((left, kept.index_select(0, rows.commit_at)))
-    bank = bank.index_copy(0, entries.long(), states.masked_fill((entries == 0).view(-1, 1, 1), 0.0))
-    return y, bank, write_pending(pending, rows.lane, x[:, 1:])
+    """A token and drafts a row; tensors as in `Kernels.conv_verify`."""
+    key, out = ("convolution", len(bank), *pending.shape[:2], x.shape[1], x.dtype), []
+    launches = rows.once(key, partial(_launches, x, bank, pending, rows))
+    for part, tables in launches:
+        own = x[part.first : part.last]
+        y, bank, pending = launch(causal_conv1d_verify, own, bank, pending, weight, *tables)
+        out.append(y)
+    return torch.cat(out), bank, pending
+
+
+def _launches(
+    x: torch.Tensor, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+) -> list[tuple[Part, tuple[torch.Tensor, ...]]]:
+    """Of each launch its rows, and `relations`, `held` and `places` of the kernel."""
+    tokens, past, drafts = x.shape[1], bank.shape[1], pending.shape[1]
+    found: list[tuple[Part, tuple[torch.Tensor, ...]]] = []
+    for part in cut(rows, lambda checks: sequences_at_once(tokens, drafts, checks)):
+        table = relations(part.accepted, tokens, drafts, part.row, part.after).to(x.dtype)
+        window = torch.arange(past, dtype=torch.int32, device=part.source.device)
+        old = (part.source.view(-1, 1) * past + window).view(-1, 1)
+        held = torch.cat((old, pending_rows(part.lane, part.accepted, drafts)))
+        written = target_entries(bank, torch.cat((part.lane, part.to))), target_entries(pending, part.lane)
+        found.append((part, (table, held, torch.cat(written).view(1, -1))))
+    return found

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
+from nki_kernels.delta_rule_relations import relations, sequences_at_once
 from nki_kernels.gated_delta_rule_decode import gated_delta_rule_decode
 from nki_kernels.gated_delta_rule_prefill import gated_delta_rule_prefill
+from nki_kernels.gated_delta_rule_verify import gated_delta_rule_verify
 
 from ...config import BLOCK_SIZE
 from ..banks import (
@@ -14,15 +18,13 @@ from ..banks import (
     OutputAndBanks,
     Span,
     Verify,
-    checkpoint_counts,
     checkpoint_entries,
     row_entries,
     source_entries,
     target_entries,
-    write_pending,
 )
 from ..launch import Launch
-from .verify import gated_delta_rule_verify
+from ..parts import Part, cut, pending_rows
 
 
 def gated_delta_rule_prefill_nki(
@@ -70,6 +72,8 @@ def gated_delta_rule_step_nki(
 
 
 def gated_delta_rule_verify_nki(
+    launch: Launch,
+    cores: int,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -79,10 +83,28 @@ def gated_delta_rule_verify_nki(
     pending: torch.Tensor,
     rows: Verify,
 ) -> OutputAndBanks:
-    """A token and drafts a row; tensors as in `Kernels.delta_rule_verify`. Plain operations; entry 0 stays zero."""
-    states, held = bank.index_select(0, source_entries(rows)), pending.index_select(0, rows.lane)
-    after = checkpoint_counts(rows)
-    out, left, kept, new = gated_delta_rule_verify(q, k, v, g, beta, states, held, rows.accepted, after)
-    entries, states = torch.cat((rows.lane, rows.commit_to)), torch.cat((left, kept.index_select(0, rows.commit_at)))
-    bank = bank.index_copy(0, entries.long(), states.masked_fill((entries == 0).view(-1, 1, 1, 1), 0.0))
-    return out, bank, write_pending(pending, rows.lane, new)
+    """A token and drafts a row on so many physical cores; tensors as in `Kernels.delta_rule_verify`."""
+    tokens, heads, out = q.shape[1], v.shape[2] // cores, []
+    key = "delta rule", len(bank), *pending.shape[:2], tokens, heads
+    launches = rows.once(key, partial(_launches, tokens, heads, bank, pending, rows))
+    for part, tables in launches:
+        own = (x[part.first : part.last] for x in (q, k, v, g, beta))
+        o, bank, pending = launch(gated_delta_rule_verify, *own, bank, pending, *tables)
+        out.append(o)
+    return torch.cat(out), bank, pending
+
+
+def _launches(
+    tokens: int, heads: int, bank: torch.Tensor, pending: torch.Tensor, rows: Verify
+) -> list[tuple[Part, tuple[torch.Tensor, ...]]]:
+    """Of each launch its rows, and `relations`, `places` and `held` of the kernel."""
+    drafts = pending.shape[1]
+    found: list[tuple[Part, tuple[torch.Tensor, ...]]] = []
+    for part in cut(rows, lambda checks: sequences_at_once(tokens, drafts, checks, heads)):
+        source, lane, accepted = (x.index_select(0, part.row) for x in (part.source, part.lane, part.accepted))
+        table = relations(part.last - part.first, tokens, drafts, part.row, part.after > accepted)
+        taken = torch.cat((part.accepted, torch.minimum(part.after, accepted)))
+        held = pending_rows(torch.cat((part.lane, lane)), taken, drafts)
+        written = target_entries(bank, torch.cat((part.lane, part.to))), target_entries(pending, part.lane)
+        found.append((part, (table, torch.cat((part.source, source, *written)).view(1, -1), held)))
+    return found
