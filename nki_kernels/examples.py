@@ -147,7 +147,6 @@ def conv() -> Example:
     return Example(causal_conv1d, (*args, *bounds), note=f"512 tokens, {CHANNELS} channels")
 
 
-@register("causal_conv1d_step")
 def conv_step(batch: int = 8) -> Example:
     """The convolution of one token for each sequence of a batch."""
     index = np.arange(batch, dtype=np.int32).reshape(1, -1)
@@ -156,7 +155,6 @@ def conv_step(batch: int = 8) -> Example:
     return Example(causal_conv1d_step, args, note=f"{batch} sequences, {CHANNELS} channels")
 
 
-@register("causal_conv1d_verify")
 def conv_verify(batch: int = 8, tokens: int = 4, checkpoints: int = 0, dtype: type = BF16) -> Example:
     """A token and drafts for each sequence of a batch, behind as many drafts that were right; a checkpoint or none."""
     drafts = tokens - 1
@@ -170,6 +168,10 @@ def conv_verify(batch: int = 8, tokens: int = 4, checkpoints: int = 0, dtype: ty
     args = (x, lanes, pending, _normal(CHANNELS, 4, dtype=dtype), table, held.astype(np.int32).reshape(-1, 1), places)
     note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {CHANNELS} channels"
     return Example(causal_conv1d_verify, args, note=note)
+
+
+register("causal_conv1d_step")(conv_step)
+register("causal_conv1d_verify")(conv_verify)
 
 
 @register("gated_rms_norm")

@@ -78,6 +78,13 @@ def forms() -> list[Form]:
         Form("decode_in_a_graph_batch_8", examples.decode(8, checkpoints=0)),
         Form("decode_in_a_graph_batch_1_checkpoint", examples.decode(1, checkpoints=1)),
         Form("decode_in_a_graph_batch_8_checkpoints", examples.decode(8, checkpoints=8)),
+        # Of the most that a round of speculation is: a token and drafts, behind as many drafts that were right.
+        *(
+            Form(f"verify_batch_{batch}_{drafts}_drafts", examples.verify(batch, 1 + drafts))
+            for batch in (1, 8)
+            for drafts in (1, 3, 4)
+        ),
+        Form("verify_batch_8_3_drafts_checkpoint", examples.verify(8, 4, 1)),
         Form("attention_512_tokens_over_3584", examples.attention(512, 3584)),
         Form("attention_decode_over_4096", examples.attention(1, 4096)),
         Form("attention_decode_over_4096_batch_8", examples.attention(1, 4096, batch=8)),
@@ -85,6 +92,12 @@ def forms() -> list[Form]:
         Form("fp8_mlp_512_tokens", examples.mlp(512)),
         Form("causal_conv1d", examples.conv()),
         Form("causal_conv1d_step_batch_8", examples.conv_step()),
+        Form("causal_conv1d_step_batch_1", examples.conv_step(1)),
+        *(
+            Form(f"causal_conv1d_verify_batch_{batch}_{drafts}_drafts", examples.conv_verify(batch, 1 + drafts))
+            for batch in (1, 8)
+            for drafts in (1, 3, 4)
+        ),
         Form("gated_rms_norm", examples.norm()),
         Form("qk_l2norm", examples.l2norm()),
         Form("state_copy", examples.copy()),

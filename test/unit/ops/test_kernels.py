@@ -77,6 +77,16 @@ def test_heads_that_two_cores_cannot_share_are_named(published_27b) -> None:
         check_shapes("nki", ModelConfig.from_dict(published_27b), tp=4, cores=2)
 
 
+def test_more_drafts_than_a_launch_takes_of_one_row_are_refused(published_27b) -> None:
+    big = ModelConfig.from_dict(published_27b)
+    check_shapes("nki", big, tp=4, cores=2, drafts=41)
+    check_shapes("torch", big, tp=4, cores=2, drafts=42)
+    with pytest.raises(ConfigError, match="42 drafts a row are more than the 41 of 6 value heads a core"):
+        check_shapes("nki", big, tp=4, cores=2, drafts=42)
+    with pytest.raises(ConfigError, match="21 drafts a row are more than the 20 of 12 value heads a core"):
+        check_shapes("interpreter", big, tp=4, cores=1, drafts=21)
+
+
 def test_numbers_of_tokens_that_the_kernels_do_not_take_are_named() -> None:
     check_tokens("nki", [64, 128, 512, 1024])
     check_tokens("torch", [192])
