@@ -27,14 +27,16 @@ def _normal(*shape: int, dtype: type = np.float32) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32).astype(dtype)
 
 
-def _delta_rule(*rows: int, dtype: type = BF16) -> tuple[np.ndarray, ...]:
+def _delta_rule(
+    *rows: int, dtype: type = BF16, key_heads: int = KEY_HEADS, heads: int = HEADS
+) -> tuple[np.ndarray, ...]:
     """q, k, v, g, beta of the delta rule for rows of one core's heads."""
     return (
-        _normal(*rows, KEY_HEADS, D, dtype=dtype),
-        _normal(*rows, KEY_HEADS, D, dtype=dtype),
-        _normal(*rows, HEADS, D, dtype=dtype),
-        -np.exp(_normal(*rows, HEADS) - 2),
-        1 / (1 + np.exp(-_normal(*rows, HEADS))),
+        _normal(*rows, key_heads, D, dtype=dtype),
+        _normal(*rows, key_heads, D, dtype=dtype),
+        _normal(*rows, heads, D, dtype=dtype),
+        -np.exp(_normal(*rows, heads) - 2),
+        1 / (1 + np.exp(-_normal(*rows, heads))),
     )
 
 
@@ -51,31 +53,39 @@ def prefill(tokens: int = 512, boundaries: tuple[int, ...] = (), dtype: type = B
     )
 
 
-def decode(batch: int = 1, steps: int = 1, checkpoints: int | None = None) -> Example:
+def decode(
+    batch: int = 1, steps: int = 1, checkpoints: int | None = None, key_heads: int = KEY_HEADS, heads: int = HEADS
+) -> Example:
     """One token, or drafts, for each sequence of a batch; with a checkpoint after it for the first few, if a number."""
-    lanes = _normal(batch * (steps if steps > 1 else 0) + batch + 1 + (checkpoints or 0), HEADS, D, D)
+    lanes = _normal(batch * (steps if steps > 1 else 0) + batch + 1 + (checkpoints or 0), heads, D, D)
     read = np.arange(1, batch + 1, dtype=np.int32).reshape(1, -1)
     write = read if steps == 1 else np.arange(batch + 1, batch + 1 + batch * steps, dtype=np.int32).reshape(1, -1)
-    note = f"{batch} sequences, {steps} tokens each, {HEADS} value heads, {KEY_HEADS} key heads"
+    note = f"{batch} sequences, {steps} tokens each, {heads} value heads, {key_heads} key heads"
     if checkpoints is not None:
         write = np.stack((write, np.full_like(write, len(lanes))), axis=2)
         write[0, :checkpoints, 1] = np.arange(len(lanes) - checkpoints, len(lanes))
         write, note = write.reshape(1, -1), f"{note}, {checkpoints} checkpoints"
-    return Example(gated_delta_rule_decode, (*_delta_rule(batch, steps), lanes, read, write), note=note)
+    return Example(
+        gated_delta_rule_decode,
+        (*_delta_rule(batch, steps, key_heads=key_heads, heads=heads), lanes, read, write),
+        note=note,
+    )
 
 
-def verify(batch: int = 1, tokens: int = 4, checkpoints: int = 0) -> Example:
+def verify(
+    batch: int = 1, tokens: int = 4, checkpoints: int = 0, key_heads: int = KEY_HEADS, heads: int = HEADS
+) -> Example:
     """A token and drafts for each sequence of a batch, behind as many drafts that were right; a checkpoint or none."""
-    drafts, columns = tokens - 1, D + HEADS // KEY_HEADS * (D + 1)
+    drafts, columns = tokens - 1, D + heads // key_heads * (D + 1)
     table = relations(batch, tokens, drafts, torch.zeros(1, dtype=torch.int32), torch.tensor([checkpoints > 0]))
-    states, records = _normal(batch + 2, HEADS, D, D), 0.1 * _normal(batch + 1, drafts, KEY_HEADS, columns)
+    states, records = _normal(batch + 2, heads, D, D), 0.1 * _normal(batch + 1, drafts, key_heads, columns)
     states[0], records[0], last = 0.0, 0.0, batch + 1 if checkpoints else batch + 2
-    records[..., D + HEADS // KEY_HEADS * D :] = -0.1
+    records[..., D + heads // key_heads * D :] = -0.1
     lanes = np.arange(1, batch + 1, dtype=np.int32)
     places = np.concatenate((lanes, [0], lanes, [last], lanes)).astype(np.int32).reshape(1, -1)
     held = np.concatenate((np.arange(drafts, (batch + 1) * drafts), np.zeros(drafts))).astype(np.int32).reshape(-1, 1)
-    note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {HEADS} value heads, {KEY_HEADS} key heads"
-    args = (*_delta_rule(batch, tokens), states, records, table.numpy(), places, held)
+    note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {heads} value heads, {key_heads} key heads"
+    args = (*_delta_rule(batch, tokens, key_heads=key_heads, heads=heads), states, records, table.numpy(), places, held)
     return Example(gated_delta_rule_verify, args, note=note)
 
 
@@ -147,26 +157,28 @@ def conv() -> Example:
     return Example(causal_conv1d, (*args, *bounds), note=f"512 tokens, {CHANNELS} channels")
 
 
-def conv_step(batch: int = 8) -> Example:
+def conv_step(batch: int = 8, channels: int = CHANNELS) -> Example:
     """The convolution of one token for each sequence of a batch."""
     index = np.arange(batch, dtype=np.int32).reshape(1, -1)
-    x, lanes = _normal(batch, 1, CHANNELS, dtype=BF16), _normal(batch, 3, CHANNELS, dtype=BF16)
-    args = (x, lanes, _normal(CHANNELS, 4, dtype=BF16), index, index)
-    return Example(causal_conv1d_step, args, note=f"{batch} sequences, {CHANNELS} channels")
+    x, lanes = _normal(batch, 1, channels, dtype=BF16), _normal(batch, 3, channels, dtype=BF16)
+    args = (x, lanes, _normal(channels, 4, dtype=BF16), index, index)
+    return Example(causal_conv1d_step, args, note=f"{batch} sequences, {channels} channels")
 
 
-def conv_verify(batch: int = 8, tokens: int = 4, checkpoints: int = 0, dtype: type = BF16) -> Example:
+def conv_verify(
+    batch: int = 8, tokens: int = 4, checkpoints: int = 0, channels: int = CHANNELS, dtype: type = BF16
+) -> Example:
     """A token and drafts for each sequence of a batch, behind as many drafts that were right; a checkpoint or none."""
     drafts = tokens - 1
     accepted, row = torch.full((batch,), drafts, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     table: np.ndarray = np.asarray(conv_relations(accepted, tokens, drafts, row, row + 1), dtype=dtype)
-    x, lanes = _normal(batch, tokens, CHANNELS, dtype=dtype), _normal(batch + 2, PAST, CHANNELS, dtype=dtype)
-    pending, last = _normal(batch + 1, drafts, CHANNELS, dtype=dtype), batch + 1 if checkpoints else batch + 2
+    x, lanes = _normal(batch, tokens, channels, dtype=dtype), _normal(batch + 2, PAST, channels, dtype=dtype)
+    pending, last = _normal(batch + 1, drafts, channels, dtype=dtype), batch + 1 if checkpoints else batch + 2
     own = np.arange(1, batch + 1, dtype=np.int32)
     held = np.concatenate((np.arange(PAST, (batch + 1) * PAST), np.arange(drafts, (batch + 1) * drafts)))
     places = np.concatenate((own, [last], own)).astype(np.int32).reshape(1, -1)
-    args = (x, lanes, pending, _normal(CHANNELS, 4, dtype=dtype), table, held.astype(np.int32).reshape(-1, 1), places)
-    note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {CHANNELS} channels"
+    args = (x, lanes, pending, _normal(channels, 4, dtype=dtype), table, held.astype(np.int32).reshape(-1, 1), places)
+    note = f"{batch} sequences, {tokens} tokens each behind {drafts} drafts, {channels} channels"
     return Example(causal_conv1d_verify, args, note=note)
 
 

@@ -18,6 +18,7 @@ from ..config import BLOCK_SIZE, LayerType, ModelConfig
 from ..graph.buckets import PrefillBucket
 from ..graph.profile import Profile
 from .delta_rule import DeltaRuleCost
+from .kernel_prices import KernelPrices
 from .rates import Phase, Rates
 
 SCORE_BYTES = 40
@@ -40,22 +41,28 @@ MTP_KEYS = ("mtp.fc.", "mtp.layer.mixer.in_proj")
 
 
 def single_sequence(profile: Profile) -> Profile:
-    """The profile as published baselines are measured: one sequence, no checkpoints."""
-    return replace(profile, options=replace(profile.options, num_lanes=1, num_slots=0, decode_rows=()))
+    """The profile as published baselines are measured: one sequence, no checkpoints, plain operations."""
+    alone = replace(profile.options, num_lanes=1, num_slots=0, decode_rows=(), kernels="torch")
+    return replace(profile, options=alone)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A profile of a model on one machine, with a price for the delta rule over a prompt."""
+    """A profile of a model on one machine, with a price for the delta rule over a prompt.
+
+    Attributes:
+        level: at which the kernels of a profile with `kernels: nki` are priced.
+    """
 
     profile: Profile
     model: ModelConfig
     delta_rule: DeltaRuleCost
     rates: Rates = field(default_factory=Rates)
+    level: Level = "centre"
 
     def at(self, level: Level) -> Estimate:
         """The same with the kernels' prices at their cheapest, centre or dearest."""
-        return replace(self, delta_rule=self.delta_rule.at(level), rates=self.rates.at(level))
+        return replace(self, delta_rule=self.delta_rule.at(level), rates=self.rates.at(level), level=level)
 
     # ---- what is asked ---------------------------------------------------------------------------------------------
 
@@ -84,22 +91,16 @@ class Estimate:
     def prefill_phases(self, bucket: PrefillBucket) -> list[Phase]:
         """One context-encoding call, padding included."""
         model, options, new = self.model, self.profile.options, bucket.active
-        rank, held = model.rank(options.tp_degree), bucket.prefix + new
+        rank = model.rank(options.tp_degree)
         layers, attention = len(model.deltanet_layers), len(model.attention_layers)
         # The draft layer is shown the last layer's result of every token. Without it, one token alone asks in that
         # layer, like a decoded one: of a gathered cache.
         whole, asked = options.draft_layer, new if options.draft_layer else 1
         alone = int(self._attention_is_last and not whole)
-        scores = ((attention - alone) * new + alone) * rank.num_query_heads * held
         states = 1 + 1 + options.prefill_commits if options.num_slots else 2
         return [
             self._matrices(new, 1, whole),
-            Phase(
-                "attention",
-                flops=4 * scores * model.head_dim,
-                hbm_bytes=scores * SCORE_BYTES + (2 * (attention - alone) + GATHERED * alone) * held * self._kv_bytes,
-                vector_elements=scores * SCORE_OPERATIONS,
-            ),
+            self._prompt_attention(attention - alone, alone, new, bucket.prefix),
             Phase(
                 "delta rule",
                 fixed=layers * self.delta_rule.seconds(model, rank, new),
@@ -118,26 +119,11 @@ class Estimate:
         """
         model, options = self.model, self.profile.options
         rows, held = options.decode_rows_for(batch), options.buckets.decode_for(context)
-        rank = model.rank(options.tp_degree)
-        layers, attention = len(model.deltanet_layers), len(model.attention_layers)
         tokens = rows * (1 + drafts)
-        scores = attention * rank.num_query_heads * tokens * held
-        state = layers * rows * rank.num_value_heads * model.key_head_dim * model.value_head_dim
-        passes = STATE_OPERATIONS * (1 + drafts) + (ABSORB_OPERATIONS if drafts else 0)
-        commits = options.decode_commits if options.num_slots else 0
         return [
             self._matrices(tokens, tokens, bool(drafts) or options.draft_layer),
-            Phase(
-                "attention",
-                flops=4 * scores * model.head_dim,
-                hbm_bytes=scores * SCORE_BYTES + GATHERED * attention * rows * held * self._kv_bytes,
-                vector_elements=scores * SCORE_OPERATIONS,
-            ),
-            Phase(
-                "states",
-                hbm_bytes=2 * (rows + commits) * self._state_bytes,
-                vector_elements=state * passes,
-            ),
+            self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held),
+            self._row_states(rows, 1 + drafts),
             self._activations(tokens, tokens),
             self._collectives(tokens, tokens),
         ]
@@ -148,18 +134,65 @@ class Estimate:
         The sums over the ranks are those of the layer's attention and MLP and of the embedding; its first projection,
         and the best logit, are gathered.
         """
-        model, options = self.model, self.profile.options
+        options = self.profile.options
         rows, held = options.decode_rows_for(batch), options.buckets.decode_for(context)
-        rank = model.rank(options.tp_degree)
-        scores = rank.num_query_heads * rows * held
-        layer = Phase(
-            "draft: attention",
-            flops=4 * scores * model.head_dim,
-            hbm_bytes=scores * SCORE_BYTES + GATHERED * rows * held * self._kv_bytes,
-            vector_elements=scores * SCORE_OPERATIONS,
-        )
+        layer = self._row_attention("draft: attention", 1, rows, 1, held)
         sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
         return [self._products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums]
+
+    # ---- what has two forms: kernels, and plain operations ---------------------------------------------------------
+
+    def _prompt_attention(self, whole: int, alone: int, new: int, prefix: int) -> Phase:
+        """Attention of a chunk: of all its tokens in `whole` layers, of the last one in those `alone`."""
+        held, kernels = prefix + new, self._kernels
+        if kernels:
+            seconds, bound = kernels.attention(1, new, prefix)
+            last = alone * kernels.attention(1, 1, held)[0] if alone else 0.0
+            return Phase("attention", fixed=whole * seconds + last, fixed_bound=bound)
+        scores = (whole * new + alone) * self.model.rank(self.profile.options.tp_degree).num_query_heads * held
+        return self._plain_attention("attention", scores, (2 * whole + GATHERED * alone) * held)
+
+    def _row_attention(self, name: str, layers: int, rows: int, tokens: int, held: int) -> Phase:
+        """Attention of a few tokens of each row."""
+        if self._kernels:
+            seconds, bound = self._kernels.attention(rows, tokens, held)
+            return Phase(name, fixed=layers * seconds, fixed_bound=bound)
+        scores = layers * self.model.rank(self.profile.options.tp_degree).num_query_heads * rows * tokens * held
+        return self._plain_attention(name, scores, GATHERED * layers * rows * held)
+
+    def _plain_attention(self, name: str, scores: int, passed: int) -> Phase:
+        """passed: tokens whose keys and values pass HBM, each time counted."""
+        return Phase(
+            name,
+            flops=4 * scores * self.model.head_dim,
+            hbm_bytes=scores * SCORE_BYTES + passed * self._kv_bytes,
+            vector_elements=scores * SCORE_OPERATIONS,
+        )
+
+    def _row_states(self, rows: int, tokens: int) -> Phase:
+        """The delta rule of a few tokens of each row; as a kernel with the convolution's, whose traffic is small."""
+        model, options = self.model, self.profile.options
+        layers = len(model.deltanet_layers)
+        if self._kernels:
+            seconds, bound = self._kernels.states(rows, tokens)
+            return Phase("states", fixed=layers * seconds, fixed_bound=bound)
+        heads = model.rank(options.tp_degree).num_value_heads
+        passes = STATE_OPERATIONS * tokens + (ABSORB_OPERATIONS if tokens > 1 else 0)
+        commits = options.decode_commits if options.num_slots else 0
+        return Phase(
+            "states",
+            hbm_bytes=2 * (rows + commits) * self._state_bytes,
+            vector_elements=layers * rows * heads * model.key_head_dim * model.value_head_dim * passes,
+        )
+
+    @property
+    def _kernels(self) -> KernelPrices | None:
+        options = self.profile.options
+        if options.kernels != "nki":
+            return None
+        return KernelPrices(self.model, options.tp_degree, options.logical_cores, self.level)
+
+    # ---- the rest --------------------------------------------------------------------------------------------------
 
     def _matrices(self, tokens: int, asked: int, drafting: bool) -> Phase:
         """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.table import Table
@@ -13,10 +13,11 @@ from .speculation import HIGH, LOW, Speculation
 
 PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)
 CAVEAT = (
-    "Attention is that of plain operations; the delta rule is a kernel's price by the interpreter's cost model. "
+    "The delta rule of prompts is a kernel's price by the interpreter's cost model; so are attention and the states of "
+    "decode steps in a profile with kernels: nki, and with kernels: torch they are plain operations. "
     "Weights and other operations run at the efficiency that another implementation was measured with; 'at peak' is "
     "without that. Host and server are not counted, and a decode step computes every row of its graph, in use or not. "
-    "Ranges are those of the kernels' price list alone: the delta rule and the collectives."
+    "Ranges are those of the kernels' price list alone: the kernels and the collectives."
 )
 CONTEXTS = (1024, 8192, 32768, 131072)
 DRAFTS = (1, 2, 3, 4)
@@ -36,6 +37,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
         "modelled": True,
         "profile": estimate.profile.name,
         "weights": str(estimate.profile.weights),
+        "kernels": estimate.profile.options.kernels,
         "delta_rule": estimate.delta_rule.name,
         "rates_of_a_rank": asdict(estimate.rates),
         "prefill": [
@@ -96,7 +98,7 @@ def speculation_json(estimate: Estimate, batch: int, context: int) -> list[dict[
 
 def at_peak(estimate: Estimate) -> Estimate:
     """The same work with every engine at its peak."""
-    return Estimate(estimate.profile, estimate.model, estimate.delta_rule, estimate.rates.ideal())
+    return replace(estimate, rates=estimate.rates.ideal())
 
 
 def phases_json(phases: list[Phase], rates: Rates) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ EXAMPLES = {
     "convolution": examples.conv,
     "convolution of odd rows": lambda: examples.conv_step(3),
     "convolution of drafts": lambda: examples.conv_verify(1, 2),
-    "convolution of drafts, float32, a checkpoint": lambda: examples.conv_verify(5, 5, 1, np.float32),
+    "convolution of drafts, float32, a checkpoint": lambda: examples.conv_verify(5, 5, 1, dtype=np.float32),
     "copy": examples.copy,
     "attention of a prompt": lambda: examples.attention(128, 576, heads=2),
     "attention of a prompt, float32": lambda: examples.attention(384, 192, heads=2, dtype=np.float32),

@@ -13,6 +13,7 @@ import nki.language as nl
 import pytest
 import torch
 
+from nki_kernels import examples
 from nki_kernels.interpreter import profile as price
 from qwen36_cli import app
 from qwen36_neuron.config import ModelConfig
@@ -20,6 +21,7 @@ from qwen36_neuron.graph.buckets import PrefillBucket
 from qwen36_neuron.graph.profile import Profile
 from qwen36_neuron.planning.delta_rule import Prefill, RowByRow
 from qwen36_neuron.planning.estimate import Estimate, single_sequence
+from qwen36_neuron.planning.kernel_prices import KernelPrices
 from qwen36_neuron.planning.plan import plan_profile
 from qwen36_neuron.planning.rates import Phase, Rates
 
@@ -130,6 +132,47 @@ def test_an_estimate_lies_between_its_cheapest_and_its_dearest(ours: Estimate, b
         assert low.first_token(4096) < estimate.first_token(4096) < high.first_token(4096)
         assert low.token(1, 1024) < estimate.token(1, 1024) < high.token(1, 1024)  # two all-reduces a layer
     assert ours.at("centre") == ours
+
+
+@pytest.mark.interpreter
+def test_kernels_are_faster_than_plain_operations_and_have_a_range(ours: Estimate) -> None:
+    """Of attention and states, which alone differ, both where much is held and where little is."""
+    nki = replace(ours, profile=replace(ours.profile, options=replace(ours.profile.options, kernels="nki")))
+    for context in (1024, 32768):
+        assert nki.token(8, context) < ours.token(8, context)
+        assert nki.at("low").token(8, context) < nki.token(8, context) < nki.at("high").token(8, context)
+    assert nki.first_token(65536) < ours.first_token(65536)
+    bounds = {phase.name: phase.bound(nki.rates) for phase in nki.decode_phases(8, 32768)}
+    assert (bounds["attention"], bounds["states"]) == ("kernel: tensor", "kernel: tensor")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("rows", "tokens", "held"), [(8, 1, 4096), (1, 512, 3584)])
+def test_attention_has_the_price_of_its_kernel(big: ModelConfig, rows: int, tokens: int, held: int) -> None:
+    made = examples.attention(tokens, held, rows)
+    us = price(made.kernel, *made.args)[1].time_us
+    assert KernelPrices(big, 4, 2).attention(rows, tokens, held)[0] * 1e6 == pytest.approx(us, rel=1e-3)
+
+
+@pytest.mark.interpreter
+def test_attention_over_more_than_was_priced_grows_by_the_line(big: ModelConfig) -> None:
+    prices, made = KernelPrices(big, 4, 2), examples.attention(1, 16384)
+    us = price(made.kernel, *made.args)[1].time_us
+    assert prices.attention(1, 1, 16384)[0] * 1e6 == pytest.approx(us, rel=0.1)
+
+
+@pytest.mark.interpreter
+def test_states_are_the_delta_rule_and_the_convolution(big: ModelConfig) -> None:
+    prices = KernelPrices(big, 4, 2)
+    for sizes, made in (
+        ((8, 1), (examples.decode(8, checkpoints=0), examples.conv_step(8))),
+        ((8, 5), (examples.verify(8, 5), examples.conv_verify(8, 5))),
+    ):
+        us = sum(price(one.kernel, *one.args)[1].time_us for one in made)
+        assert prices.states(*sizes)[0] * 1e6 == pytest.approx(us, rel=1e-3)
+    assert prices.states(24, 5)[0] == pytest.approx(  # twelve rows a launch of the one, ten of the other
+        2 * prices._price("verify", 12, 5, 0, 2, 6)[0] + 3 * prices._price("conv_verify", 8, 5, 0, 1280)[0]
+    )
 
 
 def test_fewer_bytes_are_faster(big: ModelConfig, sizes: Profile) -> None:

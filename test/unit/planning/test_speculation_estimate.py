@@ -9,7 +9,7 @@ import pytest
 
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.graph.profile import Profile
-from qwen36_neuron.planning.delta_rule import RowByRow
+from qwen36_neuron.planning.delta_rule import Prefill, RowByRow
 from qwen36_neuron.planning.estimate import Estimate
 from qwen36_neuron.planning.plan import Plan, PlanRequest
 from qwen36_neuron.planning.report import speculation_json, speculation_table
@@ -69,6 +69,40 @@ def test_a_prompt_takes_little_more_where_the_graphs_hold_the_draft_layer(ours: 
     for prompt in (512, 8192, 65536):
         assert 1.001 < drafting.first_token(prompt) / ours.first_token(prompt) < 1.05
     assert 1.001 < drafting.token(1, 1024) / ours.token(1, 1024) < 1.01
+
+
+@pytest.mark.interpreter
+def test_with_kernels_the_draft_layer_takes_little_of_any_prompt(ours: Estimate) -> None:
+    """The last layer's attention over all tokens is the kernel's, like the others'."""
+    options = replace(ours.profile.options, kernels="nki")
+    plain, drafting = (
+        replace(
+            ours,
+            delta_rule=Prefill(),
+            profile=replace(ours.profile, options=replace(options, max_proposals=n, max_drafts=n)),
+        )
+        for n in (0, 3)
+    )
+    for prompt in (512, 4096, 32768, 131008):
+        assert 1.001 < drafting.first_token(prompt) / plain.first_token(prompt) < 1.05
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("batch", [1, 8])
+def test_with_kernels_drafts_cost_less_and_earn_more(ours: Estimate, batch: int) -> None:
+    """A state is read and written once whatever the drafts; plain operations pass it for each.
+
+    Of one sequence their price, which has no waiting in it, is the lower all the same.
+    """
+    nki = replace(ours, profile=replace(ours.profile, options=replace(ours.profile.options, kernels="nki")))
+
+    def states(estimate: Estimate, drafts: int) -> float:
+        (phase,) = (phase for phase in estimate.decode_phases(batch, 1024, drafts) if phase.name == "states")
+        return phase.seconds(estimate.rates)
+
+    assert (states(nki, 3) < states(ours, 3)) == (batch == 8)
+    assert states(nki, 3) < 2 * states(nki, 0)
+    assert Speculation(nki, 3).needed(batch, 32768) < Speculation(ours, 3).needed(batch, 32768)
 
 
 def test_a_round_that_gives_as_many_tokens_as_it_needs_is_as_fast(ours: Estimate) -> None:
