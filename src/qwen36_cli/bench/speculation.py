@@ -1,6 +1,6 @@
 """Speculation on beside speculation off on the demo checkpoint, in one go, against its bars.
 
-Every round asks both sides the same, one after the other, and both must give the same tokens.
+Every round asks both sides the same, a group of requests in turns, and both must give the same tokens.
 
     qwen36 bench speculation --out profile_artifacts/speculation
 """
@@ -24,6 +24,7 @@ from qwen36_lab.serving.sides import RemoteSide, SideConfig
 from qwen36_lab.serving.speculation import (
     CONFIG,
     Answers,
+    Pair,
     Speculating,
     Workload,
     first_tokens,
@@ -58,7 +59,7 @@ def speculation(
         console.print(f"Other work is running on this machine (load {load:.1f}); expect worse and noisier figures.")
     loads = workloads(folder, quick)
     base = SideConfig(folder, threads, MAX_MODEL_LEN, MAX_NUM_SEQS, 2048)
-    answers: dict[str, list[Any]] = {each.name: [] for each in loads}
+    answers: dict[str, list[list[Pair]]] = {each.name: [] for each in loads}
     for http in (False, True):
         with closing_all({}) as sides:
             for name, config in zip(SIDES, side_configs(base), strict=True):
@@ -68,10 +69,9 @@ def speculation(
                 for each in loads:
                     if each.first_token is not http:
                         continue
-                    order = SIDES if turn % 2 else SIDES[::-1]
-                    found = {name: _answer(sides[name], each) for name in order}
+                    pairs = [_pair(sides, group, turn + at) for at, group in enumerate(each.groups())]
                     if turn:
-                        answers[each.name].append((found["off"], found["on"]))
+                        answers[each.name].append(pairs)
     rows = [summarize(each, answers[each.name]) for each in loads]
     show(rows, console)
     settings = {
@@ -88,6 +88,12 @@ def speculation(
     console.print(f"written: {out / 'speculation.json'}")
 
 
+def _pair(sides: dict[str, Any], group: Workload, turn: int) -> Pair:
+    """Both sides' answers, by turns one or the other first."""
+    found = {name: _answer(sides[name], group) for name in (SIDES if turn % 2 else SIDES[::-1])}
+    return found["off"], found["on"]
+
+
 def _answer(side: HttpServer | RemoteSide, load: Workload) -> Answers:
     if isinstance(side, HttpServer):
         return first_tokens(side, load)
@@ -97,7 +103,7 @@ def _answer(side: HttpServer | RemoteSide, load: Workload) -> Answers:
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """Print the results as a table."""
-    table = Table(title="Speculation on beside off, the same tokens on both sides, medians")
+    table = Table(title="Speculation on beside off, the same tokens on both sides")
     for title in ("", "off", "on", "ratio", "least to most", "bar", "tokens a step"):
         table.add_column(title, justify="left" if not title else "right")
     for row in rows:

@@ -1,7 +1,8 @@
 """Speculation on beside speculation off: the same engine, checkpoint and requests, each side in its own process.
 
-Both sides answer the same requests in turns and must give the same tokens, or the benchmark ends. Ratios are of tokens
-a second, medians of the rounds' own ratios.
+Both sides answer the same requests, a group of those that run together in turns, and must give the same tokens, or the
+benchmark ends. A group's time is the median of its rounds: what else uses a machine comes and goes within seconds, so
+sides are compared as near to one another in time as can be. Ratios are of the sums of these times.
 """
 
 from __future__ import annotations
@@ -46,10 +47,15 @@ class Workload:
     bar: float
     first_token: bool = False
 
+    def groups(self) -> list[Workload]:
+        """The requests that run together, one such group each."""
+        starts = range(0, len(self.prompts), self.at_once)
+        return [replace(self, prompts=self.prompts[at : at + self.at_once]) for at in starts]
+
 
 @dataclass(slots=True)
 class Answers:
-    """One run of a workload.
+    """One run of a group of requests.
 
     Attributes:
         seconds: in all; first: to the first token of each request.
@@ -62,35 +68,32 @@ class Answers:
     first: list[float] = field(default_factory=list)
     tokens: list[tuple[int, ...]] = field(default_factory=list)
 
-    @property
-    def rate(self) -> float:
-        """Tokens a second, or first tokens."""
-        return sum(map(len, self.tokens)) / self.seconds
+
+Pair = tuple[Answers, Answers]
+"""A group's answers without speculation and with it."""
 
 
 class Speculating(Engine):
     """Our engine, with or without speculation, as `SideConfig.engine` says."""
 
-    def answer(self, load: Workload) -> Answers:
-        """All requests of a workload, `at_once` together."""
+    def answer(self, group: Workload) -> Answers:
+        """All requests of a group, together."""
         found, engine = Answers(), self.llm.llm_engine
-        for at in range(0, len(load.prompts), load.at_once):
-            group = load.prompts[at : at + load.at_once]
-            names = [self.ask(list(prompt), **load.parameters) for prompt in group]
-            first: dict[str, float] = {}
-            ended: dict[str, tuple[int, ...]] = {}
-            started = time.perf_counter()
-            while engine.has_unfinished_requests():
-                outputs = engine.step()
-                found.steps += 1
-                for output in outputs:
-                    if output.outputs[0].token_ids:
-                        first.setdefault(output.request_id, time.perf_counter() - started)
-                    if output.finished:
-                        ended[output.request_id] = tuple(output.outputs[0].token_ids)
-            found.seconds += time.perf_counter() - started
-            found.tokens += [ended[name] for name in names]
-            found.first += [first[name] for name in names]
+        names = [self.ask(list(prompt), **group.parameters) for prompt in group.prompts]
+        first: dict[str, float] = {}
+        ended: dict[str, tuple[int, ...]] = {}
+        started = time.perf_counter()
+        while engine.has_unfinished_requests():
+            outputs = engine.step()
+            found.steps += 1
+            for output in outputs:
+                if output.outputs[0].token_ids:
+                    first.setdefault(output.request_id, time.perf_counter() - started)
+                if output.finished:
+                    ended[output.request_id] = tuple(output.outputs[0].token_ids)
+        found.seconds = time.perf_counter() - started
+        found.tokens = [ended[name] for name in names]
+        found.first = [first[name] for name in names]
         return found
 
 
@@ -117,43 +120,44 @@ def workloads(checkpoint: Path, quick: bool) -> list[Workload]:
     return loads
 
 
-def first_tokens(server: HttpServer, load: Workload) -> Answers:
+def first_tokens(server: HttpServer, group: Workload) -> Answers:
     """Times to the first token over HTTP, where the engine's process sends a token before it makes drafts."""
-    tokens = load.parameters["max_tokens"]
-    return Answers(first=[server.first_token(list(prompt), tokens) for prompt in load.prompts])
+    tokens = group.parameters["max_tokens"]
+    return Answers(first=[server.first_token(list(prompt), tokens) for prompt in group.prompts])
 
 
-def summarize(load: Workload, rounds: Sequence[tuple[Answers, Answers]]) -> dict[str, Any]:
-    """One row of the result: `rounds` are pairs of answers, without speculation and with it."""
-    if load.first_token:
-        ratios = [sum(on.first) / sum(off.first) for off, on in rounds]
-        values = [1000 * statistics.median(statistics.mean(side[i].first) for side in rounds) for i in (0, 1)]
-        met = statistics.median(ratios) <= load.bar
-    else:
-        for off, on in rounds:
-            if off.tokens != on.tokens:
-                raise RuntimeError(f"{load.name}: speculation changed a token")
-        ratios = [on.rate / off.rate for off, on in rounds]
-        values = [statistics.median(side[i].rate for side in rounds) for i in (0, 1)]
-        met = statistics.median(ratios) >= load.bar
-    _, on = rounds[-1]
+def summarize(load: Workload, rounds: Sequence[Sequence[Pair]]) -> dict[str, Any]:
+    """One row of the result: `rounds` have a pair of answers of each group."""
+    if not load.first_token and any(off.tokens != on.tokens for pairs in rounds for off, on in pairs):
+        raise RuntimeError(f"{load.name}: speculation changed a token")
+    count = len(load.prompts)
+    off, on = (sum(map(statistics.median, zip(*_seconds(load, rounds, side), strict=True))) for side in (0, 1))
+    each = list(zip(*(map(sum, _seconds(load, rounds, side)) for side in (0, 1)), strict=True))
+    ratio, ratios = (on / off, [b / a for a, b in each]) if load.first_token else (off / on, [a / b for a, b in each])
+    tokens = sum(len(one) for _, answers in rounds[-1] for one in answers.tokens)
+    rates = (1000 * off / count, 1000 * on / count) if load.first_token else (tokens / off, tokens / on)
     row: dict[str, Any] = {
         "workload": load.name,
-        "requests": len(load.prompts),
+        "requests": count,
         "at_once": load.at_once,
         "parameters": load.parameters,
         "unit": "ms to the first token" if load.first_token else "tokens a second",
-        "off": values[0],
-        "on": values[1],
-        "ratio": statistics.median(ratios),
+        "off": rates[0],
+        "on": rates[1],
+        "ratio": ratio,
         "ratio_range": [min(ratios), max(ratios)],
         "bar": load.bar,
-        "met": met,
+        "met": ratio <= load.bar if load.first_token else ratio >= load.bar,
     }
     if not load.first_token:
-        row["tokens"] = sum(map(len, on.tokens))
-        row["steps"] = {"off": rounds[-1][0].steps, "on": on.steps}
+        steps = [statistics.median(sum(pair[side].steps for pair in pairs) for pairs in rounds) for side in (0, 1)]
+        row |= {"tokens": tokens, "steps": {"off": steps[0], "on": steps[1]}}
     return row
+
+
+def _seconds(load: Workload, rounds: Sequence[Sequence[Pair]], side: int) -> list[list[float]]:
+    """What one side took for each group, by round."""
+    return [[sum(pair[side].first) if load.first_token else pair[side].seconds for pair in pairs] for pairs in rounds]
 
 
 def _domain(tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[tuple[int, ...], ...]:

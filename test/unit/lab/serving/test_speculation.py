@@ -17,26 +17,36 @@ def answers(seconds: float, tokens: tuple[int, ...] = (5, 6, 7), steps: int = 3)
     return Answers(seconds, steps, [seconds / 3], [tokens])
 
 
-def test_ratios_are_of_rounds_and_are_held_to_the_bar() -> None:
+def test_ratios_are_of_the_groups_medians_and_are_held_to_the_bar() -> None:
+    """Whatever disturbs one group in one round does not count."""
+    quiet = (answers(2.0), answers(1.0, steps=1))
     rounds = [
-        (answers(2.0), answers(1.0, steps=1)),
-        (answers(3.0), answers(1.0, steps=1)),
-        (answers(1.0), answers(1.0)),
+        [quiet, quiet],
+        [(answers(9.0), answers(1.0)), quiet],
+        [quiet, (answers(2.0), answers(7.0, steps=1))],
     ]
     row = summarize(LOAD, rounds)
-    assert (row["ratio"], row["ratio_range"], row["met"]) == (2.0, [1.0, 3.0], True)
+    assert (row["ratio"], row["ratio_range"], row["met"]) == (2.0, [0.5, 5.5], True)
+    assert (row["off"], row["on"], row["tokens"], row["steps"]) == (1.5, 3.0, 6, {"off": 6, "on": 2})
     assert not summarize(replace(LOAD, bar=2.5), rounds)["met"]
 
 
 def test_other_tokens_end_it() -> None:
     with pytest.raises(RuntimeError, match="copying: speculation changed a token"):
-        summarize(LOAD, [(answers(2.0), answers(1.0, tokens=(5, 6, 8)))])
+        summarize(LOAD, [[(answers(2.0), answers(1.0, tokens=(5, 6, 8)))]])
 
 
 def test_a_first_token_may_be_so_much_later() -> None:
     load = replace(LOAD, first_token=True, bar=1.05)
-    assert summarize(load, [(answers(1.0), answers(1.04))])["met"]
-    assert not summarize(load, [(answers(1.0), answers(1.06))])["met"]
+    row = summarize(load, [[(answers(1.2), answers(1.248))]])
+    assert row["met"]
+    assert row["off"] == pytest.approx(400.0)
+    assert not summarize(load, [[(answers(1.0), answers(1.06))]])["met"]
+
+
+def test_groups_are_of_requests_that_run_together() -> None:
+    load = replace(LOAD, prompts=((1,), (2,), (3,)), at_once=2)
+    assert [group.prompts for group in load.groups()] == [((1,), (2,)), ((3,),)]
 
 
 def test_workloads_are_those_of_the_bars() -> None:
