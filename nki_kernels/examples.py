@@ -1,6 +1,7 @@
 """Arguments of a size that matters for every kernel: one physical core's share of Qwen3.6-27B at TP=4, LNC=2."""
 
 import ml_dtypes
+import nki.collectives as ncc
 import numpy as np
 import torch
 
@@ -8,6 +9,7 @@ from .causal_conv1d import causal_conv1d, causal_conv1d_step
 from .causal_conv1d_relations import PAST
 from .causal_conv1d_relations import relations as conv_relations
 from .causal_conv1d_verify import causal_conv1d_verify
+from .decode_mlp import decode_mlp
 from .delta_rule_relations import relations
 from .fp8_mlp import fp8_mlp
 from .gated_delta_rule_chunk import gated_delta_rule_chunk
@@ -147,6 +149,38 @@ def mlp(tokens: int, hidden: int = 5120, inner: int = 2176) -> Example:
 def mlp_decode() -> Example:
     """The MLP of one token."""
     return mlp(1)
+
+
+def mlp_step(rows: int, fp8: bool = True, hidden: int = 5120, inner: int = 4352, ranks: int = 4) -> Example:
+    """A decode step's feed-forward block on two cores of each rank: intermediate size 17408 over four."""
+    lines, blocks = hidden // D, inner // (2 * D)
+    codes = np.random.default_rng(0).integers(0, 112, (2, D, 3 * lines * blocks * D), dtype=np.uint8)
+    weights = codes if fp8 else (codes.astype(np.float32) * 1e-3).astype(BF16)
+    gate_up, down = weights[:, :, : 2 * lines * blocks * D].copy(), weights[:, :, 2 * lines * blocks * D :].copy()
+    scales = (np.full((2, D, 2 * blocks), 1e-3, dtype=np.float32), np.full((2, hidden // 2), 1e-3, dtype=np.float32))
+    x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, lines), dtype=np.float32)
+    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(ranks))]), "ranks": ranks}
+    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, intermediate {inner}, one of {ranks} ranks"
+    args = (x, gamma, gate_up, down, *(scales if fp8 else ()))
+    return Example(decode_mlp[2], args, kwargs, note, ranks)
+
+
+@register("decode_mlp")
+def mlp_of_a_token() -> Example:
+    """The feed-forward block of one token, FP8."""
+    return mlp_step(1)
+
+
+@register("decode_mlp_bf16")
+def mlp_of_a_token_bf16() -> Example:
+    """The feed-forward block of one token, bfloat16."""
+    return mlp_step(1, fp8=False)
+
+
+@register("decode_mlp_40_rows")
+def mlp_of_rows() -> Example:
+    """The feed-forward block of five tokens of eight sequences, FP8."""
+    return mlp_step(40)
 
 
 @register("causal_conv1d")

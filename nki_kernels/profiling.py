@@ -29,6 +29,7 @@ class Example:
     Attributes:
         kernel: What to run.
         args, kwargs: Its arguments.
+        ranks: Ranks that run together, all with these arguments.
         note: What the sizes mean, in a line.
     """
 
@@ -36,6 +37,7 @@ class Example:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    ranks: int = 1
 
 
 REGISTRY: dict[str, Callable[[], Example]] = {}
@@ -113,7 +115,7 @@ def profile_kernel(
         raise typer.Exit(2)
     listed = load_prices(prices)
     example = known[name]()
-    _, launch = run(example.kernel, example.args, example.kwargs)
+    _, launch = run(example.kernel, example.args, example.kwargs, ranks=example.ranks)
     report = make_report(name, launch.cores, listed)
     typer.echo(report.table() + (f"\n  {example.note}" if example.note else ""))
     if uncertain:

@@ -321,19 +321,19 @@ def make_report(name: str, cores: list[Core], prices: PriceList | None = None) -
 
 
 def profile(
-    kernel: Any, *args: Any, prices: PriceList | None = None, ranks: int = 1, **kwargs: Any
+    kernel: Any, *args: Any, prices: PriceList | None = None, world: int = 1, **kwargs: Any
 ) -> tuple[Any, Report]:
     """Run ``kernel`` (``k``, ``k[2]`` or a plain function) and price it.
 
     Args:
         prices: The published prices unless given; a kernel's own argument cannot have this name, nor the next.
-        ranks: Ranks that all have these arguments: one is computed and priced, and what it brings to a collective
+        world: Ranks that all have these arguments: one is computed and priced, and what it brings to a collective
             stands for what each brings.
 
     Returns:
         (the kernel's results, :class:`Report`)
     """
-    results, launch = run(kernel, args, kwargs, ranks=ranks)
+    results, launch = run(kernel, args, kwargs, ranks=world)
     return results, make_report(_name(kernel), launch.cores, prices)
 
 

@@ -152,7 +152,7 @@ def test_a_rank_knows_its_number():
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     np.testing.assert_array_equal(np.concatenate(ranks(kernel)((x,), (x,))), x)
     with pytest.raises(NotSimulatedError, match="computed as one"):
-        profile(kernel, x, ranks=2)
+        profile(kernel, x, world=2)
 
 
 def test_what_is_undefined_on_one_rank_is_undefined_on_all():
@@ -428,7 +428,7 @@ def step(x, replica_group, what, shape, late=0):
 
 def priced(what, columns, prices=None, **options):
     x = np.zeros((128, columns), np.float32)
-    return profile(step[2], x, group((0, 1, 2, 3)), what, (128, columns), prices=prices, ranks=4, **options)[1]
+    return profile(step[2], x, group((0, 1, 2, 3)), what, (128, columns), prices=prices, world=4, **options)[1]
 
 
 def test_an_all_reduce_of_8_kib_takes_what_was_measured():
@@ -451,7 +451,7 @@ def test_more_bytes_take_longer_by_the_rate_beyond_8_kib():
 def test_a_gather_takes_what_was_measured():
     """34 us of 8 KiB; 22 to 27 of 8 bytes."""
     x = np.zeros((128, 8), np.float32)
-    report = profile(step[2], x, group((0, 1)), "all_gather", (128, 8), ranks=2)[1]
+    report = profile(step[2], x, group((0, 1)), "all_gather", (128, 8), world=2)[1]
     assert report.exchanges[0].us == pytest.approx(34.0, abs=0.05)
 
 
@@ -487,7 +487,7 @@ def test_ranks_priced_together_take_as_long_as_one_that_stands_for_all():
     xs = [np.full((128, 16), r, np.float32) for r in range(4)]
     options = {"replica_group": group((0, 1, 2, 3)), "what": "all_reduce", "shape": (128, 16)}
     got, report = profile_ranks(step[2], [(x,) for x in xs], **options)
-    alike, one_rank = profile(step[2], xs[1], ranks=4, **options)
+    alike, one_rank = profile(step[2], xs[1], world=4, **options)
     assert report.ranks == 4
     assert report.lnc == 2
     assert len(report.nodes) == 4 * len(one_rank.nodes)
