@@ -26,6 +26,7 @@ class _Step(nl.NKIObject):
         scaled: Weights are FP8 codes.
         sums, turned: PSUM banks of gates and ups, and of their transposes.
         rowwise: Gates and ups of each part that is done, as they left PSUM.
+        given: h of each part, as far as it is made: tiles of this core and, if there is one, of the other.
     """
 
     rows: int
@@ -38,6 +39,7 @@ class _Step(nl.NKIObject):
     sums: tuple
     turned: tuple
     rowwise: list
+    given: list
 
 
 @nki.jit
@@ -118,17 +120,16 @@ def decode_mlp(
         nisa.dma_copy(dst=scale, src=source)
     step = _Step(
         rows=rows, group=group, cores=cores, core=core, normed=normed, scale=scale, scaled=scaled,
-        sums=(banks[0], banks[1]), turned=(banks[2], banks[3]), rowwise=[],
+        sums=(banks[0], banks[1]), turned=(banks[2], banks[3]), rowwise=[], given=[],
     )  # fmt: skip
-    given = []
     for at in range(len(plan)):
-        _gates_and_ups(step, stream, plan, at, given)
+        _gates_and_ups(step, stream, plan, at)
     residual = sbuf(x.dtype, (rows, own))
     nisa.dma_copy(dst=residual, src=x.ap(pattern=[[hidden, rows], [1, own]], offset=core * own))
     channel = sbuf(nl.float32, (rows, own))
     if scaled:
         nisa.dma_copy(dst=channel, src=down_scale.ap(pattern=[[0, rows], [1, own]], offset=core * own))
-    partial = _down(step, stream, plan, given, tuple(banks[4:]), residual, channel, ranks)
+    partial = _down(step, stream, plan, tuple(banks[4:]), residual, channel, ranks)
 
     total = partial
     if ranks > 1:
@@ -143,7 +144,7 @@ def decode_mlp(
     return y
 
 
-def _gates_and_ups(step: _Step, stream: WeightStream, plan: list, at: int, given: list) -> None:
+def _gates_and_ups(step: _Step, stream: WeightStream, plan: list, at: int) -> None:
     """The products of part `at`, out of PSUM; behind the first of them, what is left to do of the part before."""
     chunks, width = plan[at]
     lines, line = step.normed.shape[1], 0
@@ -158,8 +159,8 @@ def _gates_and_ups(step: _Step, stream: WeightStream, plan: list, at: int, given
                     step.group, line == 0,
                 )  # fmt: skip
             line = line + 1
-        if at > len(given):
-            given.append(_activate(step, plan, at - 1))
+        if at > len(step.given):
+            step.given.append(_activate(step, plan, at - 1))
     groups, out = TILE // step.group, []
     for bank in range((2 * chunks + groups - 1) // groups):
         used = min(groups, 2 * chunks - bank * groups) * step.group
@@ -239,7 +240,6 @@ def _down(
     step: _Step,
     stream: WeightStream,
     plan: list,
-    given: list,
     banks: tuple,
     residual: nl.ndarray,
     channel: nl.ndarray,
@@ -259,9 +259,9 @@ def _down(
         together = 2 if last else len(columns)
         for begin in range(0, len(columns), together):
             for n in range(count):
-                while len(given) < len(plan) and line + n >= _lines_of(step, plan, len(given)):
-                    given.append(_activate(step, plan, len(given)))
-                stationary = _line_of(step, plan, given, line + n)
+                while len(step.given) < len(plan) and line + n >= _lines_of(step, plan, len(step.given)):
+                    step.given.append(_activate(step, plan, len(step.given)))
+                stationary = _line_of(step, plan, line + n)
                 for chunk in range(begin, min(begin + together, len(columns))):
                     multiply(
                         banks, chunk, columns[chunk], stationary, step.rows, weights[:, n : n + 1], step.group,
@@ -271,8 +271,8 @@ def _down(
                 for chunk in range(begin, min(begin + together, len(columns))):
                     _leave(step, banks, chunk, columns[chunk], partial, residual, channel, ranks)
         line = line + count
-        if piece == 1 and len(given) < len(plan):
-            given.append(_activate(step, plan, len(given)))
+        if piece == 1 and len(step.given) < len(plan):
+            step.given.append(_activate(step, plan, len(step.given)))
     return partial
 
 
@@ -284,13 +284,13 @@ def _lines_of(step: _Step, plan: list, parts_done: int) -> int:
     return out
 
 
-def _line_of(step: _Step, plan: list, given: list, line: int) -> nl.ndarray:
+def _line_of(step: _Step, plan: list, line: int) -> nl.ndarray:
     """h of a line: bfloat16 [128, rows]."""
     at = 0
     while line >= _lines_of(step, plan, at + 1):
         at = at + 1
     inside, own = line - _lines_of(step, plan, at), plan[at][0] * plan[at][1]
-    tile, place = given[at][inside // own], (inside % own) * step.rows
+    tile, place = step.given[at][inside // own], (inside % own) * step.rows
     return tile[:, place : place + step.rows]
 
 

@@ -57,7 +57,9 @@ def pack(
     lines, blocks = hidden // TILE, inner // TILE // cores
     gate_up, downs, factors = [], [], []
     for core in range(cores):
-        pieces, rows, factor = [], [], []
+        pieces = []
+        rows: list[torch.Tensor] = []
+        factor: list[torch.Tensor] = []
         for order in _orders(blocks):
             mine = core * blocks + order
             # [blocks, 128, 128, lines] -> [128 of hidden, lines, channels], a chunk after the other
