@@ -8,6 +8,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from .decode_mlp_plan import parts
+from .decode_sums import leave, store_sum
 from .delta_rule_tiles import BANK_COLUMNS, TILE, sbuf
 from .weight_stream import WeightStream, columns_of, cut, group_width, multiply, normed_lines, open_stream
 
@@ -131,16 +132,8 @@ def decode_mlp(
         nisa.dma_copy(dst=channel, src=down_scale.ap(pattern=[[0, rows], [1, own]], offset=core * own))
     partial = _down(step, stream, plan, tuple(banks[4:]), residual, channel, ranks)
 
-    total = partial
-    if ranks > 1:
-        total = sbuf(nl.float32, (rows, own))
-        ncc.all_reduce(srcs=[partial], dsts=[total], replica_group=replica_group, op=nl.add)
     y = nl.ndarray((rows, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
-    out = total
-    if x.dtype != nl.float32:
-        out = sbuf(x.dtype, (rows, own))
-        nisa.tensor_copy(dst=out, src=total, engine=nisa.engine.vector)
-    nisa.dma_copy(dst=y.ap(pattern=[[hidden, rows], [1, own]], offset=core * own), src=out)
+    store_sum(y, partial, core * own, replica_group, ranks)
     return y
 
 
@@ -269,7 +262,7 @@ def _down(
                     )  # fmt: skip
             if last:
                 for chunk in range(begin, min(begin + together, len(columns))):
-                    _leave(step, banks, chunk, columns[chunk], partial, residual, channel, ranks)
+                    leave(banks, chunk, columns[chunk], partial, step.group, step.scaled, channel, residual, ranks)
         line = line + count
         if piece == 1 and len(step.given) < len(plan):
             step.given.append(_activate(step, plan, len(step.given)))
@@ -292,25 +285,3 @@ def _line_of(step: _Step, plan: list, line: int) -> nl.ndarray:
     inside, own = line - _lines_of(step, plan, at), plan[at][0] * plan[at][1]
     tile, place = step.given[at][inside // own], (inside % own) * step.rows
     return tile[:, place : place + step.rows]
-
-
-def _leave(
-    step: _Step,
-    banks: tuple,
-    chunk: int,
-    columns: tuple,
-    partial: nl.ndarray,
-    residual: nl.ndarray,
-    channel: nl.ndarray,
-    ranks: int,
-) -> None:
-    """A chunk's sums, scaled, with this rank's part of the residual."""
-    groups, first, last = TILE // step.group, columns[0], columns[0] + columns[1]
-    place = (chunk % groups) * step.group
-    sums, out = banks[chunk // groups][place : place + step.rows, 0 : columns[1]], partial[:, first:last]
-    if step.scaled:
-        nisa.tensor_tensor(dst=out, data1=sums, data2=channel[:, first:last], op=nl.multiply, engine=nisa.engine.vector)
-        sums = out
-    nisa.scalar_tensor_tensor(
-        dst=out, data=residual[:, first:last], op0=nl.multiply, operand0=1.0 / ranks, op1=nl.add, operand1=sums
-    )

@@ -10,6 +10,7 @@ from .causal_conv1d_relations import PAST
 from .causal_conv1d_relations import relations as conv_relations
 from .causal_conv1d_verify import causal_conv1d_verify
 from .decode_mlp import decode_mlp
+from .decode_projection import gated_norm_projection, norm_projection
 from .delta_rule_relations import relations
 from .fp8_mlp import fp8_mlp
 from .gated_delta_rule_chunk import gated_delta_rule_chunk
@@ -163,6 +164,44 @@ def mlp_step(rows: int, fp8: bool = True, hidden: int = 5120, inner: int = 4352,
     note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, intermediate {inner}, one of {ranks} ranks"
     args = (x, gamma, gate_up, down, *(scales if fp8 else ()))
     return Example(decode_mlp[2], args, kwargs, note, ranks)
+
+
+def input_projection(rows: int, fp8: bool = True, hidden: int = 5120, channels: int = 4120) -> Example:
+    """A DeltaNet mixer's input on two cores of a rank of four: q, k, v, z, and the gates of twelve heads."""
+    weight, scale = _packed(hidden // D * channels // 2, channels // 2, fp8)
+    x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, hidden // D), dtype=np.float32)
+    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {channels} channels, one of 4 ranks"
+    return Example(norm_projection[2], (x, gamma, weight, *scale), note=note, ranks=4)
+
+
+def output_projection(rows: int, fp8: bool = True, hidden: int = 5120, heads: int = 12) -> Example:
+    """A DeltaNet mixer's output on two cores of a rank of four, with the sum over ranks."""
+    weight, scale = _packed(heads * hidden // 2, hidden // 2, fp8)
+    mixed, gate = _normal(rows, heads, D), _normal(rows, heads, D, dtype=BF16)
+    args = (_normal(rows, hidden, dtype=BF16), mixed, gate, np.ones((1, D), dtype=np.float32), weight, *scale)
+    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(4))]), "ranks": 4}
+    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {heads} heads, one of 4 ranks"
+    return Example(gated_norm_projection[2], args, kwargs, note, 4)
+
+
+def _packed(elements: int, channels: int, fp8: bool) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Weights of two cores, and their scales if they are codes."""
+    codes = np.random.default_rng(0).integers(0, 112, (2, D, elements), dtype=np.uint8)
+    if fp8:
+        return codes, (np.full((2, channels), 1e-3, dtype=np.float32),)
+    return (codes.astype(np.float32) * 1e-3).astype(BF16), ()
+
+
+@register("norm_projection")
+def input_of_a_token() -> Example:
+    """A DeltaNet mixer's norm and input projection of one token, FP8."""
+    return input_projection(1)
+
+
+@register("gated_norm_projection")
+def output_of_a_token() -> Example:
+    """A DeltaNet mixer's gated norm and output projection of one token, FP8."""
+    return output_projection(1)
 
 
 @register("decode_mlp")

@@ -12,7 +12,8 @@ from nki_kernels.interpreter.static_check import check_file
 from nki_kernels.interpreter.target import SDKS
 
 FILES = [
-    "causal_conv1d", "causal_conv1d_verify", "decode_mlp", "decode_mlp_plan", "delta_rule_advance", "delta_rule_gates",
+    "causal_conv1d", "causal_conv1d_verify", "decode_mlp", "decode_mlp_plan", "decode_projection", "decode_sums",
+    "delta_rule_advance", "delta_rule_gates",
     "delta_rule_masks", "delta_rule_outputs", "delta_rule_scan", "delta_rule_solve", "delta_rule_step",
     "delta_rule_system", "delta_rule_tiles", "delta_rule_verify", "fp8_mlp", "gated_delta_rule_chunk",
     "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_delta_rule_verify", "gated_rms_norm",
