@@ -20,8 +20,9 @@ from qwen36_neuron.checkpoint.files import INDEX, SINGLE, CheckpointFiles
 from qwen36_neuron.checkpoint.load import check_files
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.runtime import RuntimeConfig, cpu_kernels
 
-from .description import check_model
+from .description import DTYPES, check_model
 from .engine_flags import check_flags
 from .memory import Memory
 from .quantization import check_quantization
@@ -126,7 +127,9 @@ def _check_memory(
         slots = 0
     elif slots is None:
         slots = default_slots(kv, model.state_bytes_per_lane(1, element))
-    memory = Memory.of(model, element, lanes, blocks, slots, settings.draft_layer)
+    kernels = cpu_kernels(RuntimeConfig(Path(held.model), dtype=DTYPES[held.dtype], kernels=settings.kernels))
+    weights = Memory.of_codes(Path(held.model), kernels)
+    memory = Memory.of(model, element, lanes, blocks, slots, settings.draft_layer, weights)
     memory.check(host, {"model": held.model, "max_num_seqs": lanes, "kv_cache_memory_bytes": kv, "num_slots": slots})
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 
+from qwen36_neuron.checkpoint.files import INDEX, SINGLE
+from qwen36_neuron.checkpoint.load import is_quantised, stored_bytes
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.errors import ConfigError
 
@@ -27,18 +30,27 @@ class Memory:
 
     @classmethod
     def of(
-        cls, model: ModelConfig, element: int, lanes: int, blocks: int, slots: int, draft_layer: bool = False
+        cls,
+        model: ModelConfig,
+        element: int,
+        lanes: int,
+        blocks: int,
+        slots: int,
+        draft_layer: bool = False,
+        weights: int | None = None,
     ) -> Memory:
         """Of so many running sequences, KV blocks and checkpoint slots.
 
         Args:
             element: bytes of an element of weights, KV and convolution windows.
             draft_layer: hold the multi-token-prediction layer, its KV and the last hidden state of each checkpoint.
+            weights: bytes of weights that are held in another number format; None for `element` a number.
         """
         lane = model.state_bytes_per_lane(1, element)
         slot = lane + model.hidden_size * element if draft_layer else lane
         block = model.kv_bytes_per_token(element, draft_layer) * BLOCK_SIZE
-        return cls(model.num_parameters(draft_layer) * element, lanes * lane, blocks * block, slots * slot)
+        weights = model.num_parameters(draft_layer) * element if weights is None else weights
+        return cls(weights, lanes * lane, blocks * block, slots * slot)
 
     @property
     def total(self) -> int:
@@ -47,6 +59,18 @@ class Memory:
 
     def __str__(self) -> str:
         return ", ".join(f"{field.name} {getattr(self, field.name) / 2**20:.1f} MiB" for field in fields(self))
+
+    @staticmethod
+    def of_codes(folder: Path, kernels: str | None) -> int | None:
+        """Bytes of a quantised checkpoint's weights where the runtime holds them as they are stored.
+
+        Args:
+            folder: of the checkpoint; it may lack its files, for a runtime that needs none.
+            kernels: what the CPU runtime is run by.
+        """
+        if kernels != "fused" or not any((folder / name).is_file() for name in (INDEX, SINGLE)):
+            return None
+        return stored_bytes(folder) if is_quantised(folder) else None
 
     def check(self, host: int, settings: dict[str, object]) -> None:
         """Refuse what cannot fit at all.

@@ -219,7 +219,12 @@ class Worker(WorkerBase):
 
     def _memory(self, num_blocks: int) -> Memory:
         element, lanes = self.model_config.dtype.itemsize, self.scheduler_config.max_num_seqs
-        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots, self.settings.draft_layer)
+        weights = None
+        if self.settings.device == "cpu":
+            asked = RuntimeConfig(self.checkpoint, dtype=DTYPES[self.model_config.dtype], kernels=self.settings.kernels)
+            weights = Memory.of_codes(self.checkpoint, cpu_kernels(asked))
+        draft = self.settings.draft_layer
+        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots, draft, weights)
 
     def _check_memory(self, num_blocks: int) -> None:
         """On the host, refuse what cannot fit at all; a device's own plan is checked when its artifact is built."""

@@ -147,11 +147,17 @@ class CheckpointFiles:
         layout = self.layout(piece.name)
         if layout is None:
             return cut(self._slice(piece.name), piece.dim, piece.start, piece.stop)
-        shape = self._shape(piece.name, layout)
-        step, size = layout.steps(shape)[piece.dim], shape[piece.dim]
-        start, stop = piece.start // step * step, min(-(-piece.stop // step) * step, size)
+        start, stop = self.blocks_of(piece)
         held = self.read_quantised(replace(piece, start=start, stop=stop))
         return held.dequantise().narrow(piece.dim, piece.start - start, piece.stop - piece.start)
+
+    def blocks_of(self, piece: Slice) -> tuple[int, int]:
+        """Where what is read of a quantised matrix begins and ends, for a piece of it to be cut out of that."""
+        layout = self.layout(piece.name)
+        assert layout is not None
+        shape = self._shape(piece.name, layout)
+        step, size = layout.steps(shape)[piece.dim], shape[piece.dim]
+        return piece.start // step * step, min(-(-piece.stop // step) * step, size)
 
     def read_quantised(self, piece: Slice) -> QuantisedWeight:
         """A part of a quantised matrix that begins and ends where its layout can be cut, in its own numbers.
@@ -184,6 +190,11 @@ class CheckpointFiles:
             raise CheckpointError(self.path, problem=f"{stored}: a rank's part would cut a block of {size}")
         held = self.read_quantised(piece)
         return held.codes, held.scales
+
+    @property
+    def quantised(self) -> bool:
+        """Whether there are matrices in codes of a byte."""
+        return self.format is not None or any(self.is_fp8(name) for name in self._tensors)
 
     def is_fp8(self, name: str) -> bool:
         """Whether the tensor of this canonical name is stored in FP8."""

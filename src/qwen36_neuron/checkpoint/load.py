@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,11 +11,11 @@ import torch
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from .files import CheckpointError, CheckpointFiles
-from .formats import Inputs
+from .files import CheckpointError, CheckpointFiles, checkpoint_files
+from .formats import Inputs, QuantisedWeight, join
 from .formats.own_fp8 import SCALE
 from .names import HEAD, mtp_shapes, text_shapes
-from .sharding import RankWeight, assemble, rank_weights
+from .sharding import Cast, RankWeight, Slice, assemble, rank_weights
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,56 @@ def load_weights(
     if config.tie_word_embeddings:
         _tie(weights, own)
     return weights
+
+
+def is_quantised(path: str | Path) -> bool:
+    """Whether a checkpoint has matrices in codes of a byte."""
+    with CheckpointFiles(path) as files:
+        return files.quantised
+
+
+def stored_bytes(path: str | Path) -> int:
+    """Bytes of a checkpoint's files: what weights take that are held as they are stored, or somewhat less."""
+    return sum(file.stat().st_size for file in checkpoint_files(Path(path))[0])
+
+
+def stored_weights(
+    path: str | Path, config: ModelConfig, include_mtp: bool = False
+) -> Iterator[tuple[str, torch.Tensor | QuantisedWeight]]:
+    """The weights of the unsplit model in the numbers that they are stored in, one after the other, by runtime name.
+
+    A quantised matrix is given as such, unless it is made of several that are stored in different ways: those are
+    multiplied out. Other matrices are bfloat16 or fp32, all else is fp32. A tied head is given as a weight of its own.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_weights`.
+    """
+    with CheckpointFiles(path) as files:
+        for name, weight in rank_weights(check_files(files, config, include_mtp), include_mtp=include_mtp).items():
+            held = _quantised(files, weight)
+            if held is None:
+                parts = [files.read(piece) for piece in weight.slices]
+                narrow = weight.cast is Cast.MODEL and parts[0].ndim == 2
+                narrow = narrow and all(part.dtype == torch.bfloat16 for part in parts)
+                stored = dict(zip(weight.slices, parts, strict=True))
+                yield name, assemble(weight, stored.__getitem__, torch.bfloat16 if narrow else torch.float32)
+            else:
+                yield name, held
+
+
+def _quantised(files: CheckpointFiles, weight: RankWeight) -> QuantisedWeight | None:
+    if any(files.layout(piece.name) is None for piece in weight.slices):
+        return None
+    return join([_whole_blocks(files, piece) for piece in weight.slices])
+
+
+def _whole_blocks(files: CheckpointFiles, piece: Slice) -> QuantisedWeight:
+    """A piece, cut out of the blocks that it touches."""
+    start, stop = files.blocks_of(piece)
+    held = files.read_quantised(replace(piece, start=start, stop=stop))
+    if (start, stop) == (piece.start, piece.stop):
+        return held
+    return held.by_rows().part(piece.dim, piece.start - start, piece.stop - piece.start)
 
 
 def load_inputs(path: str | Path, config: ModelConfig, include_mtp: bool = False) -> dict[str, Inputs]:

@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 
-from ..checkpoint.formats import Inputs, format_of
 from ..devices import CpuKernels
 from ..errors import ConfigError
 from ..step import (
@@ -50,19 +49,12 @@ def cpu_kernels(config: RuntimeConfig) -> CpuKernels:
     """What runs a CPU's operations: what is asked for, else the fused ones if they can be had.
 
     Raises:
-        ConfigError: the fused ones are asked for where Numba, which compiles them, is not installed, or of a checkpoint
-            whose inputs are rounded.
+        ConfigError: the fused ones are asked for where Numba, which compiles them, is not installed.
     """
     installed = find_spec("numba") is not None
-    form = format_of(config.model)
-    rounds = form is not None and form.inputs != {Inputs.PLAIN}
     match config.kernels:
         case None:
-            return "fused" if installed and config.dtype == "float32" and not rounds else "torch"
-        case "fused" if rounds:
-            raise ConfigError(
-                "kernels", "fused", "does not round inputs to 8 bits, as the checkpoint asks", "Use kernels=torch"
-            )
+            return "fused" if installed and config.dtype == "float32" else "torch"
         case "fused" if not installed:
             remedy = "Run pip install 'qwen36-neuron[cpu]', or use kernels=torch"
             raise ConfigError("kernels", "fused", "needs Numba, which is not installed", remedy)

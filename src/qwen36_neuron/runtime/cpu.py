@@ -9,7 +9,7 @@ import torch
 
 from ..cache import CacheSpec, HybridCache
 from ..checkpoint.load import load_inputs, load_weights
-from ..config import BLOCK_SIZE
+from ..config import BLOCK_SIZE, ModelConfig
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.attention import PagedRow
@@ -44,11 +44,7 @@ class CpuRuntime:
         model_config = config.model_config()
         dtype = getattr(torch, config.dtype)
         self.config = config
-        draft = config.draft_layer
-        weights = load_weights(config.model, model_config, dtype=dtype, include_mtp=draft, rounds_inputs=True)
-        self.model = Qwen36Model.from_weights(model_config, weights, CpuLayers(self.linear))
-        arrange_layers(self.model)
-        round_layer_inputs(self.model, load_inputs(config.model, model_config, draft))
+        self.model = self._load(model_config)
         self.cache = HybridCache(
             CacheSpec(
                 model_config,
@@ -73,6 +69,15 @@ class CpuRuntime:
         )
         self._checker = StepChecker(self._capacity, model_config.vocab_size)
         self._closed = False
+
+    def _load(self, described: ModelConfig) -> Qwen36Model:
+        """The network with its weights: quantised ones are multiplied out."""
+        folder, draft, dtype = self.config.model, self.config.draft_layer, getattr(torch, self.config.dtype)
+        weights = load_weights(folder, described, dtype=dtype, include_mtp=draft, rounds_inputs=True)
+        model = Qwen36Model.from_weights(described, weights, CpuLayers(self.linear))
+        arrange_layers(model)
+        round_layer_inputs(model, load_inputs(folder, described, draft))
+        return model
 
     @property
     def capacity(self) -> Capacity:

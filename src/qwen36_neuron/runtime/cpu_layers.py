@@ -8,25 +8,13 @@ own packed layout is two to four times faster there.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
-from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from ..checkpoint.formats import Inputs, round_inputs
 from ..model.layers import Linear, SingleRank
-
-CPUINFO = Path("/proc/cpuinfo")
-
-
-@lru_cache(maxsize=1)
-def prefers_mkl() -> bool:
-    """Whether this is an Intel processor with a torch that has MKL."""
-    if not torch.backends.mkl.is_available() or not CPUINFO.exists():
-        return False
-    return "GenuineIntel" in CPUINFO.read_text(errors="replace")[:4096]
+from ..ops.dense import linear, prefers_mkl
 
 
 def packs(dtype: torch.dtype) -> bool:
@@ -64,13 +52,6 @@ class PlainLinear(Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight)
-
-
-def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x W^T of fp32 x [..., n] and W [m, n] as it was loaded, by the library that suits this processor."""
-    if prefers_mkl() or not torch.backends.mkldnn.is_available():
-        return F.linear(x, weight)
-    return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
 
 
 class CpuLayers(SingleRank):

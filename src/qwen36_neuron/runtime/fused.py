@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from ..cache import HybridCache, StateBank
-from ..config import BLOCK_SIZE
-from ..model import StepState
+from ..checkpoint.load import is_quantised
+from ..config import BLOCK_SIZE, ModelConfig
+from ..model import Qwen36Model, StepState
 from ..model.attention import Attention
 from ..model.deltanet import GatedDeltaNet
 from ..model.mlp import set_activation
@@ -27,11 +28,12 @@ from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row, RowResult
 from .config import RuntimeConfig
 from .cpu import SCRATCH, Call, CpuRuntime
-from .cpu_layers import PlainLinear, linear
+from .cpu_layers import PlainLinear
 from .cpu_state import source
-from .fused_decode import DecodeProgram, block_tables
+from .fused_decode import DecodeProgram, LayerProgram, block_tables
 from .fused_draft import FusedDraftLayer
 from .fused_verify import MOST, VerifyProgram
+from .held import load_held
 
 SHORT = 1024
 """Tokens up to which all of attention is one call; beyond, torch's is as fast or faster."""
@@ -40,7 +42,8 @@ SHORT = 1024
 class FusedRuntime(CpuRuntime):
     """fp32 alone. A model's outputs are those of the plain CPU runtime within fp32 rounding.
 
-    Weights stay as they were loaded, [out, in]: fused projections read them so, and prefill hardly minds.
+    Weights stay as they were loaded, [out, in], beside the panels that few rows read. Those of a quantised checkpoint
+    are held in panels of its own codes alone, and written out part by part for prompts.
     """
 
     linear = PlainLinear
@@ -55,7 +58,11 @@ class FusedRuntime(CpuRuntime):
         self._verifier = VerifyProgram(self._program, self.cache)
         if config.draft_layer:
             self._drafts = FusedDraftLayer(self.model, self.cache, config.max_model_len, self._program)
-        self._projections = [layer.in_proj.tensor for layer in self._program.layers]
+
+    def _load(self, described: ModelConfig) -> Qwen36Model:
+        if is_quantised(self.config.model):
+            return load_held(self.config.model, described, self.config.draft_layer)
+        return super()._load(described)
 
     def warm_up(self) -> None:
         super().warm_up()
@@ -110,7 +117,7 @@ class FusedRuntime(CpuRuntime):
         return FusedPrefill(
             cache=self.cache,
             weights=self._weights,
-            projections=self._projections,
+            layers=self._program.layers,
             lead=rows[0].start % BLOCK_SIZE,
             states=StateRows.of(
                 [row.lane for row in rows],
@@ -141,7 +148,7 @@ class FusedPrefill:
     """The `StepState` of rows of many tokens, padded on the right.
 
     Attributes:
-        weights: small parameters by DeltaNet layer; projections: all input weights of a mixer in one, by layer.
+        weights: small parameters by DeltaNet layer; layers: what few rows run, with all weights.
         lead: start % BLOCK_SIZE, the same for all rows.
         states: the rows as DeltaNet layers see them.
         tables: int32 [batch, n], the rows' blocks, 0 after a row's last.
@@ -150,7 +157,7 @@ class FusedPrefill:
 
     cache: HybridCache
     weights: dict[int, DeltaNetWeights]
-    projections: Sequence[torch.Tensor]
+    layers: Sequence[LayerProgram]
     lead: int
     states: StateRows
     tables: Array
@@ -158,7 +165,7 @@ class FusedPrefill:
     ends: Array
 
     def delta_net(self, block: GatedDeltaNet, x: torch.Tensor) -> torch.Tensor:
-        projected = linear(x, self.projections[block.index])
+        projected = self.layers[block.index].project(x)
         bank = _entries(self.cache.banks[block.index])
         return delta_net_prefill(projected, self.weights[block.index], bank, self.states, self.lead)
 
@@ -170,19 +177,17 @@ class FusedPrefill:
         last: torch.Tensor | None,
     ) -> torch.Tensor:
         """With `last`, queries and gates are projected for the last tokens alone."""
-        for_queries, for_keys = self.projections[block.index].split(
-            [2 * heads * block.head_dim for heads in (block.query_heads, block.kv_heads)]
-        )
+        weight, queries = self.layers[block.index].in_proj, 2 * block.query_heads * block.head_dim
         keys, values = (array(half) for half in self.cache.positions(block.index))
         norm = array(block.k_norm.weight), f32(block.k_norm.eps)
-        kv = array(linear(x, for_keys))
+        kv = array(weight.product(x, queries))
         store_keys(kv, *norm, *_angles(rotary), self.tables, self.starts, self.ends, keys, values)
 
         counts = self.ends - self.starts
         if last is not None:
             x, rotary = select_tokens(x, last), (select_tokens(rotary[0], last), select_tokens(rotary[1], last))
             counts = np.ones_like(counts)
-        qg = linear(x, for_queries)
+        qg = weight.product(x, 0, queries)
         if self.ends.max() > SHORT:
             return self._attend_far(block, qg, rotary, counts)
         norm, out = (array(block.q_norm.weight), f32(block.q_norm.eps)), torch.empty(*qg.shape[:2], qg.shape[2] // 2)

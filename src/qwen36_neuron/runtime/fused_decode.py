@@ -18,12 +18,15 @@ from ..model.deltanet import GatedDeltaNet
 from ..model.norm import RMSNorm
 from ..ops.attention.numba_step import attention_step
 from ..ops.gated_delta_rule.numba_step import delta_net_step
+from ..ops.numba.held import Table, take_rows
+from ..ops.numba.pairs import norm_project_both
 from ..ops.numba.projections import Matrix, Norm, Weight, norm_project, norm_swiglu, project_add, project_add_few
 from ..ops.numba.rows import normalise
 from ..ops.numba.scalar import Array, array, f32
 from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row
 from .cpu_state import source
+from .held import HeldEmbedding, HeldLinear
 from .rotary_table import RotaryTable
 
 
@@ -78,11 +81,17 @@ class AttentionStep:
 
 @dataclass(frozen=True, slots=True)
 class LayerProgram:
-    """A decoder layer. Weights are [out, in]; `in_proj` is all that the mixer projects its input to."""
+    """A decoder layer. Weights are [out, in].
+
+    Attributes:
+        in_proj: all that the mixer projects its input to, but for `gates`.
+        gates: DeltaNet's small input projection, where it is held in other numbers than the large one.
+    """
 
     index: int
     input_norm: Norm
     in_proj: Weight
+    gates: Weight | None
     mixer: DeltaNetStep | AttentionStep
     out_proj: Weight
     post_norm: Norm
@@ -91,27 +100,53 @@ class LayerProgram:
 
     @classmethod
     def of(cls, layer: DecoderLayer, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> LayerProgram:
-        """Joins a DeltaNet block's two input projections in memory: the block's weights become views of the whole."""
+        """Joins a DeltaNet block's two input projections in memory: the block's weights become views of the whole.
+
+        Not those of a quantised checkpoint.
+        """
         block = layer.mixer
         mixer: DeltaNetStep | AttentionStep
+        gates = None
         if isinstance(block, GatedDeltaNet):
-            in_proj, out_proj = _join(block.in_proj_qkvz, block.in_proj_ba), block.out_proj
+            out_proj = block.out_proj
+            if isinstance(block.in_proj_qkvz, HeldLinear):
+                in_proj, gates = weight_of(block.in_proj_qkvz), weight_of(block.in_proj_ba)
+            else:
+                in_proj = Weight.of(_join(block.in_proj_qkvz, block.in_proj_ba))
             bank = cache.banks[block.index]
             mixer = DeltaNetStep(weights[block.index], array(bank.window), array(bank.recurrent))
         else:
-            in_proj, out_proj = _weight(block.in_proj_qgkv), block.o_proj
+            in_proj, out_proj = weight_of(block.in_proj_qgkv), block.o_proj
             keys, values = (array(half) for half in cache.positions(block.index))
             mixer = AttentionStep(norm_of(block.q_norm), norm_of(block.k_norm), keys, values)
         return cls(
             block.index,
             norm_of(layer.input_norm),
-            Weight.of(in_proj),
+            in_proj,
+            gates,
             mixer,
-            Weight.of(_weight(out_proj)),
+            weight_of(out_proj),
             norm_of(layer.post_norm),
-            Weight.of(_weight(layer.mlp.gate_up_proj)),
-            Weight.of(_weight(layer.mlp.down_proj)),
+            weight_of(layer.mlp.gate_up_proj),
+            weight_of(layer.mlp.down_proj),
         )
+
+    @property
+    def width(self) -> int:
+        """Numbers that the mixer's input is projected to."""
+        return self.in_proj.outputs + (0 if self.gates is None else self.gates.outputs)
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """The mixer's input [..., hidden], normed, projected, for many rows: [..., width]."""
+        first = self.in_proj.product(x)
+        return first if self.gates is None else torch.cat((first, self.gates.product(x)), -1)
+
+    def norm_and_project(self, x: Matrix, normed: Matrix, out: Matrix) -> None:
+        """The same of a residual [rows, hidden], for few rows and with the norm before it."""
+        if self.gates is None:
+            norm_project(x, self.input_norm, self.in_proj, normed, out)
+        else:
+            norm_project_both(x, self.input_norm, self.in_proj, self.gates, normed, out)
 
 
 class Buffers(NamedTuple):
@@ -143,10 +178,10 @@ class DecodeProgram:
 
     def __init__(self, model: Qwen36Model, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> None:
         self.config, self.spec = model.config, cache.spec
-        self.embedding = array(_weight(model.embed_tokens))
+        self.embedding = _table_of(model.embed_tokens)
         layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
         self.layers = [LayerProgram.of(layer, cache, weights) for layer in layers]
-        self.norm, self.head = norm_of(model.norm), Weight.of(_weight(model.lm_head))
+        self.norm, self.head = norm_of(model.norm), weight_of(model.lm_head)
         self.rotary = RotaryTable(self.config.rope)
         self._whole: Buffers | None = None
         self._buffers: dict[int, Buffers] = {}
@@ -170,13 +205,10 @@ class DecodeProgram:
         """
         buffers = self.buffers(len(tokens))
         residual, normed, inner = buffers.residual, buffers.normed, buffers.inner
-        np.take(self.embedding, tokens, axis=0, out=residual.array)
+        take_rows(self.embedding, np.array(tokens, np.int64), residual.array)
         for layer in self.layers:
-            projected, mixed = (
-                buffers.projected[len(layer.in_proj.tensor)],
-                buffers.mixed[layer.out_proj.tensor.shape[1]],
-            )
-            norm_project(residual, layer.input_norm, layer.in_proj, normed, projected)
+            projected, mixed = buffers.projected[layer.width], buffers.mixed[layer.out_proj.inputs]
+            layer.norm_and_project(residual, normed, projected)
             mix(layer, projected.array, mixed.array)
             project_add(mixed, layer.out_proj, residual)
             norm_swiglu(residual, layer.post_norm, layer.gate_up, normed, inner)
@@ -190,7 +222,7 @@ class DecodeProgram:
 
         Not by a matrix library: its threads keep a core for a while after each call, waiting for the next one.
         """
-        found = torch.zeros(len(hidden), len(self.head.tensor))
+        found = torch.zeros(len(hidden), self.head.outputs)
         project_add_few(array(hidden), self.head.packed, array(found))
         return found
 
@@ -208,8 +240,8 @@ class DecodeProgram:
     def _make_buffers(self, rows: int) -> Buffers:
         if self._whole is None or rows > len(self._whole.residual.array):
             hidden, inner = self.config.hidden_size, self.config.intermediate_size
-            wide = {len(layer.in_proj.tensor) for layer in self.layers}
-            mixed = {layer.out_proj.tensor.shape[1] for layer in self.layers}
+            wide = {layer.width for layer in self.layers}
+            mixed = {layer.out_proj.inputs for layer in self.layers}
             self._whole = Buffers(
                 residual=Matrix.empty(rows, hidden),
                 normed=Matrix.empty(rows, hidden),
@@ -234,6 +266,16 @@ def block_tables(rows: Sequence[Row]) -> Array:
 def norm_of(module: RMSNorm) -> Norm:
     """An RMSNorm as fused operations take it."""
     return Norm(array(module.weight), f32(module.eps))
+
+
+def weight_of(layer: nn.Module) -> Weight:
+    """A linear layer's weight as fused operations take it."""
+    return layer.held if isinstance(layer, HeldLinear) else Weight.of(_weight(layer))
+
+
+def _table_of(layer: nn.Module) -> Table:
+    """An embedding's weight likewise."""
+    return layer.held if isinstance(layer, HeldEmbedding) else Table.over(array(_weight(layer)))
 
 
 def _weight(layer: nn.Module) -> torch.Tensor:

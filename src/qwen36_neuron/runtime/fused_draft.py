@@ -10,14 +10,12 @@ import torch
 from ..cache import HybridCache
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
-from ..model.layers import Linear
 from ..model.mtp import MtpLayer
 from ..ops.mtp.numba import DraftWeights, Owed, make_drafts, write_entries
-from ..ops.numba.panels import Packed
 from ..ops.numba.scalar import array
 from ..step import DraftRequest
 from .cpu_draft import CpuDraftLayer, Lane
-from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of
+from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of, weight_of
 from .fused_verify import MOST
 
 
@@ -28,16 +26,16 @@ class FusedDraftLayer(CpuDraftLayer):
         super().__init__(model, cache, max_model_len)
         mtp = model.mtp
         assert isinstance(mtp, MtpLayer)
-        assert isinstance(mtp.fc, Linear)
         layer = LayerProgram.of(mtp.layer, cache, {})
         assert isinstance(layer.mixer, AttentionStep)
         self._rotary = program.rotary
-        self._for_keys = Packed.of(layer.in_proj.tensor[-2 * layer.mixer.keys[0].size :])
+        first = layer.in_proj.outputs - 2 * layer.mixer.keys[0].size
+        self._for_keys = layer.in_proj.packed.rows(first)
         self._weights = DraftWeights(
             embedding=program.embedding,
             norm_embedding=norm_of(mtp.norm_embedding),
             norm_hidden=norm_of(mtp.norm_hidden),
-            fc=Packed.of(mtp.fc.weight),
+            fc=weight_of(mtp.fc).packed,
             input_norm=layer.input_norm,
             in_proj=layer.in_proj.packed,
             query_norm=layer.mixer.query,

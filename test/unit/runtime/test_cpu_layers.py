@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from qwen36_neuron.ops import dense
+from qwen36_neuron.ops.dense import linear, prefers_mkl
 from qwen36_neuron.runtime import cpu_layers
-from qwen36_neuron.runtime.cpu_layers import CpuLayers, arrange_layers, linear, prefers_mkl
+from qwen36_neuron.runtime.cpu_layers import CpuLayers, arrange_layers
 from qwen36_neuron.runtime.cpu_memory import keep_freed_memory
 
 
@@ -44,7 +46,7 @@ def test_sixteen_bits_stay_as_they_are_where_the_processor_has_no_instructions_f
 @pytest.mark.parametrize("mkl", [True, False])
 def test_a_weight_as_it_was_loaded(mkl: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is part of a larger one."""
-    monkeypatch.setattr(cpu_layers, "prefers_mkl", lambda: mkl)
+    monkeypatch.setattr(dense, "prefers_mkl", lambda: mkl)
     weight = torch.randn(80, 48)
     for part in (weight, weight[16:40]):
         for shape in ((1, 1, 48), (3, 7, 48)):
@@ -66,10 +68,10 @@ def test_the_processor_is_read_from_the_system(tmp_path: Path, monkeypatch: pyte
     for vendor, expected in (("GenuineIntel", torch.backends.mkl.is_available()), ("AuthenticAMD", False)):
         info = tmp_path / vendor
         info.write_text(f"processor : 0\nvendor_id : {vendor}\n")
-        monkeypatch.setattr(cpu_layers, "CPUINFO", info)
+        monkeypatch.setattr(dense, "CPUINFO", info)
         prefers_mkl.cache_clear()
         assert prefers_mkl() is expected
-    monkeypatch.setattr(cpu_layers, "CPUINFO", tmp_path / "missing")
+    monkeypatch.setattr(dense, "CPUINFO", tmp_path / "missing")
     prefers_mkl.cache_clear()
     assert not prefers_mkl()
     prefers_mkl.cache_clear()

@@ -84,17 +84,34 @@ def test_nothing_is_compiled_after_warm_up(tiny_checkpoint: Path) -> None:
     assert served == warm
 
 
+@pytest.mark.parametrize("form", ["w8a16 groups", "block fp8 and vocabulary"])
+def test_nor_for_a_quantised_checkpoint(form: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """There are more forms of a projection then, one for each way in which weights are held."""
+    pytest.importorskip("compressed_tensors")
+    from quantised import FORMS, make
+
+    folder = make(tiny_checkpoint, tmp_path, FORMS[form]()).folder
+    done = subprocess.run([sys.executable, "-c", SERVED, str(folder)], capture_output=True, text=True, check=True)
+    warm, served = json.loads(done.stdout)
+    assert warm["norm_project_both_few"] >= 1
+    assert warm["write_out"] >= 2
+    assert served == warm
+
+
 SERVED = """
 import json, sys
 from pathlib import Path
 from numba.core.dispatcher import Dispatcher
 from qwen36_neuron.ops.attention import numba as attention_prefill, numba_step as attention, numba_verify as attend_few
 from qwen36_neuron.ops.gated_delta_rule import numba as delta_net_prefill, numba_step as delta_net, numba_verify as few
-from qwen36_neuron.ops.numba import projections, rows
+from qwen36_neuron.ops.numba import held, pairs, projections, rows
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Step, open_runtime
+from qwen36_neuron.checkpoint.load import is_quantised
 
 def compiled():
     modules = (attention, attention_prefill, attend_few, delta_net, delta_net_prefill, few, projections, rows)
+    if is_quantised(Path(sys.argv[1])):
+        modules += (held, pairs)
     found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, Dispatcher)}
     return {name: len(value.signatures) for name, value in found.items() if value.targetoptions.get("parallel")}
 

@@ -18,8 +18,8 @@ pytest.importorskip("compressed_tensors")
 
 from quantised import FORMS, Made, make
 
-from qwen36_neuron.errors import ConfigError
-from qwen36_neuron.runtime import Output, Row, Runtime, RuntimeConfig, Step, open_runtime
+from qwen36_neuron.runtime import DraftRequest, Output, Row, Runtime, RuntimeConfig, Step, open_runtime
+from qwen36_neuron.runtime.cpu import CpuRuntime
 
 TOLERANCE = 5e-5
 TOKENS = torch.randint(0, 4000, (150,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -41,8 +41,8 @@ def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Cal
     return once
 
 
-def opened(folder: Path, kernels: str | None) -> Runtime:
-    sizes = {"max_model_len": 256, "num_blocks": 9, "num_lanes": 1}
+def opened(folder: Path, kernels: str | None, **more: int) -> Runtime:
+    sizes = {"max_model_len": 256, "num_blocks": 9, "num_lanes": 1, **more}
     return open_runtime(RuntimeConfig(model=folder, kernels=kernels, **sizes))  # type: ignore[arg-type]
 
 
@@ -102,15 +102,35 @@ def test_inputs_of_w8a8_are_rounded_as_vllm_rounds_them(made: Callable[[str], Ma
     assert (far > 100 * TOLERANCE).all(), "rounding makes no difference"
 
 
-def test_w8a8_is_run_by_torch(made: Callable[[str], Made]) -> None:
+@pytest.mark.parametrize("kernels", ["fused", pytest.param("interpreter", marks=pytest.mark.interpreter)])
+def test_w8a8_on_other_kernels(kernels: str, made: Callable[[str], Made]) -> None:
+    if kernels == "fused":
+        pytest.importorskip("numba")
     folder = made("w8a8").folder
-    assert torch.equal(alone(folder, None), alone(folder, "torch"))
-    with pytest.raises(ConfigError, match=r"kernels='fused'.*does not round inputs"):
-        opened(folder, "fused")
-
-
-@pytest.mark.interpreter
-def test_w8a8_on_interpreted_kernels(made: Callable[[str], Made]) -> None:
-    folder = made("w8a8").folder
-    difference = (alone(folder, "interpreter") - alone(folder, "torch")).abs().amax(1)
+    difference = (alone(folder, kernels) - alone(folder, "torch")).abs().amax(1)
     assert (difference <= TOLERANCE).float().mean() >= 0.75
+
+
+@pytest.mark.parametrize("name", ["w8a16 channels", "block fp8 and vocabulary"])
+def test_drafts_of_a_quantised_checkpoint(name: str, made: Callable[[str], Made]) -> None:
+    """The draft layer lies there in plain numbers, and shares a quantised embedding and head."""
+    pytest.importorskip("numba")
+    drafts = []
+    for kernels in ("torch", "fused"):
+        run = opened(made(name).folder, kernels, max_drafts=3, max_proposals=3)
+        first = run.run(Step((Row("test", 1, TOKENS[:70], 0, range(1, 5)),))).rows[0].tokens
+        drafts.append((first, run.draft([DraftRequest("test", 1, first, range(1, 5), 3)])))
+    assert drafts[0] == drafts[1]
+    assert len(drafts[0][1][0]) == 3
+
+
+def test_weights_stay_in_their_codes(made: Callable[[str], Made]) -> None:
+    """A byte a number and a scale for 128 of them, bfloat16 of what is not quantised: nothing lies there twice."""
+    pytest.importorskip("numba")
+    from qwen36_neuron.runtime.held import held_bytes
+
+    run = opened(made("block fp8 and vocabulary").folder, "fused")
+    assert isinstance(run, CpuRuntime)
+    numbers = run.config.model_config().num_parameters()
+    assert 1.0 < held_bytes(run.model) / numbers < 1.06
+    assert not any(parameter.ndim == 2 and parameter.numel() > 10_000 for parameter in run.model.parameters())

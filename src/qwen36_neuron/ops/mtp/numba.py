@@ -9,6 +9,7 @@ import numpy as np
 from ...config import BLOCK_SIZE
 from ..attention.numba_verify import attention_verify
 from ..numba.drafts import VerifyRows
+from ..numba.held import Table, take_row
 from ..numba.panels import Packed
 from ..numba.projections import Norm, norm_project_few, norm_swiglu_few, project_add_few
 from ..numba.scalar import Array, compiled, one
@@ -22,13 +23,13 @@ class DraftWeights(NamedTuple):
     """The layer's weights.
 
     Attributes:
-        embedding: fp32 [vocabulary, hidden].
+        embedding: [vocabulary, hidden].
         fc: of the embedding and the hidden state, in this order.
         query_norm, key_norm: of heads.
         keys, values: fp32 [places, kv_heads, head_dim], the layer's own cache.
     """
 
-    embedding: Array
+    embedding: Table
     norm_embedding: Norm
     norm_hidden: Norm
     fc: Packed
@@ -133,9 +134,11 @@ def _inputs(layer: DraftWeights, cos: Array, sin: Array, owed: Owed) -> tuple[Ar
     positions, size = owed.hidden.shape
     joined = np.empty((positions, 2 * size), np.float32)
     turned, sines = np.empty((positions, cos.shape[1]), np.float32), np.empty((positions, cos.shape[1]), np.float32)
+    embedded = np.empty(size, np.float32)
     for row in range(owed.starts.shape[0]):
         for at in range(owed.first[row], owed.first[row + 1]):
-            embedded, before = layer.embedding[owed.tokens[at]], owed.starts[row] + at - owed.first[row] - 1
+            before = owed.starts[row] + at - owed.first[row] - 1
+            take_row(layer.embedding, owed.tokens[at], embedded)
             norm_row(embedded, layer.norm_embedding.weight, layer.norm_embedding.eps, one, joined[at, :size])
             norm_row(owed.hidden[at], layer.norm_hidden.weight, layer.norm_hidden.eps, one, joined[at, size:])
             copy(cos[before], turned[at])

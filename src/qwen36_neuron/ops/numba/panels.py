@@ -4,6 +4,9 @@ At one row a product takes as long as reading its weight; from about eight on, a
 second time, in panels of as many outputs as two vectors hold: a panel is read once from its first number to its last,
 every vector of it is used for all rows, and nothing is left to add up across a vector. Numbers that are bfloat16, as
 all are in a published checkpoint, are held as such, in half the bytes of fp32: nothing is lost.
+
+Weights of a quantised checkpoint stay in their codes of a byte. A code becomes a number in a register; the scale that a
+group of inputs shares multiplies the sum of their products, one multiplication for `BLOCK` of them.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -37,48 +40,113 @@ IN_ORDER = ("contract",)
 """Flags of arithmetic whose sums are in one order."""
 
 
+FP8_UNIT = 256.0
+"""What a code of E4M3 is over the number that it is loaded as, see `Vectors.load_fp8`. Scales are held with it."""
+
+HAS_HALVES = bool(binding.get_host_cpu_features().get("f16c")) or "x86" not in binding.get_process_triple()
+"""Whether the processor turns halves into fp32 by itself. Where not, FP8 is held as what it stands for."""
+
+
 class Packed(NamedTuple):
     """A weight [outputs, inputs] in panels.
 
     Attributes:
-        data: fp32, or uint16 for bfloat16, [panels, inputs, PANEL], zero where there is no output.
+        data: fp32, uint16 for bfloat16, int8, or uint8 for codes of E4M3, [panels, inputs, PANEL], zero where there is
+            no output.
+        scales: fp32 [panels, groups, PANEL], what codes are multiplied with; not read of numbers that are no codes.
+        group: inputs that share a scale, a multiple of BLOCK or at least all inputs.
         outputs: number of outputs.
+        rounds: whether inputs are rounded to 8 bits a row first.
     """
 
     data: Array
+    scales: Array
+    group: int
     outputs: int
+    rounds: bool
 
     @classmethod
     def of(cls, weight: torch.Tensor) -> Packed:
-        """Pack an fp32 weight [outputs, inputs]."""
+        """Pack an fp32 weight [outputs, inputs], or a bfloat16 one."""
         outputs, inputs = weight.shape
         narrow = weight.detach().to(torch.bfloat16)
         lossless = torch.equal(narrow.to(weight.dtype), weight)
         numbers = narrow.view(torch.int16).numpy().view(np.uint16) if lossless else weight.detach().numpy()
-        panels = -(-outputs // PANEL)
-        data = np.zeros((panels, inputs, PANEL), numbers.dtype)
-        for panel in range(panels):
-            part = numbers[panel * PANEL : (panel + 1) * PANEL]
-            data[panel, :, : len(part)] = part.T
-        return cls(data, outputs)
+        return cls(_panels(numbers), np.ones((-(-outputs // PANEL), 1, PANEL), np.float32), inputs, outputs, False)
+
+    @classmethod
+    def of_codes(cls, codes: torch.Tensor, scales: torch.Tensor, group: int, rounds: bool = False) -> Packed | None:
+        """Pack codes, int8 or float8_e4m3fn [outputs, inputs], with a scale for each `group` inputs of an output.
+
+        Args:
+            scales: of any float type, [outputs, ceil(inputs / group)].
+        Returns:
+            None where codes cannot be held as such: groups are not of whole blocks, or FP8 not of this processor.
+        """
+        outputs, inputs = codes.shape
+        if group < inputs and group % BLOCK:
+            return None
+        if codes.dtype == torch.int8:
+            numbers, unit = codes.numpy(), 1.0
+        elif HAS_HALVES:
+            numbers, unit = codes.view(torch.uint8).numpy(), FP8_UNIT
+        else:
+            return None
+        held = _panels(np.ascontiguousarray((scales.float() * unit).numpy()))
+        return cls(_panels(numbers), held, min(group, inputs), outputs, rounds)
+
+    def rows(self, first: int) -> Packed:
+        """The outputs from `first` on, which must begin a panel: a view."""
+        assert first % PANEL == 0
+        panel = first // PANEL
+        return Packed(self.data[panel:], self.scales[panel:], self.group, self.outputs - first, self.rounds)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return self.data.nbytes + self.scales.nbytes
+
+
+def _panels(numbers: Array) -> Array:
+    """[outputs, n] in panels, [panels, n, PANEL]."""
+    outputs, width = numbers.shape
+    data = np.zeros((-(-outputs // PANEL), width, PANEL), numbers.dtype)
+    for panel in range(len(data)):
+        part = numbers[panel * PANEL : (panel + 1) * PANEL]
+        data[panel, :, : len(part)] = part.T
+    return data
+
+
+CODES = (types.int8, types.uint8)
+"""Types of codes, which have scales."""
+
+
+def loader(vectors: Vectors, kind: Any) -> Callable[[Any, Any], Any]:
+    """What loads a vector of numbers that are stored as `kind`."""
+    loaders = {types.uint16: vectors.load_narrow, types.int8: vectors.load_int8, types.uint8: vectors.load_fp8}
+    return loaders.get(kind, vectors.load_at)
 
 
 def _product_of(rows: int) -> Callable[..., Any]:
-    """An operation (x [n, inputs], at, panel [inputs, PANEL], out [n, PANEL]): rows at .. at + `rows` of x panel."""
+    """An operation (x [n, inputs], at, panel [inputs, PANEL], scales, group, out [n, PANEL]): some rows of x panel.
+
+    Those are at .. at + `rows`; scales [groups, PANEL] are of `group` inputs each.
+    """
 
     @intrinsic
-    def multiply(_context: Any, x: Any, at: Any, panel: Any, out: Any) -> Any:
-        signature = types.void(x, types.intp, panel, out)
+    def multiply(_context: Any, x: Any, at: Any, panel: Any, scales: Any, group: Any, out: Any) -> Any:
+        signature = types.void(x, types.intp, panel, scales, types.intp, out)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             vectors, integer = Vectors(builder), ir.IntType(64)
-            x, at, panel, out = arguments
-            x_type, _, panel_type, out_type = signature.args
-            inputs, weight, result = (
+            x, at, panel, scales, group, out = arguments
+            x_type, _, panel_type, scales_type, _, out_type = signature.args
+            inputs, weight, factors, result = (
                 context.make_array(kind)(context, builder, value)
-                for kind, value in ((x_type, x), (panel_type, panel), (out_type, out))
+                for kind, value in ((x_type, x), (panel_type, panel), (scales_type, scales), (out_type, out))
             )
-            load = vectors.load_narrow if panel_type.dtype == types.uint16 else vectors.load_at
+            load = loader(vectors, panel_type.dtype)
+            codes = panel_type.dtype in CODES
             depth = cgutils.unpack_tuple(builder, weight.shape)[0]
 
             def constant(value: int) -> Any:
@@ -111,10 +179,17 @@ def _product_of(rows: int) -> Callable[..., Any]:
                 done = builder.mul(turns, constant(UNROLLED))
                 with cgutils.for_range(builder, builder.sub(count, done), intp=integer) as loop:
                     add(builder.add(begin, builder.add(done, loop.index)))
+                first = builder.mul(builder.udiv(begin, group), constant(PANEL))
+                shared = [vectors.load_at(factors.data, builder.add(first, constant(half))) for half in halves if codes]
                 for target, sums in zip(rows_of(result.data, constant(PANEL)), totals, strict=True):
-                    for half, total in zip(halves, sums, strict=True):
+                    for index, (half, total) in enumerate(zip(halves, sums, strict=True)):
                         place = vectors.at(target, constant(half))
-                        builder.store(builder.fadd(vectors.load(place), builder.load(total)), place, align=4)
+                        before, found = vectors.load(place), builder.load(total)
+                        if codes:
+                            after = vectors.add_product(shared[index], found, before, IN_ORDER)
+                        else:
+                            after = builder.fadd(before, found)
+                        builder.store(after, place, align=4)
 
             for target in rows_of(result.data, constant(PANEL)):
                 for half in halves:
@@ -123,7 +198,8 @@ def _product_of(rows: int) -> Callable[..., Any]:
             with cgutils.for_range(builder, blocks, intp=integer) as loop:
                 add_all(builder.mul(loop.index, constant(BLOCK)), constant(BLOCK))
             rest = builder.mul(blocks, constant(BLOCK))
-            add_all(rest, builder.sub(depth, rest))
+            with builder.if_then(builder.icmp_unsigned("<", rest, depth)):
+                add_all(rest, builder.sub(depth, rest))
             return context.get_dummy_value()
 
         return signature, generate
@@ -135,24 +211,24 @@ _one, _two, _three, _four, _five, _six, _seven, _eight = (_product_of(rows) for 
 
 
 @compiled(inline=False)
-def times_panel(x: Array, panel: Array, out: Array) -> None:
-    """Rows x [rows, inputs], contiguous, times a panel [inputs, PANEL]: into out [rows, PANEL]."""
-    rows = x.shape[0]
+def times_panel(x: Array, weight: Packed, place: int, out: Array) -> None:
+    """Rows x [rows, inputs], contiguous, times panel `place` of a weight: into out [rows, PANEL]."""
+    rows, panel, scales, group = x.shape[0], weight.data[place], weight.scales[place], weight.group
     for at in range(0, rows - 7, 8):
-        _eight(x, at, panel, out)
+        _eight(x, at, panel, scales, group, out)
     at = rows // 8 * 8
     left = rows - at
     if left == 7:
-        _seven(x, at, panel, out)
+        _seven(x, at, panel, scales, group, out)
     elif left == 6:
-        _six(x, at, panel, out)
+        _six(x, at, panel, scales, group, out)
     elif left == 5:
-        _five(x, at, panel, out)
+        _five(x, at, panel, scales, group, out)
     elif left == 4:
-        _four(x, at, panel, out)
+        _four(x, at, panel, scales, group, out)
     elif left == 3:
-        _three(x, at, panel, out)
+        _three(x, at, panel, scales, group, out)
     elif left == 2:
-        _two(x, at, panel, out)
+        _two(x, at, panel, scales, group, out)
     elif left == 1:
-        _one(x, at, panel, out)
+        _one(x, at, panel, scales, group, out)

@@ -64,6 +64,28 @@ class Vectors:
         upper = self.builder.shl(bits, ir.Constant(bits.type, [16] * LANES))
         return self.builder.bitcast(upper, self.type)
 
+    def load_int8(self, pointer: Any, offset: Any) -> Any:
+        """The same of numbers that are stored as int8."""
+        wide = ir.VectorType(ir.IntType(32), LANES)
+        return self.builder.sitofp(self.builder.sext(self._bytes(pointer, offset), wide), self.type)
+
+    def load_fp8(self, pointer: Any, offset: Any) -> Any:
+        """The same of E4M3 numbers, over 2^8: their bits are those of a half with the same fields, less that.
+
+        A processor turns halves into fp32 exactly, those too that are not normal.
+        """
+        sixteen = ir.VectorType(ir.IntType(16), LANES)
+        shifted = self.builder.shl(
+            self.builder.sext(self._bytes(pointer, offset), sixteen), ir.Constant(sixteen, [7] * LANES)
+        )
+        halves = self.builder.and_(shifted, ir.Constant(sixteen, [0xBFFF] * LANES))
+        return self.builder.fpext(self.builder.bitcast(halves, ir.VectorType(ir.HalfType(), LANES)), self.type)
+
+    def _bytes(self, pointer: Any, offset: Any) -> Any:
+        stored = ir.VectorType(ir.IntType(8), LANES)
+        place = self.builder.bitcast(self.builder.gep(pointer, [offset]), stored.as_pointer())
+        return self.builder.load(place, align=1)
+
     def spread(self, number: Any) -> Any:
         """The number in every lane."""
         undefined, lane = ir.Constant(self.type, ir.Undefined), ir.IntType(32)

@@ -61,7 +61,7 @@ def test_weights_that_are_bfloat16_are_held_in_half_the_bytes_and_lose_nothing(o
     assert Packed.of(weight).data.itemsize == 4
     assert packed.data.shape == (-(-outputs // PANEL), 96, PANEL)
     found = Matrix.of(torch.zeros(5, outputs))
-    project_add(x, Weight(narrow, packed), found)
+    project_add(x, Weight(packed, narrow), found)
     assert (found.tensor - x.tensor.double() @ narrow.double().t()).abs().max() <= 2e-5
     one_less = torch.nextafter(narrow, torch.zeros(()))
     assert Packed.of(one_less).data.itemsize == 4

@@ -1,0 +1,119 @@
+"""Layers of a quantised checkpoint, which hold its codes and nothing else: what few rows read is all that there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..checkpoint.formats import Inputs, QuantisedWeight
+from ..checkpoint.load import stored_weights
+from ..config import ModelConfig
+from ..model import Qwen36Model
+from ..ops.numba.held import Table, take_rows
+from ..ops.numba.panels import Packed
+from ..ops.numba.projections import Weight
+from ..ops.numba.scalar import array
+
+Stored = torch.Tensor | QuantisedWeight
+
+
+class HeldLinear(nn.Module):
+    """y = x W^T, fp32, with W in panels alone."""
+
+    held: Weight
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__()
+
+    def hold(self, weight: Stored) -> None:
+        """Take a weight in."""
+        self.held = Weight(_packed(weight))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.held.product(x)
+
+
+class HeldEmbedding(nn.Module):
+    """Rows by token id, multiplied out when they are asked for."""
+
+    held: Table
+
+    def __init__(self, vocab_size: int, hidden_size: int) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+
+    def hold(self, weight: Stored) -> None:
+        """Take a weight in."""
+        self.held = _table(weight)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(*tokens.shape, self.hidden_size)
+        take_rows(self.held, np.ascontiguousarray(array(tokens.flatten())), array(out.flatten(0, -2)))
+        return out
+
+
+class HeldLayers:
+    """The unsplit model of such layers."""
+
+    tp = 1
+
+    def column(self, in_features: int, out_features: int) -> nn.Module:
+        return HeldLinear(in_features, out_features)
+
+    def row(self, in_features: int, out_features: int) -> nn.Module:
+        return HeldLinear(in_features, out_features)
+
+    def joined(self, in_features: int, out_features: int) -> nn.Module:
+        return HeldLinear(in_features, out_features)
+
+    def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
+        return HeldEmbedding(vocab_size, hidden_size)
+
+    def head(self, hidden_size: int, vocab_size: int) -> nn.Module:
+        return HeldLinear(hidden_size, vocab_size)
+
+
+def load_held(folder: Path, config: ModelConfig, include_mtp: bool) -> Qwen36Model:
+    """The network of a quantised checkpoint. Of its matrices one at a time is in memory as it is stored.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_weights`.
+    """
+    with torch.device("meta"):
+        model = Qwen36Model(config, HeldLayers(), include_mtp=include_mtp)
+    rest: dict[str, torch.Tensor] = {}
+    for name, stored in stored_weights(folder, config, include_mtp):
+        layer = model.get_submodule(name.rpartition(".")[0])
+        if isinstance(layer, HeldLinear | HeldEmbedding):
+            layer.hold(stored)
+        else:
+            assert isinstance(stored, torch.Tensor)
+            rest[name] = stored
+    model.load_state_dict(rest, strict=True, assign=True)
+    return model.requires_grad_(False).eval()
+
+
+def held_bytes(model: nn.Module) -> int:
+    """Memory of a network's weights, however they are held."""
+    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
+    layers = [layer for layer in model.modules() if isinstance(layer, HeldLinear | HeldEmbedding)]
+    packed = [layer.held.packed if isinstance(layer, HeldLinear) else layer.held for layer in layers]
+    return sum(tensors.values()) + sum(held.nbytes for held in packed)
+
+
+def _packed(weight: Stored) -> Packed:
+    if isinstance(weight, torch.Tensor):
+        return Packed.of(weight)
+    rows, rounds = weight.by_rows(), weight.inputs is Inputs.INT8_TOKEN
+    held = Packed.of_codes(rows.codes, rows.scales, rows.block[1], rounds)
+    return Packed.of(weight.dequantise())._replace(rounds=rounds) if held is None else held
+
+
+def _table(weight: Stored) -> Table:
+    if isinstance(weight, torch.Tensor):
+        return Table.of(weight)
+    held = Table.of_codes(weight.codes, weight.scales, weight.block)
+    return Table.of(weight.dequantise()) if held is None else held
