@@ -37,6 +37,9 @@ PUT_OFF = 0.25
 LOOK_FIRST, LOOK_LAST = 4, 16
 """Steps after which requests without drafts are looked at again, at first and at last; in between they cost next to
 nothing."""
+MARGIN = 0.05
+"""By how much drafts must raise the tokens a second. Of what costs and acceptance say, the best of several numbers of
+drafts looks a little better than it is; what is gained by so little is as often lost."""
 ROUNDS = 3
 """Of the search for the best rate; it converges at the second, hardly ever at the third."""
 
@@ -201,7 +204,8 @@ class Drafter:
             spent = sum(choice.option.cost * choice.count for choice in choices if choice.option is not None)
             rate = (rows + saved) / (plain + spent) if plain else 0.0
         step = self.costs.plain.of(rows) + self.costs.verify.of(rows) + spent / max(self._off, 1.0)
-        if plain and saved * plain < rows * (step * max(self._off, 1.0) - self.costs.plain.of(rows)):
+        whole = self.costs.between.of(rows) + step * max(self._off, 1.0)
+        if plain and (rows + saved) * plain < (1 + MARGIN) * rows * whole:
             choices, rate = [_Choice(None, 0)] * rows, rows / plain
         elif saved:
             self._expected = step

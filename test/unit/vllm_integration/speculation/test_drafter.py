@@ -130,9 +130,14 @@ def test_a_machine_that_was_busy_for_a_while_does_not_end_drafting() -> None:
     assert verify(drafter, one, 1.0, seed=1, steps=600)[-100:].count(3) >= 95
 
 
-@pytest.mark.parametrize(("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0)])
+@pytest.mark.parametrize(
+    ("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0), (0.4, 0.15, 1), (0.45, 0.17, 0)]
+)
 def test_as_many_as_what_they_cost_leaves(position: float, draft: float, expected: int) -> None:
-    """Of drafts that are right two times in three: 0.67, 0.44 and 0.30 tokens each, at a token a second without."""
+    """Of drafts that are right two times in three: 0.67, 0.44 and 0.30 tokens each, at a token a second without.
+
+    A twentieth must be gained: 1.67 tokens in 1.55 seconds are, in 1.62 they are not.
+    """
     drafter = drafter_of(Layer(), MTP, costs(position=position, draft=draft))
     one = state()
     for _ in range(200):
