@@ -71,6 +71,9 @@ def cases(cores: int, seed: int = 0) -> Iterator[Case]:
     yield from _attention(cores, normal)
     yield from _small(cores, normal)
     yield _mlp(cores, random)
+    from .decode_kernels import decode_cases
+
+    yield from decode_cases(cores, random)
 
 
 def _delta_rule(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:
