@@ -58,7 +58,8 @@ def speculation(
     if load > 0.5:
         console.print(f"Other work is running on this machine (load {load:.1f}); expect worse and noisier figures.")
     loads = workloads(folder, quick)
-    base = SideConfig(folder, threads, MAX_MODEL_LEN, MAX_NUM_SEQS, 2048)
+    # Each side would take the other's turns for somebody else's work, and begin its own on fewer threads.
+    base = SideConfig(folder, threads, MAX_MODEL_LEN, MAX_NUM_SEQS, 2048, share_cores=False)
     answers: dict[str, list[list[Pair]]] = {each.name: [] for each in loads}
     for http in (False, True):
         with closing_all({}) as sides:
