@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from fake_runtime import FakeRuntime
 from vllm import LLM, SamplingParams
 from vllm.outputs import RequestOutput
@@ -106,3 +107,19 @@ class Engine:
 def greedy(count: int, **more: Any) -> SamplingParams:
     """`count` tokens, the most likely ones, whatever they are."""
     return SamplingParams(temperature=0.0, max_tokens=count, ignore_eos=True, detokenize=False, **more)
+
+
+def greedy_of_transformers(folder: Path, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
+    """The most likely tokens after each prompt, by transformers in fp32."""
+    from transformers import Qwen3_5ForConditionalGeneration
+
+    model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    outputs = []
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        with torch.no_grad():
+            full = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None
+            )
+        outputs.append(full[0, len(prompt) :].tolist())
+    return outputs

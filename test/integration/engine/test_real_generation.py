@@ -6,8 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-import torch
-from engine import greedy
+from engine import greedy, greedy_of_transformers
 from recorder import Recorder
 
 from qwen36_neuron.runtime.interpreted import InterpretedRuntime
@@ -24,18 +23,7 @@ def prompts(tiny_checkpoint: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(tiny_checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
-    from transformers import Qwen3_5ForConditionalGeneration
-
-    model = Qwen3_5ForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).eval()
-    outputs = []
-    for prompt in prompts:
-        ids = torch.tensor([prompt])
-        with torch.no_grad():
-            full = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=COUNT, do_sample=False, eos_token_id=None
-            )
-        outputs.append(full[0, len(prompt) :].tolist())
-    return outputs
+    return greedy_of_transformers(tiny_checkpoint, prompts, COUNT)
 
 
 @pytest.mark.parametrize("budget", [64, 100, 512])
