@@ -124,13 +124,24 @@ def _load_queries(q: nl.ndarray, b: int, head: int, heads: int, const: Decode) -
 
 def _load_keys(chunk: Chunk, k: nl.ndarray, k_cache: nl.ndarray, lowest: int, const: Decode) -> None:
     """Keys, and which of them nobody sees."""
-    pages = const.pages
-    for at in range(0, pages.lines, PART):
-        part = sbuf(k.dtype, (chunk.rows, min(PART, pages.lines - at), SIZE))
-        gather_lines(part, k_cache, pages, chunk.b, chunk.number, chunk.head, at)
-        chunk.keys.append(part)
+    gather_keys(chunk, k_cache, k.dtype, const)
     if chunk.number == 0:
         chunk.new = _turn_rows(_new_rows(k, chunk.b, chunk.head), const)
+    mask_unseen(chunk, lowest, const)
+
+
+def gather_keys(chunk: Chunk, k_cache: nl.ndarray, dtype: nl.dtype, const: Decode) -> None:
+    """Keys of the cache."""
+    pages = const.pages
+    for at in range(0, pages.lines, PART):
+        part = sbuf(dtype, (chunk.rows, min(PART, pages.lines - at), SIZE))
+        gather_lines(part, k_cache, pages, chunk.b, chunk.number, chunk.head, at)
+        chunk.keys.append(part)
+
+
+def mask_unseen(chunk: Chunk, lowest: int, const: Decode) -> None:
+    """Which keys of the cache nobody sees: those beyond what is held, and those before place `lowest`."""
+    pages = const.pages
     unseen, ahead = sbuf(nl.float32, (chunk.rows, pages.lines)), sbuf(nl.float32, (chunk.rows, 1))
     nisa.tensor_scalar(
         dst=ahead, data=const.held[0 : chunk.rows, chunk.b : chunk.b + 1], op0=nl.subtract,
@@ -152,13 +163,18 @@ def _load_keys(chunk: Chunk, k: nl.ndarray, k_cache: nl.ndarray, lowest: int, co
 
 def _load_values(chunk: Chunk, v: nl.ndarray, v_cache: nl.ndarray, const: Decode) -> None:
     """Values, which come after the next chunk's keys: they are needed later."""
-    pages = const.pages
-    for at in range(0, pages.lines, PART):
-        part = sbuf(v.dtype, (chunk.rows, min(PART, pages.lines - at), SIZE))
-        gather_lines(part, v_cache, pages, chunk.b, chunk.number, chunk.head, at)
-        chunk.values.append(part)
+    gather_values(chunk, v_cache, v.dtype, const)
     if chunk.number == 0:
         chunk.new_values = _new_rows(v, chunk.b, chunk.head)
+
+
+def gather_values(chunk: Chunk, v_cache: nl.ndarray, dtype: nl.dtype, const: Decode) -> None:
+    """Values of the cache."""
+    pages = const.pages
+    for at in range(0, pages.lines, PART):
+        part = sbuf(dtype, (chunk.rows, min(PART, pages.lines - at), SIZE))
+        gather_lines(part, v_cache, pages, chunk.b, chunk.number, chunk.head, at)
+        chunk.values.append(part)
 
 
 def _new_rows(x: nl.ndarray, b: int, head: int) -> nl.ndarray:

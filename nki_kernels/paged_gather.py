@@ -58,8 +58,8 @@ def find_pages(table: nl.ndarray, most: int, psum: Bank) -> Pages:
     return pages
 
 
-def add_addresses(pages: Pages, table: nl.ndarray, psum: Bank) -> None:
-    """Addresses of all chunks.
+def add_addresses(pages: Pages, table: nl.ndarray, psum: Bank, begin: int = 0) -> None:
+    """Addresses of all chunks, the first of which begins at entry `begin` of each sequence's row of the table.
 
     Piece p of a chunk is piece p % pieces of its block p // pieces: a product with ones where j = p // pieces spreads
     the entries over the partitions, exactly, since no other term of the sum is there and addresses are below 2^24.
@@ -72,10 +72,10 @@ def add_addresses(pages: Pages, table: nl.ndarray, psum: Bank) -> None:
         nisa.memset(dst=raw, value=0, engine=nisa.engine.vector)
     whole = chunks if ends == blocks else chunks - 1
     if whole > 0:
-        entries = table.ap(pattern=[[1, blocks], [named, batch], [blocks, whole]])
+        entries = table.ap(pattern=[[1, blocks], [named, batch], [blocks, whole]], offset=begin)
         nisa.dma_copy(dst=raw[:, :, 0:whole], src=entries)
     if ends < blocks:
-        entries = table.ap(pattern=[[1, ends], [named, batch], [1, 1]], offset=whole * blocks)
+        entries = table.ap(pattern=[[1, ends], [named, batch], [1, 1]], offset=begin + whole * blocks)
         nisa.dma_copy(dst=raw[0:ends, :, whole:chunks], src=entries)
     spread, first, place = sbuf(f32, (blocks, rows)), sbuf(f32, (blocks, 1)), sbuf(f32, (rows, 1))
     nisa.iota(dst=first, pattern=[[0, 1]], channel_multiplier=pieces)
@@ -89,11 +89,11 @@ def add_addresses(pages: Pages, table: nl.ndarray, psum: Bank) -> None:
         dst=wide, data=raw, op0=nl.multiply, operand0=float(pieces), op1=nl.subtract, operand1=first,
         engine=nisa.engine.vector,
     )  # fmt: skip
-    for begin in range(0, count, BANK_COLUMNS):
-        n = min(BANK_COLUMNS, count - begin)
+    for start in range(0, count, BANK_COLUMNS):
+        n = min(BANK_COLUMNS, count - start)
         bank = psum.take()[0:rows, 0:n]
         nisa.nc_matmul(
-            dst=bank, stationary=spread, moving=wide[:, begin : begin + n], is_stationary_onezero=True,
+            dst=bank, stationary=spread, moving=wide[:, start : start + n], is_stationary_onezero=True,
             accumulate=False,
         )  # fmt: skip
         for at in range(n):
