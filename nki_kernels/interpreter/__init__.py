@@ -1,5 +1,6 @@
 """An interpreter for NKI kernels: runs them on CPU, refuses what the hardware would refuse, and prices them."""
 
+from .across import Across, running_across
 from .errors import CapacityError, DivergenceError, KernelError, NotSimulatedError, UndefinedReadError
 from .install import install, uninstall
 from .launch import jit, ranks, simulate
@@ -11,6 +12,7 @@ from .target import Target, compiling_for, current_target
 
 __all__ = [
     "RULES",
+    "Across",
     "CapacityError",
     "DivergenceError",
     "KernelError",
@@ -29,6 +31,7 @@ __all__ = [
     "profile",
     "profile_ranks",
     "ranks",
+    "running_across",
     "simulate",
     "uninstall",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from .dtypes import as_dtype
 from .enums import MemoryRegion
 from .errors import fail
+from .replica_group import ReplicaGroup
 from .storage import Storage
 from .tensor import Tensor
 
@@ -65,6 +66,7 @@ class Arguments:
         names = list(inspect.signature(fn).parameters)
         self._args = [self._convert(a, names[i] if i < len(names) else f"arg{i}") for i, a in enumerate(args)]
         self._kwargs = {k: self._convert(v, k) for k, v in kwargs.items()}
+        self._check_ranks()
 
     def call(self) -> Any:
         """Run the kernel function on the calling thread's core."""
@@ -100,6 +102,22 @@ class Arguments:
             return value
         self._constants.append((name, value))
         return value
+
+    def _check_ranks(self) -> None:
+        """A kernel that is told how many ranks there are, in an argument ``ranks``, is told the size of its groups.
+
+        It cannot ask: AWS publishes nothing that a kernel could read of a ReplicaGroup.
+        """
+        told = inspect.signature(self.fn).parameters.get("ranks")
+        if told is None:
+            return
+        constants = dict(self._constants)
+        ranks = constants.get("ranks", told.default)
+        for name, value in constants.items():
+            for group in value.groups if isinstance(value, ReplicaGroup) else ():
+                if len(group) != ranks:
+                    members = f"the group {list(group)} of {name} has {len(group)}"
+                    fail("launch", "ranks", f"is {ranks}, {members}: give their number, or other groups")
 
     def program(self) -> list[tuple[str, Any]]:
         """What the program is compiled for: (argument, its shape and type, or the constant's value)."""

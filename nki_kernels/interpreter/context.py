@@ -51,7 +51,7 @@ class Core:
 
     Attributes:
         program_id, num_programs: SPMD position; ``num_programs`` is 1 without LNC2.
-        rank, index: Its rank, and its number among all programs of the launch.
+        rank, index: Its rank, and its number among all programs that this process runs.
         has_grid: The launch named an LNC degree.
         target, rules: What it compiles for, and the rules that holds it to.
         trace: Instructions in program order.
@@ -63,11 +63,13 @@ class Core:
         scalar_known, vector_known: bool [128], which of them hold a defined value.
     """
 
-    def __init__(self, program_id: int, num_programs: int, has_grid: bool, launch: "Launch", rank: int = 0) -> None:
+    def __init__(
+        self, program_id: int, num_programs: int, has_grid: bool, launch: "Launch", rank: int, index: int
+    ) -> None:
         self.program_id = program_id
         self.num_programs = num_programs
         self.rank = rank
-        self.index = rank * num_programs + program_id
+        self.index = index
         self.has_grid = has_grid
         self.launch = launch
         self.target: Target = launch.target

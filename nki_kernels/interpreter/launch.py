@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from . import context
+from .across import current_across
 from .errors import KernelError
 from .programs import Launch
 from .target import Target
@@ -20,9 +21,13 @@ def run(
     Args:
         target: What to compile for; None: what :func:`~.target.compiling_for` says.
         ranks: The kernel runs on that many ranks, all with these arguments: one is computed, and its results returned.
+            Inside :func:`~.across.running_across` it is this process's rank, among those of all processes.
     """
     fn, lnc = _parts(kernel)
-    launch = Launch(lnc, target, ranks, alike=True)
+    across = current_across()
+    launch = (
+        Launch(lnc, target, ranks, alike=True) if across is None else Launch(lnc, target, across.world, across=across)
+    )
     return launch.run(fn, [(args, kwargs)])[0], launch
 
 

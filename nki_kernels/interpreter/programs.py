@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from . import context
+from .across import Across
 from .arguments import Arguments, own_arrays, same_program
 from .capacity import check_capacity, check_length
 from .context import Core
@@ -29,19 +30,27 @@ class Launch:
         ranks: Ranks that run together.
         alike: All ranks have the same arguments: only the first runs, and what it brings to a collective stands for
             what each of them brings.
+        across: This process runs one rank of them, and meets the others through it.
 
     Attributes:
         cores: State and traces of the programs that run, rank by rank, after the run.
     """
 
-    def __init__(self, lnc: int | None, target: Target | None = None, ranks: int = 1, alike: bool = False) -> None:
+    def __init__(
+        self,
+        lnc: int | None,
+        target: Target | None = None,
+        ranks: int = 1,
+        alike: bool = False,
+        across: Across | None = None,
+    ) -> None:
         self.lnc = lnc or 1
         self.target = target or current_target()
         self.rules = rules_of(self.target)
-        self.ranks, self.alike = ranks, alike
-        running = 1 if alike else ranks
-        places = [(rank, c) for rank in range(running) for c in range(self.lnc)]
-        self.cores = [Core(c, self.lnc, lnc is not None, self, rank) for rank, c in places]
+        self.ranks, self.alike, self.across = ranks, alike, across
+        first, running = (across.rank, 1) if across else (0, 1 if alike else ranks)
+        places = [(rank, c) for rank in range(first, first + running) for c in range(self.lnc)]
+        self.cores = [Core(c, self.lnc, lnc is not None, self, rank, at) for at, (rank, c) in enumerate(places)]
         self._shared: list[list[Storage]] = [[] for _ in range(running)]
         self._arguments: frozenset[int] = frozenset()
         self._turns = Turns([self._label(core) for core in self.cores])
@@ -51,7 +60,7 @@ class Launch:
 
     def shared_tensor(self, core: Core, dims: tuple[int, ...], kind: DType, name: str) -> Tensor:
         """The next shared HBM allocation; the n-th one of a rank's programs is the same memory."""
-        at, shared = core.shared_count, self._shared[core.rank]
+        at, shared = core.shared_count, self._shared[core.index // self.lnc]
         core.shared_count += 1
         if at == len(shared):
             shared.append(Storage(dims, kind, MemoryRegion.shared_hbm, name, -1))
@@ -87,6 +96,8 @@ class Launch:
         if both and self.lnc == 2:
             core.meetings += 1
             values = values[::2]
+        if self.across is not None:
+            return self.across.exchange(group, key, values[0])
         return values * len(group) if self.alike else values
 
     def is_argument(self, info: StorageInfo) -> bool:
@@ -104,14 +115,16 @@ class Launch:
         return ("pair", core.rank)
 
     def _pair_members(self, core: Core) -> tuple[int, ...]:
-        return tuple(core.rank * self.lnc + c for c in range(self.lnc))
+        first = core.index - core.program_id
+        return tuple(first + c for c in range(self.lnc))
 
     def _group(self, core: Core, group: tuple[int, ...], both: bool) -> tuple[Any, ...]:
         return ("group", group, None if both else core.program_id)
 
     def _group_members(self, core: Core, group: tuple[int, ...], both: bool) -> tuple[int, ...]:
         cores = range(self.lnc) if both else (core.program_id,)
-        return tuple(rank * self.lnc + c for rank in ((0,) if self.alike else group) for c in cores)
+        here = (0,) if self.alike or self.across is not None else group
+        return tuple(rank * self.lnc + c for rank in here for c in cores)
 
     def run(self, fn: Callable[..., Any], arguments: Sequence[tuple[tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
         """Run ``fn`` and return each rank's results as its caller's kind of array; inputs it wrote to are updated in
@@ -133,8 +146,9 @@ class Launch:
             core = self.cores[index]
             context.enter(core)
             try:
-                results[index] = marshals[core.rank].call()
-                self._check_results(results[index], marshals[core.rank])
+                marshal = marshals[index // self.lnc]
+                results[index] = marshal.call()
+                self._check_results(results[index], marshal)
             finally:
                 context.enter(None)
 

@@ -1,6 +1,8 @@
 """Ranks together: what collectives give and refuse, what a rank that does not come leads to, and their prices."""
 
+from collections.abc import Callable
 from itertools import product
+from threading import Barrier, Thread
 
 import ml_dtypes
 import nki
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from nki_kernels.interpreter import (
+    Across,
     DivergenceError,
     KernelError,
     NotSimulatedError,
@@ -24,6 +27,7 @@ from nki_kernels.interpreter import (
     profile,
     profile_ranks,
     ranks,
+    running_across,
 )
 
 F32, BF16 = nl.float32, nl.bfloat16
@@ -522,6 +526,51 @@ def test_a_rank_that_comes_late_holds_up_the_others(tmp_path):
     assert report.exchanges[0].waited_us > 20 * 512 / C.vector_ghz / 1e3
     report.to_chrome_trace(tmp_path / "trace.json")
     assert "rank 1 core 0 (modelled)" in (tmp_path / "trace.json").read_text()
+
+
+def apart(calls: list[Callable[[], object]]) -> list[object]:
+    """Each call on a rank of its own, as processes would make them: what it gives, or what it raises."""
+    barrier, posts, found = Barrier(len(calls)), [None] * len(calls), [None] * len(calls)
+
+    def run(rank):
+        def gather(brought):
+            posts[rank] = brought
+            barrier.wait(30)
+            every = list(posts)
+            barrier.wait(30)
+            return every
+
+        try:
+            with running_across(Across(rank, len(calls), gather)):
+                found[rank] = calls[rank]()
+        except KernelError as error:
+            found[rank] = error
+
+    threads = [Thread(target=run, args=(rank,)) for rank in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+@pytest.mark.parametrize("lnc", [1, 2])
+@pytest.mark.parametrize(("what", "space"), [("sum", "sbuf"), ("scatter", "private"), ("gather rows", "shared")])
+def test_ranks_in_processes_of_their_own_get_the_same(what, space, lnc):
+    lists = ((2, 0), (1, 3))
+    xs = [np.random.default_rng(r).integers(-9, 9, (4, 8)).astype(np.float32) for r in range(4)]
+    shape = expected(what, xs, [2, 0], 0).shape
+    options = {"replica_group": group(*lists), "what": what, "space": space, "shape": shape}
+    together = ranks(collective[lnc])(*[(x,) for x in xs], **options)
+    found = apart([lambda x=x: collective[lnc](x, **options) for x in xs])
+    for mine, theirs in zip(found, together, strict=True):
+        np.testing.assert_array_equal(mine, theirs)
+
+
+def test_ranks_in_processes_of_their_own_must_do_the_same():
+    wider = [lambda n=n: collective[1](np.ones((4, n), np.float32), what="sum", replica_group=group((0, 1)),
+                                       space="sbuf", shape=(4, n)) for n in (8, 9)]  # fmt: skip
+    assert all("rank 0 is at" in str(e) or "rank 1 is at" in str(e) for e in apart(wider))
 
 
 def test_other_collectives_are_named_as_not_simulated():

@@ -12,7 +12,7 @@ from nki_kernels import examples
 from nki_kernels.decode_mlp import decode_mlp
 from nki_kernels.decode_mlp_plan import parts
 from nki_kernels.decode_mlp_torch import decode_mlp_torch, pack, pack_gamma, unpack
-from nki_kernels.interpreter import PriceList, Target, compiling_for, profile, ranks
+from nki_kernels.interpreter import KernelError, PriceList, Target, compiling_for, profile, ranks
 from nki_kernels.interpreter.target import SDKS
 
 EPS = 1e-5
@@ -129,6 +129,18 @@ def test_what_does_not_fit_is_refused(change, match):
     x, gamma = torch.ones(change.get("rows", 1), 256), pack_gamma(torch.ones(256))
     with pytest.raises(AssertionError, match=match):
         decode_mlp[change.get("launched", 2)](x, gamma, *packed, ranks=change.get("ranks", 1))
+
+
+@pytest.mark.parametrize(
+    ("told", "match"),
+    [({"ranks": 4}, r"is 4, the group \[0, 1\] of replica_group has 2"), ({}, r"is 1, the group \[0, 1\]")],
+)
+def test_ranks_are_those_of_the_group(told, match):
+    """Each brings a `ranks`-th of the residual: with another number the sum would be wrong without a word."""
+    made, _, _ = weights(256, 256, False)
+    args = torch.ones(1, 256), pack_gamma(torch.ones(256)), *dataclasses.astuple(pack(*made, 1))
+    with pytest.raises(KernelError, match=match):
+        ranks(decode_mlp[1])(args, args, replica_group=ncc.ReplicaGroup([[0, 1]]), **told)
 
 
 def test_packing_refuses_what_it_cannot_place():
