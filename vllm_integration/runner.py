@@ -107,11 +107,12 @@ class ModelRunner:
         return output
 
     def drafts(self) -> DraftTokenIds | None:
-        """Drafts for the next step of the requests that the last one gave tokens."""
+        """Drafts for the next step of the requests that the last one gave tokens; None where nobody gets any."""
         if self.drafter is None or not self._given:
             return None
         given, self._given = self._given, []
-        return DraftTokenIds([state.request_id for state in given], self.drafter.draft(given))
+        drafts = self.drafter.draft(given)
+        return DraftTokenIds([state.request_id for state in given], drafts) if any(drafts) else None
 
     def _sample_on_host(
         self, states: Sequence[RequestState], results: Sequence[RowResult], grammar: GrammarOutput | None

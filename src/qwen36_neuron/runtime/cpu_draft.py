@@ -126,6 +126,8 @@ class CpuDraftLayer:
         self._waiting: dict[int, tuple[int, Commit]] = {}
         """Of checkpoint slots whose hidden state is not known yet: the lane that will have it."""
         self._owed = 0
+        self._steps: list[tuple[Sequence[Row], torch.Tensor]] = []
+        """Steps of plain decoding, all of the same lanes, that are not in these lanes' segments yet."""
 
     # ---- following the lanes -----------------------------------------------------------------------------------------
 
@@ -135,6 +137,8 @@ class CpuDraftLayer:
         Args:
             accepted: of each row, how many of its lane's last drafts were right.
         """
+        if released or any(row.start == 0 or row.restore is not None for row in rows):
+            self._take_in()
         for number in released:
             self._release(number)
         for row in rows:
@@ -151,6 +155,7 @@ class CpuDraftLayer:
 
     def prefilled(self, rows: Sequence[Row], inputs: torch.Tensor) -> None:
         """Rows of many tokens have run; inputs [rows, tokens, hidden] of the last layer, padded on the right."""
+        self._take_in()
         for index, row in enumerate(rows):
             count = len(row.tokens)
             self._add(row, Segment(row.start, tuple(row.tokens), inputs[index, :count], False))
@@ -159,7 +164,16 @@ class CpuDraftLayer:
             self.catch_up([lane for lane, held in self._lanes.items() if not all(s.complete for s in held.segments)])
 
     def ran(self, rows: Sequence[Row], hidden: torch.Tensor) -> None:
-        """Rows with or without drafts have run; hidden [rows, tokens + drafts or more, hidden] after the final norm."""
+        """Rows with or without drafts have run; hidden [rows, tokens + drafts or more, hidden] after the final norm.
+
+        Nothing is due after most steps of plain decoding: they are kept as they are, and taken in together.
+        """
+        if self._steps and [row.lane for row in rows] != [row.lane for row in self._steps[-1][0]]:
+            self._take_in()
+        if all(_is_plain(row) for row in rows):
+            self._steps.append((rows, hidden))
+            return
+        self._take_in()
         full = []
         for index, row in enumerate(rows):
             count = len(row.tokens)
@@ -171,6 +185,18 @@ class CpuDraftLayer:
                 full.append(row.lane)
         if full:
             self.catch_up(full)
+
+    def _take_in(self) -> None:
+        """Put steps of plain decoding into their lanes' segments."""
+        if not self._steps:
+            return
+        steps, self._steps = self._steps, []
+        joined = torch.cat([hidden[:, :1] for _, hidden in steps], 1)
+        for index, first in enumerate(steps[0][0]):
+            tokens = [token for rows, _ in steps for token in rows[index].tokens]
+            lane = self._lanes[first.lane]
+            lane.segments.append(Segment(first.start, tokens, joined[index]))
+            lane.end = first.start + len(tokens)
 
     def _add(self, row: Row, segment: Segment) -> Lane:
         lane = self._lanes[row.lane]
@@ -235,6 +261,7 @@ class CpuDraftLayer:
 
     def draft(self, requests: Sequence[DraftRequest]) -> tuple[tuple[int, ...], ...]:
         """See `Runtime.draft`."""
+        self._take_in()
         drafts: list[list[int]] = [[] for _ in requests]
         for request in requests:
             lane = self._lanes[request.lane]
@@ -373,6 +400,11 @@ class CpuDraftLayer:
         ]
         state = CpuDraftState(self.cache, rows, [1] * len(rows))
         return self.model.draft(hidden, torch.tensor(tokens)[:, None], torch.tensor(ends)[:, None] - 1, state)
+
+
+def _is_plain(row: Row) -> bool:
+    """A row of one token that neither fills a block nor leaves anything behind."""
+    return len(row.tokens) == 1 and not row.drafts and not row.commits and row.end % BLOCK_SIZE != 0
 
 
 def _of_one_length(waiting: Sequence[tuple[int, Segment]]) -> list[list[tuple[int, Segment]]]:
