@@ -23,6 +23,7 @@ COMMANDS = {
     "plan": "qwen36_cli.plan:plan",
     "estimate": "qwen36_cli.estimate:estimate",
     "compare": "qwen36_cli.compare:compare",
+    "gate": "qwen36_cli.gate:gate",
     "make-checkpoint": "qwen36_cli.make_checkpoint:make_checkpoint",
 }
 """Where each command is, as module:function; `serve` and the groups are beside them."""
@@ -36,7 +37,7 @@ BENCHMARKS = {
 }
 
 EXTRAS = {
-    **dict.fromkeys(("vllm", "httpx", "starlette", "uvicorn", "prometheus_client"), "serve"),
+    **dict.fromkeys(("vllm", "httpx", "starlette", "uvicorn", "prometheus_client", "jsonschema"), "serve"),
     **dict.fromkeys(("matplotlib", "psutil", "scipy"), "dev"),
 }
 """Optional packages, by the extra of this project that brings them."""

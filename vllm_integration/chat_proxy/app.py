@@ -8,6 +8,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -26,6 +27,7 @@ from .admission import AdmissionControl
 from .answers import ChatAnswer
 from .backend import Backend, State
 from .body import parse_object, read_body
+from .envelope import Envelope
 from .errors import ProxyError
 from .exchange import Again, Exchange, end_to_end
 from .limits import FIELDS, is_too_long, refit
@@ -54,6 +56,9 @@ class Proxy:
     def __init__(self, settings: ProxySettings) -> None:
         self.settings = settings
         self.backend = Backend(settings)
+        self.envelope = Envelope(settings.max_prompt_tokens, settings.max_completion_tokens)
+        elsewhere = settings.long_context_backend
+        self.long_context = Backend(replace(settings, backend=elsewhere)) if elsewhere else None
         self.admission = AdmissionControl(settings.max_concurrent)
         self.metrics = metrics.ProxyMetrics(
             in_flight=lambda: len(self.admission), ready=lambda: self.backend.state is State.READY
@@ -63,12 +68,30 @@ class Proxy:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Follow the backend while the application runs."""
-        watch = asyncio.create_task(self.backend.watch())
+        backends = [backend for backend in (self.backend, self.long_context) if backend is not None]
+        watches = [asyncio.create_task(backend.watch()) for backend in backends]
         try:
             yield
         finally:
-            watch.cancel()
-            await self.backend.client.aclose()
+            for watch, backend in zip(watches, backends, strict=True):
+                watch.cancel()
+                await backend.client.aclose()
+
+    async def choose(self, route: str, body: dict[str, Any], headers: list[tuple[bytes, bytes]]) -> Backend:
+        """Who answers a request.
+
+        Raises:
+            ProxyError: 400 where it goes beyond what was accepted and there is nobody else, 503 where that one is not
+                ready.
+        """
+        refusal = await self.envelope.beyond(route, body, self.backend, headers)
+        if refusal is None:
+            return self.backend
+        if self.long_context is None:
+            raise refusal
+        self.long_context.require_warm()
+        self.metrics.routed.labels(route).inc()
+        return self.long_context
 
     def authorize(self, headers: Headers) -> None:
         """Raises ProxyError 401 unless the client presents the key."""
@@ -127,16 +150,23 @@ class Forward:
             if "authorization" not in headers and "x-api-key" in headers:
                 sent.append((b"authorization", b"Bearer " + headers["x-api-key"].encode("latin-1")))
             body, content = await self._body(headers, receive) if self.method == "POST" else ({}, None)
+            open_ended = content
+            if self.path in FIELDS:
+                exchange.backend = await proxy.choose(self.path, body, sent)
+                if exchange.backend is proxy.backend and proxy.envelope.fill(self.path, body):
+                    content = json.dumps(body).encode()
 
             def request(content: bytes | None) -> httpx.Request:
                 url = httpx.URL(self.path, query=scope["query_string"] or None)
-                return proxy.backend.client.build_request(self.method, url, headers=sent, content=content)
+                return exchange.backend.client.build_request(self.method, url, headers=sent, content=content)
 
             async def again(status: int, answer: bytes) -> httpx.Request | None:
                 if not is_too_long(status, answer):
                     return None
+                if content is not open_ended:  # what is left of the context is less than what was filled in
+                    return request(open_ended)
                 cut = proxy.settings.cut_max_tokens
-                better = await refit(self.path, body, proxy.backend, sent, cut=cut)
+                better = await refit(self.path, body, exchange.backend, sent, cut=cut)
                 return None if better is None else request(json.dumps(better).encode())
 
             retry: Again | None = again if self.path in FIELDS else None

@@ -75,7 +75,7 @@ async def refit(
     if route == "/v1/responses":
         # Nothing counts its prompt, but one prompt alone is what fills the context where no length is asked for.
         return {**body, field: None} if cut else None
-    counted = await _count(route, body, backend, headers)
+    counted = await count_prompt(route, body, backend, headers)
     if counted is None:
         return None
     prompt, context = counted
@@ -91,7 +91,7 @@ async def refit(
     return {**body, field: min(body[field], room)}
 
 
-async def _count(
+async def count_prompt(
     route: str, body: Mapping[str, Any], backend: Backend, headers: Sequence[tuple[bytes, bytes]]
 ) -> tuple[int, int] | None:
     """Tokens of the longest prompt of a request, and of the context; None where the backend cannot tell."""

@@ -30,6 +30,12 @@ class ProxyMetrics:
         self.rejected = Counter(
             "qwen36_proxy_rejected", "Answers of the proxy's own making", ("reason",), registry=registry
         )
+        self.routed = Counter(
+            "qwen36_proxy_routed",
+            "Requests beyond what was accepted here, handed to the long-context backend",
+            ("route",),
+            registry=registry,
+        )
         self.ttft = Histogram(
             "qwen36_proxy_time_to_first_byte_seconds",
             "From the request's arrival to the first byte of a streamed answer",

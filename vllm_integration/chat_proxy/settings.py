@@ -21,6 +21,9 @@ class ProxySettings:
         sampling_defaults: whether sampling parameters that a chat request left out are filled in by mode.
         strict_messages: leave system and developer messages as they are, for the chat template to refuse.
         cut_max_tokens: cut the length of an answer to what fits; otherwise a request for more is refused.
+        max_prompt_tokens: tokens of the longest prompt that is answered here; None for as many as fit.
+        max_completion_tokens: tokens of the longest answer that is given here; None for as many as fit.
+        long_context_backend: base URL of a server that answers what goes beyond these two; None to refuse it.
         cors_origins: origins whose pages may call, such as https://chat.example.com, or * for all; none by default.
         max_body_bytes: largest request body.
         max_json_depth: deepest nesting of a request body.
@@ -44,6 +47,9 @@ class ProxySettings:
     sampling_defaults: bool = True
     strict_messages: bool = False
     cut_max_tokens: bool = True
+    max_prompt_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    long_context_backend: str | None = None
     cors_origins: tuple[str, ...] = ()
     max_body_bytes: int = 8 << 20
     max_json_depth: int = 64
@@ -56,9 +62,17 @@ class ProxySettings:
     drain_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        url = urlsplit(self.backend)
-        if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query:
-            raise ConfigError("backend", self.backend, "is not a base URL", "Use a form like http://127.0.0.1:8001")
+        _check_url("backend", self.backend)
+        for name in ("max_prompt_tokens", "max_completion_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(name, value, "must be at least 1", "Raise it, or leave it out")
+        if self.long_context_backend is not None:
+            _check_url("long_context_backend", self.long_context_backend)
+            if self.max_prompt_tokens is None and self.max_completion_tokens is None:
+                problem = "is never used where everything is answered here"
+                remedy = "Give max_prompt_tokens or max_completion_tokens too"
+                raise ConfigError("long_context_backend", self.long_context_backend, problem, remedy)
         if not 0 <= self.port <= 65535:
             raise ConfigError("port", self.port, "is not a TCP port", "Use 1..65535, or 0 for any free one")
         for origin in self.cors_origins:
@@ -75,3 +89,9 @@ class ProxySettings:
         for name in ("body_timeout", "connect_timeout", "response_timeout", "health_interval", "drain_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigError(name, getattr(self, name), "must be more than 0 seconds", "Raise it")
+
+
+def _check_url(name: str, value: str) -> None:
+    url = urlsplit(value)
+    if url.scheme not in ("http", "https") or not url.hostname or url.path.strip("/") or url.query:
+        raise ConfigError(name, value, "is not a base URL", "Use a form like http://127.0.0.1:8001")

@@ -17,7 +17,7 @@ from ..chat_proxy.settings import ProxySettings
 from ..flags import either
 from ..settings import Settings
 from ..speculation.config import ALONE, DraftLimits, asked_for, settings_of
-from . import extra
+from . import envelope, extra
 from . import model as models
 from .errors import Refusal
 from .options import Engine, options
@@ -170,9 +170,13 @@ def _front(values: Mapping[str, Any], engine: Engine, name: _Names, environment:
         raise Refusal(f"{name('port')} and {name('backend_port')} are both {port}")
     asked = _of(ProxySettings, values)
     if not engine.proxy:
-        for field in ("backend_port", *asked):
+        for field in ("backend_port", "envelope", *asked):
             if field in name.given and field not in _SHARED:
                 raise Refusal(f"{name(field)} is the proxy's, which --no-proxy leaves out")
+    if engine.envelope is not None:
+        limits = envelope.read(engine.envelope, name("envelope"))
+        envelope.within(limits, asked, {field: name(field) for field in limits})
+        asked = {**limits, **asked}
     if asked.get("api_key") is None:
         asked["api_key"] = environment.get("VLLM_API_KEY") or None
     try:

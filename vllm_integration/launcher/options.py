@@ -35,6 +35,7 @@ class Engine:
         max_num_batched_tokens: tokens of one step.
         enable_prefix_caching: reuse the prefixes that requests share.
         speculative_config: JSON that says how tokens are drafted, as in {"method":"mtp","num_speculative_tokens":3}.
+        envelope: result of qwen36 gate: prompts and answers longer than those it accepted are refused.
         proxy: run the chat proxy in front; without it vLLM alone listens on HOST:PORT.
         backend_port: inner port of vLLM behind the proxy, on 127.0.0.1.
         python: the Python that runs vLLM and the proxy.
@@ -50,6 +51,7 @@ class Engine:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     speculative_config: str | None = None
+    envelope: str | None = None
     proxy: bool = True
     backend_port: int | None = None
     python: str | None = None
@@ -123,6 +125,7 @@ _GROUP = {
     **dict.fromkeys(("kernels", "sampling_candidates", "lazy_logits", "threads", "share_cores"), MODEL),
     **dict.fromkeys(("host", "port", "backend_port", "api_key", "proxy"), FRONT),
     **dict.fromkeys(("python", "dry_run"), OTHER),
+    "envelope": GUARDS,
 }
 _GROUP_OF = {Engine: CAPACITY, Settings: CAPACITY, ProxySettings: GUARDS}
 """Where a field goes that `_GROUP` does not name."""
@@ -150,6 +153,8 @@ _METAVARS = {
     "speculative_config": "JSON",
     "cache_gib": "BYTES",
     "python": "PATH",
+    "envelope": "FILE",
+    "long_context_backend": "URL",
 }
 
 _DEFAULTS = {
@@ -164,6 +169,7 @@ _DEFAULTS = {
     "python": "the one that runs this",
     "revision": "main",
     "speculative_config": "no speculation",
+    "envelope": "none",
 }
 
 _ALIASES = {

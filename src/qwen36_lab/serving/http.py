@@ -26,6 +26,9 @@ class HttpServer:
 
     Args:
         config: what it is built from.
+
+    Attributes:
+        url: its base.
     """
 
     def __init__(self, config: SideConfig) -> None:
@@ -45,7 +48,8 @@ class HttpServer:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=600, trust_env=False)
+        self.url = f"http://127.0.0.1:{port}"
+        self._http = httpx.Client(base_url=self.url, timeout=600, trust_env=False)
         self._wait_ready()
 
     def first_token(self, prompt: list[int], tokens: int = 1) -> float:

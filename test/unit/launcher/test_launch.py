@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def test_speculation_that_cannot_be_is_refused(start: Start, words: tuple[str, .
 
 
 VALUES: dict[str, str] = {"int": "3", "float": "2.5", "str": "x", "list": "https://a.example,https://b.example"}
+TEXTS = {"long_context_backend": "http://far.example:8000"}
+BESIDE = {"long_context_backend": ["--max-prompt-tokens", "5"]}
+"""What a flag says nothing without."""
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(ProxySettings) if field.name != "backend"])
@@ -83,15 +87,55 @@ def test_a_flag_of_the_proxy_reaches_the_proxy(start: Start, monkeypatch: pytest
     if flag.kind == "bool":
         words, wanted = [option.negatives[0] if flag.default else option.names[0]], not flag.default
     else:
-        text = flag.choices[-1] if flag.choices else VALUES[flag.kind]
+        text = flag.choices[-1] if flag.choices else TEXTS.get(field, VALUES[flag.kind])
         words, wanted = [option.names[0], text], flag.parse(text)
-    launch = start(*words)
+    launch = start(*words, *BESIDE.get(field, ()))
     environment = commands.full_environment(launch, {})
     monkeypatch.setenv("VLLM_API_KEY", environment.get("VLLM_API_KEY", ""))
     if not environment.get("VLLM_API_KEY"):
         monkeypatch.delenv("VLLM_API_KEY")
     command = commands.proxy_command(launch)
     assert getattr(parse_proxy(command[command.index("--backend") :]), field) == wanted
+
+
+ACCEPTED = {"accepted": True, "envelope": {"prompt_tokens": 10000, "completion_tokens": 6144}}
+
+
+def test_an_envelope_bounds_what_the_proxy_answers(start: Start, tmp_path: Path) -> None:
+    file = tmp_path / "gate.json"
+    file.write_text(json.dumps(ACCEPTED))
+    front = start("--envelope", file).front
+    assert (front.max_prompt_tokens, front.max_completion_tokens) == (10000, 6144)
+    tighter = start("--envelope", file, "--max-prompt-tokens", 9999, "--long-context-backend", "http://far:1").front
+    assert (tighter.max_prompt_tokens, tighter.max_completion_tokens) == (9999, 6144)
+    assert tighter.long_context_backend == "http://far:1"
+    assert "10001" in refused(start, "--envelope", file, "--max-prompt-tokens", 10001)
+    assert "--envelope is the proxy's" in refused(start, "--envelope", file, "--no-proxy")
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("[]", "no result of qwen36 gate"),
+        (json.dumps({**ACCEPTED, "envelope": {"prompt_tokens": 10}}), "no result of qwen36 gate"),
+        (
+            json.dumps({**ACCEPTED, "envelope": {"prompt_tokens": 0, "completion_tokens": 1}}),
+            "no result of qwen36 gate",
+        ),
+        (json.dumps({**ACCEPTED, "accepted": False}), "was not accepted"),
+    ],
+)
+def test_a_file_that_is_no_accepted_result_is_refused(
+    start: Start, tmp_path: Path, content: str | None, says: str
+) -> None:
+    file = tmp_path / "gate.json"
+    if content is not None:
+        file.write_text(content)
+    message = refused(start, "--envelope", file)
+    assert says in message
+    assert "--envelope" in message
 
 
 def test_a_field_that_is_added_is_a_flag_at_once(monkeypatch: pytest.MonkeyPatch, start: Start) -> None:
