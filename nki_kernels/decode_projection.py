@@ -5,7 +5,7 @@ import nki.collectives as ncc
 import nki.isa as nisa
 import nki.language as nl
 
-from .decode_sums import project, store, store_sum
+from .decode_sums import leave, project, store, store_sum
 from .delta_rule_tiles import BANK_COLUMNS, TILE, sbuf, square_sums, to_power
 from .weight_stream import cut, group_width, normed_lines, open_stream
 
@@ -14,7 +14,12 @@ BANKS = 6
 
 @nki.jit
 def norm_projection(
-    x: nl.ndarray, gamma: nl.ndarray, weight: nl.ndarray, scale: nl.ndarray = None, eps: float = 1e-6
+    x: nl.ndarray,
+    gamma: nl.ndarray,
+    weight: nl.ndarray,
+    scale: nl.ndarray = None,
+    eps: float = 1e-6,
+    few: nl.ndarray = None,
 ) -> nl.ndarray:
     """The RMS norm of x times a weight whose output channels are divided among ranks and cores: nothing is summed.
 
@@ -24,7 +29,8 @@ def norm_projection(
         R: rows, at most 64
         H: hidden size, a multiple of 128; L = H / 128 lines
         N: output channels of this rank
-        C: physical cores, 1 or 2, of which each has N / C channels
+        M: a few more of them, whose weights are bfloat16 whatever the type of the others; at most 512 C
+        C: physical cores, 1 or 2, of which each has N / C and M / C channels
 
     Args:
         x (nl.ndarray): [R, H], bfloat16 or float32
@@ -32,12 +38,13 @@ def norm_projection(
         weight (nl.ndarray): [C, 128, L * N / C], bfloat16, or uint8 float8_e4m3 codes (IEEE-like: largest 240)
         scale (nl.ndarray): [C, N / C], float32, with codes only
         eps (float): added to the mean of squares
+        few (nl.ndarray): [C, 128, L * M / C], bfloat16
 
     Returns:
-        y (nl.ndarray): [R, N], of x's type
+        y (nl.ndarray): [R, N], of x's type; with `few` also z (nl.ndarray): [R, M], of x's type
 
     Pseudocode:
-        y = ((x * gamma) * rsqrt(mean(x * x) + eps), rounded to bfloat16) weight * scale, in float32
+        y = ((x * gamma) * rsqrt(mean(x * x) + eps), rounded to bfloat16) weight * scale, in float32; z likewise of few
     """
     rows, hidden = x.shape
     cores = nl.num_programs()
@@ -53,6 +60,9 @@ def norm_projection(
     factor, channel = sbuf(nl.float32, (TILE, count)), sbuf(nl.float32, (rows, own))
     nisa.dma_copy(dst=factor, src=gamma)
     normed = normed_lines(x, factor, group, banks[BANKS], eps)
+    beside: tuple = ()
+    if few is not None:
+        beside = (_few(few, count, core), banks[BANKS])
     stream.fetch(2)
     if scaled:
         nisa.dma_copy(dst=channel, src=scale.ap(pattern=[[0, rows], [1, own]], offset=core * own))
@@ -60,10 +70,27 @@ def norm_projection(
     for line in range(count):
         lines.append(normed[:, line : line + 1])
     out = sbuf(nl.float32, (rows, own))
-    project(stream, tuple(banks[0:BANKS]), lines, out, group, scaled, channel, channel, 0)
+    project(stream, tuple(banks[0:BANKS]), lines, out, group, scaled, channel, channel, 0, beside)
     y = nl.ndarray((rows, own * cores), dtype=x.dtype, buffer=nl.shared_hbm)
     store(y, out, core * own)
-    return y
+    if few is None:
+        return y
+    more = beside[0].shape[2]
+    rest = sbuf(nl.float32, (rows, more))
+    leave((banks[BANKS],), 0, (0, more), rest, group, False, channel, channel, 0)
+    z = nl.ndarray((rows, more * cores), dtype=x.dtype, buffer=nl.shared_hbm)
+    store(z, rest, core * more)
+    return y, z
+
+
+def _few(few: nl.ndarray, lines: int, core: int) -> nl.ndarray:
+    """This core's part of the weights of a few channels: [128, lines, channels]."""
+    row = few.shape[2]
+    own = row // lines
+    assert own <= BANK_COLUMNS, f"{own} channels more a core, at most {BANK_COLUMNS}"
+    weights = sbuf(nl.bfloat16, (TILE, row))
+    nisa.dma_copy(dst=weights, src=few.ap(pattern=[[row, TILE], [1, row]], offset=core * TILE * row))
+    return weights.reshape((TILE, lines, own))
 
 
 @nki.jit

@@ -21,6 +21,15 @@ def pack_columns(weight: torch.Tensor, cores: int) -> torch.Tensor:
     return weight.reshape(cores, channels // cores, TILE, -1).permute(0, 2, 3, 1).reshape(cores, TILE, -1).contiguous()
 
 
+def by_input(packed: torch.Tensor, inputs: int) -> torch.Tensor:
+    """What `pack_columns` gives as [hidden, channels]: a core's part [128, hidden / 128 * n] lies as [hidden, n] does.
+
+    Args:
+        inputs: hidden size; of what `pack_rows` gives its channels, which come out as [128, heads] of them.
+    """
+    return torch.cat([part.reshape(inputs, -1) for part in packed], dim=1)
+
+
 def pack_rows(weight: torch.Tensor, cores: int) -> torch.Tensor:
     """[hidden, channels], a rank's, as `gated_norm_projection` reads it: [cores, 128, channels / 128 * hidden / cores].
 
@@ -35,13 +44,19 @@ def pack_rows(weight: torch.Tensor, cores: int) -> torch.Tensor:
 
 
 def norm_projection_torch(
-    x: torch.Tensor, gamma: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None = None, eps: float = 1e-6
-) -> torch.Tensor:
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor | None = None,
+    eps: float = 1e-6,
+    few: torch.Tensor | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See `norm_projection`: fp32."""
-    wide, cores, lines = x.float(), weight.shape[0], gamma.shape[1]
+    wide = x.float()
     normed = wide * gamma.reshape(-1) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
-    values = _values(weight).reshape(cores, TILE, lines, -1).permute(1, 2, 0, 3).reshape(TILE * lines, -1)
-    return normed.to(torch.bfloat16).float() @ values * (1.0 if scale is None else scale.reshape(-1))
+    rounded = normed.to(torch.bfloat16).float()
+    y = rounded @ by_input(_values(weight), x.shape[1]) * (1.0 if scale is None else scale.reshape(-1))
+    return y if few is None else (y, rounded @ by_input(few.float(), x.shape[1]))
 
 
 def gated_norm_projection_torch(
@@ -57,9 +72,8 @@ def gated_norm_projection_torch(
     """See `gated_norm_projection`: what this rank brings to the sum over ranks, fp32 [rows, hidden]."""
     rows, heads, size = mixed.shape
     normed = mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + eps) * (factor[0] * F.silu(gate.float()))
-    cores = weight.shape[0]
-    values = _values(weight).reshape(cores, size, heads, -1).permute(2, 1, 0, 3).reshape(heads * size, -1)
-    out = normed.to(torch.bfloat16).float().reshape(rows, -1) @ values
+    lines = normed.to(torch.bfloat16).float().transpose(1, 2).reshape(rows, -1)
+    out = lines @ by_input(_values(weight), heads * size)
     return out * (1.0 if scale is None else scale.reshape(-1)) + x.float() / ranks
 
 

@@ -18,12 +18,14 @@ def project(
     channel: nl.ndarray,
     residual: nl.ndarray,
     ranks: int,
+    beside: tuple = (),
 ) -> None:
     """out [rows, own] = the sum of a stream's lines, each by its stationary [128, ..., count].
 
     Args:
         lines: Stationaries, one a line; `count` is the rows, or `group` columns of which the rest is zero.
         out, group, scaled, channel, residual, ranks: see `leave`.
+        beside: (weights [128, lines, few], bank) that are multiplied as well, while a line's stationary is at hand.
     """
     columns, line, rows = columns_of(out.shape[1]), 0, out.shape[0]
     while line < len(lines):
@@ -39,6 +41,11 @@ def project(
                 for chunk in range(begin, end):
                     multiply(
                         banks, chunk, columns[chunk], stationary, wide, weights[:, n : n + 1], group, line + n == 0
+                    )
+                if begin == 0 and len(beside) > 0:
+                    more, at = beside[0], line + n
+                    multiply(
+                        (beside[1],), 0, (0, more.shape[2]), stationary, wide, more[:, at : at + 1], group, at == 0
                     )
             if last:
                 for chunk in range(begin, end):

@@ -152,43 +152,53 @@ def mlp_decode() -> Example:
     return mlp(1)
 
 
-def mlp_step(rows: int, fp8: bool = True, hidden: int = 5120, inner: int = 4352, ranks: int = 4) -> Example:
+def mlp_step(
+    rows: int, fp8: bool = True, hidden: int = 5120, inner: int = 4352, ranks: int = 4, cores: int = 2
+) -> Example:
     """A decode step's feed-forward block on two cores of each rank: intermediate size 17408 over four."""
-    lines, blocks = hidden // D, inner // (2 * D)
-    codes = np.random.default_rng(0).integers(0, 112, (2, D, 3 * lines * blocks * D), dtype=np.uint8)
+    lines, blocks = hidden // D, inner // (cores * D)
+    codes = np.random.default_rng(0).integers(0, 112, (cores, D, 3 * lines * blocks * D), dtype=np.uint8)
     weights = codes if fp8 else (codes.astype(np.float32) * 1e-3).astype(BF16)
     gate_up, down = weights[:, :, : 2 * lines * blocks * D].copy(), weights[:, :, 2 * lines * blocks * D :].copy()
-    scales = (np.full((2, D, 2 * blocks), 1e-3, dtype=np.float32), np.full((2, hidden // 2), 1e-3, dtype=np.float32))
+    scales = (
+        np.full((cores, D, 2 * blocks), 1e-3, dtype=np.float32),
+        np.full((cores, hidden // cores), 1e-3, dtype=np.float32),
+    )
     x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, lines), dtype=np.float32)
     kwargs = {"replica_group": ncc.ReplicaGroup([list(range(ranks))]), "ranks": ranks}
     note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, intermediate {inner}, one of {ranks} ranks"
     args = (x, gamma, gate_up, down, *(scales if fp8 else ()))
-    return Example(decode_mlp[2], args, kwargs, note, ranks)
+    return Example(decode_mlp[cores], args, kwargs, note, ranks)
 
 
-def input_projection(rows: int, fp8: bool = True, hidden: int = 5120, channels: int = 4120) -> Example:
-    """A DeltaNet mixer's input on two cores of a rank of four: q, k, v, z, and the gates of twelve heads."""
-    weight, scale = _packed(hidden // D * channels // 2, channels // 2, fp8)
+def input_projection(
+    rows: int, fp8: bool = True, hidden: int = 5120, channels: int = 4096, gates: int = 24, cores: int = 2
+) -> Example:
+    """A DeltaNet mixer's input on two cores of a rank of four: q, k, v, z, and in bfloat16 twelve heads' gates."""
+    weight, scale = _packed(hidden // D * channels // cores, channels // cores, fp8, cores)
     x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, hidden // D), dtype=np.float32)
-    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {channels} channels, one of 4 ranks"
-    return Example(norm_projection[2], (x, gamma, weight, *scale), note=note, ranks=4)
+    few, _ = _packed(hidden // D * gates // cores, 0, False, cores)
+    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {channels} and {gates} channels"
+    return Example(norm_projection[cores], (x, gamma, weight, *scale), {"few": few} if gates else {}, note)
 
 
-def output_projection(rows: int, fp8: bool = True, hidden: int = 5120, heads: int = 12) -> Example:
+def output_projection(
+    rows: int, fp8: bool = True, hidden: int = 5120, heads: int = 12, ranks: int = 4, cores: int = 2
+) -> Example:
     """A DeltaNet mixer's output on two cores of a rank of four, with the sum over ranks."""
-    weight, scale = _packed(heads * hidden // 2, hidden // 2, fp8)
+    weight, scale = _packed(heads * hidden // cores, hidden // cores, fp8, cores)
     mixed, gate = _normal(rows, heads, D), _normal(rows, heads, D, dtype=BF16)
     args = (_normal(rows, hidden, dtype=BF16), mixed, gate, np.ones((1, D), dtype=np.float32), weight, *scale)
-    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(4))]), "ranks": 4}
-    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {heads} heads, one of 4 ranks"
-    return Example(gated_norm_projection[2], args, kwargs, note, 4)
+    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(ranks))]), "ranks": ranks}
+    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {heads} heads, one of {ranks} ranks"
+    return Example(gated_norm_projection[cores], args, kwargs, note, ranks)
 
 
-def _packed(elements: int, channels: int, fp8: bool) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """Weights of two cores, and their scales if they are codes."""
-    codes = np.random.default_rng(0).integers(0, 112, (2, D, elements), dtype=np.uint8)
+def _packed(elements: int, channels: int, fp8: bool, cores: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Weights of a rank's cores, and their scales if they are codes."""
+    codes = np.random.default_rng(0).integers(0, 112, (cores, D, elements), dtype=np.uint8)
     if fp8:
-        return codes, (np.full((2, channels), 1e-3, dtype=np.float32),)
+        return codes, (np.full((cores, channels), 1e-3, dtype=np.float32),)
     return (codes.astype(np.float32) * 1e-3).astype(BF16), ()
 
 

@@ -59,7 +59,7 @@ def check_model(held: vllm.config.ModelConfig, settings: Settings) -> ModelConfi
     if settings.kernels == "interpreter":
         check_shapes(settings.kernels, model)
     check_dtype(held.dtype)
-    if settings.kernels == "fused" and held.dtype != torch.float32:
+    if settings.device == "cpu" and settings.kernels == "fused" and held.dtype != torch.float32:
         remedy = "Use --dtype float32, or kernels=torch"
         raise ConfigError("additional_config.kernels", "fused", "computes in float32 alone", remedy)
     check_quantization(held, settings)

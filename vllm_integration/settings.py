@@ -27,7 +27,7 @@ class Settings:
         slots_per_prompt: the most checkpoints that one prompt may ask for.
         cache_gib: memory for KV blocks in GiB, unless --num-gpu-blocks-override says how many.
         artifact: on a Neuron device, the folder of graphs compiled for these sizes.
-        kernels: "torch", on cpu also "fused" and "interpreter", on neuron also "nki"; None for fused on cpu where it
+        kernels: "torch" or "fused", on cpu also "interpreter", on neuron also "nki"; None for fused on cpu where it
             can be had, else torch, and for what the artifact was compiled with on neuron.
         sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
             artifact was compiled with, and 0 on CPU, where the host is no further away. No seeded token depends on it.

@@ -49,7 +49,8 @@ def compile_model(
     kernels: Annotated[
         NeuronKernels | None,
         typer.Option(
-            help="Instead of the profile's: torch for plain graphs, nki for graphs that call the NKI kernels."
+            help="Instead of the profile's: torch for plain graphs, nki for graphs that call an NKI kernel an "
+            "operation, fused where decode steps' feed-forward blocks and DeltaNet projections are one each."
         ),
     ] = None,
     max_drafts: Annotated[

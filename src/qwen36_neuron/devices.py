@@ -12,8 +12,8 @@ DType = Literal["float32", "bfloat16"]
 CpuKernels = Literal["torch", "fused", "interpreter"]
 """On a CPU: plain torch, the fused operations of `ops.numba`, or the NKI kernels in their interpreter."""
 
-NeuronKernels = Literal["torch", "nki"]
-"""On a Neuron device: plain torch, or the NKI kernels compiled into the graphs."""
+NeuronKernels = Literal["torch", "nki", "fused"]
+"""On a Neuron device: plain torch, or NKI kernels compiled into the graphs, an operation each or several in one."""
 
 GraphKernels = Literal["torch", "interpreter", "nki"]
 """The forms of `ops.kernels.Kernels`. The fused ones of a CPU are not among them: they have no banks."""

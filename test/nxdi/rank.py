@@ -1,4 +1,7 @@
-"""One rank of a tensor-parallel run: python rank.py SOURCES CHECKPOINT RANKS RANK RENDEZVOUS RESULT."""
+"""One rank of a tensor-parallel run: python rank.py SOURCES CHECKPOINT RANKS RANK RENDEZVOUS RESULT DTYPE KERNELS.
+
+Where kernels sum over the ranks, each process's interpreter meets the others'. In bfloat16 no drafts are made.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,15 @@ import sys
 from pathlib import Path
 
 os.environ["NXD_CPU_MODE"] = "1"
-sources, checkpoint, ranks, rank, rendezvous, result = sys.argv[1:]
+sources, checkpoint, ranks, rank, rendezvous, result, dtype, kernels = sys.argv[1:]
+import nki_kernels  # noqa: E402, F401  # brings NKI's interpreter, before anything else stands in for NKI
+
 if sources:
     from rig import stand_ins
 
     stand_ins.install(Path(sources))
+
+from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
@@ -19,6 +26,7 @@ from neuronx_distributed.parallel_layers.parallel_state import initialize_model_
 from rig.container import CpuContainer  # noqa: E402
 from rows import before_drafts, drafted, rows  # noqa: E402
 
+from nki_kernels.interpreter import Across, running_across  # noqa: E402
 from qwen36_neuron.graph.buckets import Buckets  # noqa: E402
 from qwen36_neuron.graph.options import GraphOptions  # noqa: E402
 from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM  # noqa: E402
@@ -31,22 +39,37 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=count, rank=mine)
     initialize_model_parallel(tensor_model_parallel_size=count, skip_collective_init=True)
     buckets = Buckets.grid((128, 256), (128, 512), (512,))
-    drafts = {"max_drafts": 3, "max_proposals": 3}
-    options = GraphOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, dtype="float32", **drafts)
+    drafting = dtype == "float32"
+    settings: dict[str, Any] = {"max_drafts": 3, "max_proposals": 3 if drafting else 0, "logical_cores": 1}
+    settings |= {"dtype": dtype, "kernels": kernels}
+    options = GraphOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, **settings)
     app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
     CpuContainer(app, mine)
+    with running_across(Across(mine, count, every)):
+        torch.save(run(app, drafting), result)
+
+
+def every(brought: object) -> list[object]:
+    """What every rank brings."""
+    found: list[object] = [None] * int(ranks)
+    dist.all_gather_object(found, brought)
+    return found
+
+
+def run(app: NeuronQwen36ForCausalLM, drafts: bool) -> dict[str, torch.Tensor]:
+    """All rows. `drafts`: have some made as well."""
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
     answers = [app.prefill(row) if len(row.tokens) > 1 else next(app.decode([row])) for row in rows(tokens)]
     logits = torch.cat([answer.logits.fetch() for answer in answers])
     found = {"tokens": torch.tensor([answer.token for answer in answers]), "logits": logits}
-    made, behind = app.draft(before_drafts(tokens)), []
+    made, behind = app.draft(before_drafts(tokens)) if drafts else [], []
     for row, accepted, drafting in drafted(tokens):
         behind.append((next(app.verify([row], [accepted])), 1 + len(row.drafts)))
-        made += app.draft([drafting])
+        made += app.draft([drafting]) if drafts else []
     found["made"] = torch.tensor(made)
     found["drafted"] = torch.cat([torch.tensor(answer.tokens[:places]) for answer, places in behind])
     found["drafted logits"] = torch.cat([answer.logits.fetch()[:places] for answer, places in behind])
-    torch.save(found, result)
+    return found
 
 
 if __name__ == "__main__":

@@ -26,18 +26,21 @@ from .support import TOLERANCE
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of sizes that four ranks can split; two of them share a key and value head."""
-    sizes = {"num_layers": 4, "num_key_heads": 4, "num_value_heads": 12, "num_mtp_layers": 1}
+    sizes = {"num_layers": 4, "num_key_heads": 4, "num_value_heads": 12, "num_mtp_layers": 1, "intermediate_size": 1024}
     return make_checkpoint(tmp_path_factory.mktemp("ranks"), replace(PRESETS["demo"], **sizes))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks(checkpoint: Path, tmp_path: Path, ranks: int) -> None:
+def run(
+    checkpoint: Path, folder: Path, ranks: int, dtype: str = "float32", kernels: str = "torch"
+) -> list[dict[str, torch.Tensor]]:
+    """What each rank found."""
+    folder.mkdir(exist_ok=True)
     script = Path(__file__).with_name("rank.py")
     processes = [
         subprocess.Popen(
             [
                 *(sys.executable, str(script), SOURCES or "", str(checkpoint), str(ranks), str(rank)),
-                *(str(tmp_path / "rendezvous"), str(tmp_path / f"{rank}.pt")),
+                *(str(folder / "rendezvous"), str(folder / f"{rank}.pt"), dtype, kernels),
             ],
             env=os.environ | {"OMP_NUM_THREADS": "1"},
             stdout=subprocess.DEVNULL,
@@ -49,10 +52,39 @@ def test_ranks(checkpoint: Path, tmp_path: Path, ranks: int) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors[-3000:]
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(ranks)]
+    found = [torch.load(folder / f"{rank}.pt") for rank in range(ranks)]
     for name in found[0]:
         assert all(torch.equal(found[0][name], other[name]) for other in found[1:]), name
+    return found
 
+
+BAR = 1e-2
+"""In bfloat16: root mean square of the errors, of the largest logit."""
+
+
+def test_ranks_with_fused_kernels(checkpoint: Path, tmp_path: Path) -> None:
+    """Which sum over the ranks inside, in the interpreters of four processes: chunks, steps, drafts, a checkpoint.
+
+    Of random weights, whose logits are small beside what makes them: so they are to be as close as plain graphs' are.
+    """
+    whole, wrong = reference(checkpoint), reference(checkpoint, {303: 7})[303:304]
+    expected = {
+        "logits": torch.cat((whole[99:100], whole[289:300], whole[199:201])),
+        "drafted logits": torch.cat((whole[300:303], wrong, whole[303:306], whole[304:305])),
+    }
+    errors: dict[str, list[float]] = {name: [] for name in expected}
+    for kernels in ("fused", "torch"):
+        found = run(checkpoint, tmp_path / kernels, 4, "bfloat16", kernels)[0]
+        for name, want in expected.items():
+            errors[name].append(float((found[name] - want).square().mean().sqrt() / want.abs().max()))
+    print(f"errors of fused and plain graphs: {errors}")
+    for name, (fused, plain) in errors.items():
+        assert fused <= min(BAR, 1.25 * plain), name
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks(checkpoint: Path, tmp_path: Path, ranks: int) -> None:
+    found = run(checkpoint, tmp_path, ranks)
     whole = reference(checkpoint)
     expected = torch.cat((whole[99:100], whole[289:300], whole[199:201]))
     error = (found[0]["logits"] - expected).abs().max().item()

@@ -47,7 +47,10 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         held = packed.gate_up, packed.down, packed.gate_up_scale, packed.down_scale
         yield Case(name, decode_mlp, decode_mlp_torch, (x, gamma, *held), BAR)
         into = pack_columns(matrix(channels, HIDDEN, codes), cores)
+        few = pack_columns(matrix(2 * heads, HIDDEN, False), cores)
         yield Case(name, norm_projection, norm_projection_torch, (x, gamma, into, of_columns), BAR)
+        beside = (x, gamma, into, of_columns, 1e-6, few)
+        yield Case(f"{name}, gates", norm_projection, norm_projection_torch, beside, BAR)
         out = pack_rows(matrix(HIDDEN, heads * D, codes), cores)
         args = (x, mixed, gate, factor, out, of_rows)
         yield Case(name, gated_norm_projection, gated_norm_projection_torch, args, BAR)

@@ -90,10 +90,13 @@ def _sizes(options: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch
         ("--tp-degree", options["tp_degree"], arguments.tp_degree),
         ("--dtype", options["dtype"], arguments.dtype),
         ("--num-gpu-blocks-override", options["num_blocks"], arguments.num_blocks),
-        ("--kernels", options["kernels"], arguments.kernels),
     ):
         if asked is not None and compiled != asked:
             found.append(Mismatch(flag, compiled, asked, f"Start with {flag} {compiled}, or compile again"))
+    kernels, asked = options["kernels"], arguments.kernels
+    if asked is not None and kernels != asked:
+        said = f"with --kernels {kernels}" if isinstance(kernels, str) else "without --kernels, which says all stages'"
+        found.append(Mismatch("--kernels", kernels, asked, f"Start {said}, or compile again"))
     drawn, asked = options["sampling_candidates"], arguments.sampling_candidates
     if asked and asked != drawn:
         flag, on_host = "--sampling-candidates", ", or with 0 to sample on the host" if drawn else ""
@@ -110,11 +113,12 @@ def _drafts(manifest: dict[str, Any], arguments: LaunchArguments) -> list[Mismat
     options = manifest["options"]
     compiled = {field: options.get(field, 0) for field in ("max_drafts", "max_proposals")}
     needed = {field: max(has, getattr(arguments, field)) for field, has in compiled.items()}
+    kernels = options["kernels"]
     command = " ".join(
         [
             f"qwen36 compile --model {arguments.model} --profile {manifest['profile']} --weights {manifest['weights']}",
-            f"--kernels {options['kernels']} --max-drafts {needed['max_drafts']}",
-            f"--max-proposals {needed['max_proposals']} --out DIR",
+            *([f"--kernels {kernels}"] if isinstance(kernels, str) else []),  # a choice a stage is the profile's
+            f"--max-drafts {needed['max_drafts']} --max-proposals {needed['max_proposals']} --out DIR",
         ]
     )
     fewer = {"max_drafts": "drafts", "max_proposals": "drafts of the draft layer"}

@@ -16,6 +16,7 @@ from ..checkpoint.quantiser import Quantiser, read_manifest, verify
 from ..checkpoint.weight_format import WeightFormat
 from ..devices import NeuronKernels
 from ..errors import ConfigError
+from ..graph.stages import StageKernels
 from .check import Checked, check
 from .manifest import weights_format, write_manifest
 
@@ -28,11 +29,11 @@ def missing_sdk() -> list[str]:
     return [name for name in SDK if find_spec(name) is None]
 
 
-def require_sdk(kernels: NeuronKernels) -> None:
+def require_sdk(kernels: NeuronKernels | StageKernels) -> None:
     """Raises ConfigError unless graphs with these kernels can be compiled here."""
-    if kernels == "nki" and not real_nki_present():
+    if kernels != "torch" and not real_nki_present():
         problem = "the NKI compiler is not installed, and what is interpreted cannot be compiled into a graph"
-        raise ConfigError("kernels", kernels, problem, "Run this on a Neuron image with nki, or use kernels=torch")
+        raise ConfigError("kernels", str(kernels), problem, "Run this on a Neuron image with nki, or use kernels=torch")
     missing = missing_sdk()
     if missing:
         raise ConfigError(

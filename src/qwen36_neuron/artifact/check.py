@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from ..graph.profile import Profile
-from ..ops.kernels import check_shapes
 from ..planning.plan import GIB, Plan, plan_profile
 from .graphs import PREFILL, Graph, graphs
 
@@ -76,11 +75,8 @@ def _memory(plan: Plan) -> Iterator[Finding]:
 
 
 def _kernels(profile: Profile, model: ModelConfig) -> Iterator[Finding]:
-    options = profile.options
     try:
-        check_shapes(
-            options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel, options.max_drafts
-        )
+        profile.options.check_model(model)
     except ConfigError as error:
         yield Finding(True, error.field, error.value, error.problem, error.remedy)
 

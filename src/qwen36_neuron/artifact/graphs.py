@@ -75,7 +75,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         held = example.table.shape[1] * BLOCK_SIZE + (0 if tag == PREFILL else new)
         scores = rows * rank.num_query_heads * new * held * (4 + width)
         gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * width
-        scratch = scores + gathered if options.kernels == "torch" else 0
+        scratch = scores + gathered if options.stages.prefill == "torch" else 0
         shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items() if tensor is not None}
         return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scratch)
 

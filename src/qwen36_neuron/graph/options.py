@@ -12,11 +12,13 @@ from ..cache import CacheSpec
 from ..checkpoint.fp8 import Scales
 from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
-from ..devices import NeuronKernels
+from ..devices import GraphKernels, NeuronKernels
 from ..errors import ConfigError
-from ..ops.kernels import check_choice, check_tokens
+from ..ops.fused import TOKENS, check_fused
+from ..ops.kernels import check_shapes, check_tokens
 from ..ops.sampling import MOST_CANDIDATES
 from .buckets import Buckets, PrefillBucket
+from .stages import StageKernels
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -37,7 +39,8 @@ class GraphOptions:
         prefill_commits: checkpoints that one context-encoding call may take. A chunk with more is cut.
         weights: number format of the matrices, a value of `WeightFormat`. The checkpoint must hold them in it.
         scales: of FP8 matrices, a value of `Scales`.
-        kernels: "torch" for graphs of plain operations, "nki" for graphs that call the NKI kernels.
+        kernels: "torch" for graphs of plain operations, "nki" or "fused" for graphs that call NKI kernels, or one of
+            these for each stage: see `StageKernels`.
         decode_commits: checkpoints that one decode call may take; more rows than this at a block boundary go in a call
             of their own. Every one is written by every call, used or not: 38.5 MB a rank for the 27B at 4 ranks.
         decode_rows: rows of smaller decode graphs, ascending. Every row of a graph is computed, in use or not, so a
@@ -62,7 +65,7 @@ class GraphOptions:
     decode_commits: int = 1
     weights: str = WeightFormat.BF16.value
     scales: str = Scales.CHANNEL.value
-    kernels: NeuronKernels = "torch"
+    kernels: NeuronKernels | StageKernels = "torch"
     dma_transposes: bool = True
     sampling_candidates: int = 256
     decode_rows: tuple[int, ...] = ()
@@ -106,8 +109,10 @@ class GraphOptions:
             raise ConfigError("max_proposals", self.max_proposals, problem, "Lower it, or raise max_drafts")
         if self.logical_cores not in (1, 2):
             raise ConfigError("logical_cores", self.logical_cores, "a Trn2 joins 1 or 2 cores", "Use 2")
-        check_choice(self.kernels, "neuron")
-        check_tokens(self.kernels, [pair.active for pair in self.buckets.prefill])
+        if not isinstance(self.kernels, StageKernels):
+            StageKernels.read(self.kernels)
+        check_tokens(self._form, [pair.active for pair in self.buckets.prefill])
+        self._check_fused()
         needed = -(-self.max_model_len // BLOCK_SIZE) + 1
         if self.num_blocks < needed:
             raise ConfigError(
@@ -118,19 +123,64 @@ class GraphOptions:
             )
         self.buckets.check_covers(self.max_model_len)
 
+    def _check_fused(self) -> None:
+        """Raises ConfigError naming what the fused kernels do not take, whatever the model."""
+        if not self.stages.fused:
+            return
+        if self.dtype != "bfloat16":
+            remedy = "Use bfloat16, or kernels: nki"
+            raise ConfigError("dtype", self.dtype, "the fused kernels multiply bfloat16 or FP8 weights", remedy)
+        if self.weights != WeightFormat.BF16 and self.scales != Scales.CHANNEL:
+            problem = "the fused kernels take FP8 weights with one scale an output channel"
+            raise ConfigError("scales", self.scales, problem, "Convert with scales of channels, or use kernels: nki")
+        if self.fused_tokens > TOKENS:
+            stage = "decode" if self.num_lanes > TOKENS and self.stages.decode == "fused" else "verify"
+            problem = f"make {self.fused_tokens} tokens a step, of which the fused kernels take {TOKENS}"
+            field, value = "num_lanes", self.num_lanes
+            if stage == "verify":
+                field, value = "max_drafts", self.max_drafts
+            raise ConfigError(field, value, problem, f"Lower it, or say {stage}: nki in the profile's kernels")
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raises ConfigError naming every size of a rank's model that the kernels do not take."""
+        sizes = self.tp_degree, self.logical_cores
+        check_shapes(self._form, model, *sizes, self.mlp_kernel, self.max_drafts)
+        if self.stages.fused:
+            check_fused(model, *sizes, self.fused_tokens)
+
+    @property
+    def stages(self) -> StageKernels:
+        """The kernels of each stage."""
+        return StageKernels.of(self.kernels)
+
+    @property
+    def _form(self) -> GraphKernels:
+        """Of the operations on memory, which all stages have in common."""
+        return "torch" if self.stages.prefill == "torch" else "nki"
+
+    @property
+    def fused_tokens(self) -> int:
+        """Tokens of the largest step of fused kernels, 0 without any."""
+        stages, drafts = self.stages, self.max_drafts
+        decoded = self.num_lanes if stages.decode == "fused" else 0
+        return max(decoded, self.num_lanes * (1 + drafts) if stages.verify == "fused" and drafts else 0)
+
     @property
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
     @property
     def mlp_kernel(self) -> bool:
-        """Whether MLPs are the NKI kernel for FP8 weights. It takes bfloat16 and one scale an output channel."""
+        """Whether MLPs are the NKI kernel for FP8 weights. It takes bfloat16 and one scale an output channel.
+
+        Not where weights are held as fused kernels take them, in an order of their own.
+        """
         fp8 = self.weights != WeightFormat.BF16 and self.scales == Scales.CHANNEL
-        return self.kernels == "nki" and fp8 and self.dtype == "bfloat16"
+        return self.stages.prefill == "nki" and not self.stages.fused and fp8 and self.dtype == "bfloat16"
 
     @property
     def quantised_layers(self) -> bool:
-        """Whether any layer is one of NxD's quantised ones: an MLP that is a kernel is none."""
+        """Whether plain operations read FP8: NxD's quantised layers, or of prompts the weights of fused kernels."""
         return self.weights == WeightFormat.FP8 or (self.weights != WeightFormat.BF16 and not self.mlp_kernel)
 
     @property
@@ -176,4 +226,4 @@ class GraphOptions:
         """The inverse of `to_json`. Raises ConfigError on a value that cannot be used."""
         pairs = tuple(PrefillBucket(*pair) for pair in raw["buckets"]["prefill"])
         changed = {"buckets": Buckets(pairs, tuple(raw["buckets"]["decode"])), "decode_rows": tuple(raw["decode_rows"])}
-        return cls(**{**raw, **changed})
+        return cls(**{**raw, **changed, "kernels": StageKernels.read(raw["kernels"])})

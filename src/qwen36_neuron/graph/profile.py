@@ -13,6 +13,7 @@ from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
 from .buckets import Buckets, PrefillBucket
 from .options import GraphOptions
+from .stages import StageKernels
 
 SIZES = (
     "max_model_len",
@@ -107,7 +108,7 @@ class Profile:
             max_drafts=_integer("max_drafts", raw.get("max_drafts", 0)),
             max_proposals=_integer("max_proposals", raw.get("max_proposals", 0)),
             weights=str(raw["weights"]),
-            kernels=raw["kernels"],
+            kernels=StageKernels.read(raw["kernels"]),
             dma_transposes=raw.get("dma_transposes", True),
         )
         return cls(name, str(raw["description"]), options)

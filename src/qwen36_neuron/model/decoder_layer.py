@@ -36,11 +36,10 @@ class DecoderLayer(nn.Module):
         last: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """[batch, tokens, hidden] in and out; with `last`, see `Qwen36Model.forward`, [batch, 1, hidden] out."""
-        normed = self.input_norm(x)
         if isinstance(self.mixer, Attention):
-            mixed = self.mixer(normed, rotary, state, last)
+            mixed = self.mixer(self.input_norm(x), rotary, state, last)
+            x = mixed + (x if last is None else select_tokens(x, last))
         else:
-            mixed = self.mixer(normed, state)
-            mixed = mixed if last is None else select_tokens(mixed, last)
-        x = mixed + (x if last is None else select_tokens(x, last))
-        return x + self.mlp(self.post_norm(x))
+            x = self.mixer.add_to(x, self.input_norm, state)
+            x = x if last is None else select_tokens(x, last)
+        return self.mlp.add_to(x, self.post_norm)

@@ -8,7 +8,7 @@ from torch import nn
 
 from ..config import ModelConfig
 from .layers import LayerFactory
-from .norm import GatedRMSNorm
+from .norm import GatedRMSNorm, RMSNorm
 from .state import StateOperations, StepState
 
 
@@ -40,6 +40,10 @@ class GatedDeltaNet(nn.Module):
         """[batch, tokens, hidden] in and out."""
         return self.out_proj(state.delta_net(self, x))
 
+    def add_to(self, x: torch.Tensor, norm: RMSNorm, state: StepState) -> torch.Tensor:
+        """x + the mixer of its norm, [batch, tokens, hidden]."""
+        return self(norm(x), state) + x
+
     def mix(self, x: torch.Tensor, state: StateOperations) -> torch.Tensor:
         """All before the output projection, operation by operation.
 
@@ -48,8 +52,20 @@ class GatedDeltaNet(nn.Module):
         Returns:
             [batch, tokens, value_heads * value_head_dim].
         """
-        batch, tokens = x.shape[:2]
-        qkvz, ba = self.in_proj_qkvz(x), self.in_proj_ba(x)
+        out, z = self.between(self.in_proj_qkvz(x), self.in_proj_ba(x), state)
+        return self.norm(out, z).flatten(2)
+
+    def between(
+        self, qkvz: torch.Tensor, ba: torch.Tensor, state: StateOperations
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What lies between the input projections and the gated norm.
+
+        Args:
+            qkvz: [batch, tokens, conv_channels + value_heads * value_head_dim]; ba: [batch, tokens, 2 * value_heads].
+        Returns:
+            The delta rule's output and z, [batch, tokens, value_heads, value_head_dim].
+        """
+        batch, tokens = qkvz.shape[:2]
         z = qkvz[..., self.conv_channels :].view(batch, tokens, self.value_heads, self.value_head_dim)
         beta = torch.sigmoid(ba[..., : self.value_heads]).float()
         g = self.A * F.softplus(ba[..., self.value_heads :].float() + self.dt_bias)
@@ -64,4 +80,4 @@ class GatedDeltaNet(nn.Module):
             g,
             beta,
         )
-        return self.norm(out, z).reshape(batch, tokens, -1)
+        return out, z

@@ -10,6 +10,7 @@ from torch import nn
 from ..config import ModelConfig
 from ..ops.mlp import swiglu
 from .layers import LayerFactory
+from .norm import RMSNorm
 
 Activation = Callable[[torch.Tensor], torch.Tensor]
 """[..., 2 n], gates before ups -> [..., n]."""
@@ -26,6 +27,10 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(self.activation(self.gate_up_proj(x)))
+
+    def add_to(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """x + the block of its norm, [batch, tokens, hidden]."""
+        return x + self(norm(x))
 
 
 def set_activation(network: nn.Module, activation: Activation) -> None:

@@ -30,6 +30,7 @@ from ..graph.options import GraphOptions
 from ..step import Row
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import lay_out
+from .fused import pack_weights
 from .model import DRAFT_STAGE, NETWORK, RANK_PARAMETERS, NeuronQwen36Model
 from .wrapper import Qwen36ModelWrapper
 
@@ -175,6 +176,8 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         )
         if options.mlp_kernel:
             weights = lay_out(weights)
+        if options.stages.fused:
+            weights = pack_weights(weights, options.logical_cores)
         return in_module(weights, torch.tensor([rank], dtype=torch.int32))
 
     def shard_weights(self, compiled_model_path: str, debug: bool = False, pre_shard_weights_hook: Any = None) -> None:

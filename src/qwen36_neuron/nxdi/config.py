@@ -16,7 +16,6 @@ from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from ..graph.buckets import Buckets
 from ..graph.options import GraphOptions
-from ..ops.kernels import check_shapes
 
 UNSUPPORTED: dict[str, tuple[object, str]] = {
     "async_mode": (
@@ -106,7 +105,7 @@ def quantisation(options: GraphOptions) -> dict[str, Any]:
     if not options.quantised_layers:
         return {"quantized": False}
     kept = ["in_proj_ba"] if options.weights == WeightFormat.FP8 else ["mixer", "lm_head"]
-    kept += ["mlp"] if options.mlp_kernel else []
+    kept += ["mlp"] if options.mlp_kernel or options.stages.fused else []
     kept += ["mtp"] if options.draft_layer else []  # bf16 in every checkpoint of ours
     blocks = options.scales == Scales.BLOCK
     return {
@@ -165,9 +164,7 @@ class Qwen36InferenceConfig(InferenceConfig):
         self.pad_token_id = 0
         options = self.neuron_config.options
         model.rank(options.tp_degree)
-        check_shapes(
-            options.kernels, model, options.tp_degree, options.logical_cores, options.mlp_kernel, options.max_drafts
-        )
+        options.check_model(model)
 
     @property
     def model_config(self) -> ModelConfig:

@@ -6,6 +6,7 @@ import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 from torch_neuronx.xla_impl.ops import Argmax
 
+from ..devices import GraphKernels
 from ..graph.draft import make_drafts, run_tokens
 from ..graph.inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInputs
 from ..graph.memory import GraphCache, StepMemory
@@ -17,6 +18,7 @@ from ..ops.sampling import draw
 from .candidates import candidates, gathered, most_likely
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import set_mlp
+from .fused import set_fused
 from .layers import NxdLayers
 
 NETWORK = "network."
@@ -58,10 +60,15 @@ class NeuronQwen36Model(NeuronBaseModel):
         finally:
             torch.set_default_dtype(default)
         options = config.neuron_config.options
-        self.kernels = open_kernels(options.kernels, options.logical_cores, options.dma_transposes)
-        set_gated_norm(self.network, self.kernels.gated_norm)
+        stages = options.stages
+        choice = stages.prefill if self.is_prefill else stages.verify if self.verifies else stages.decode
+        form: GraphKernels = "torch" if choice == "torch" else "nki"
+        self.kernels = open_kernels(form, options.logical_cores, options.dma_transposes)
         if options.mlp_kernel:
             set_mlp(self.network, config.model_config, options)
+        if stages.fused:
+            set_fused(self.network, config, layers, choice == "fused")
+        set_gated_norm(self.network, self.kernels.gated_norm)
 
     def init_inference_optimization(self, config: Qwen36InferenceConfig) -> None:
         self.kv_mgr = GraphCache(config.neuron_config.options.cache_spec(config.model_config))

@@ -152,14 +152,14 @@ def open_kernels(choice: GraphKernels, cores: int, dma_transposes: bool = True) 
     return NkiKernels(cores, dma_transposes)
 
 
-def check_choice(choice: str, device: str) -> None:
-    """Raises ConfigError unless `choice` can run on `device`, "cpu" or "neuron"."""
+def check_choice(choice: str, device: str, field: str = "kernels") -> None:
+    """Raises ConfigError naming `field` unless `choice` can run on `device`, "cpu" or "neuron"."""
     allowed = CHOICES[device]
     if choice in allowed:
         return
     known = any(choice in names for names in CHOICES.values())
     problem = f"does not run on device={device}" if known else "is not known"
-    raise ConfigError("kernels", choice, problem, f"Use one of: {', '.join(allowed)}")
+    raise ConfigError(field, choice, problem, f"Use one of: {', '.join(allowed)}")
 
 
 def check_shapes(

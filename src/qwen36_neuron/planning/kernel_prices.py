@@ -1,7 +1,8 @@
-"""The time of the kernels that graphs with `kernels: nki` call for attention and for rows of few tokens. Modelled.
+"""The time of the kernels that graphs call for attention and for rows of few tokens. Modelled.
 
-Each is one physical core's share of a rank's work, priced on the interpreter: instruction by instruction. The cores of
-a rank do the same beside one another.
+Fused kernels are priced on all cores of a rank, with the sum over the ranks in them. Of the others it is one core's
+share, beside which the rank's other core does the same. All by the interpreter, instruction by instruction; those of
+the 27B are recorded (`price_record`), for a fused kernel takes it half a minute.
 """
 
 from __future__ import annotations
@@ -16,6 +17,25 @@ from nki_kernels.delta_rule_relations import sequences_at_once as states_at_once
 from nki_kernels.interpreter.price_list import LEVELS, Level
 
 from ..config import BLOCK_SIZE, ModelConfig
+from . import price_record
+
+TOKENS = (1, 8, 40)
+"""Tokens at which fused kernels are priced."""
+
+KERNELS = {
+    "attention": ("paged_attention",),
+    "decode": ("gated_delta_rule_decode",),
+    "conv_step": ("causal_conv1d",),
+    "verify": ("gated_delta_rule_verify",),
+    "conv_verify": ("causal_conv1d_verify",),
+    "mlp_step": ("decode_mlp",),
+    "input_projection": ("decode_projection",),
+    "output_projection": ("decode_projection",),
+}
+"""Modules of the kernels that each of `nki_kernels.examples` launches."""
+
+ROWS = (4, 8)
+"""Rows at which attention of more than the second is priced: its time grows by the line through both."""
 
 NEAR, FAR = 1024, 4096
 """Tokens held at which attention is priced; with more of them its time grows by the line through both."""
@@ -37,6 +57,9 @@ class KernelPrices:
 
     def attention(self, rows: int, tokens: int, held: int) -> tuple[float, str]:
         """Seconds for `tokens` new tokens of each row over `held` ones, and the engine that binds."""
+        if rows > ROWS[1]:
+            (few, _), (many, bound) = (self.attention(count, tokens, held) for count in ROWS)
+            return many + (many - few) * (rows - ROWS[1]) / (ROWS[1] - ROWS[0]), bound
         rank = self.model.rank(self.tp)
         groups = max(1, rank.num_kv_heads // self.cores)
         heads = rank.num_query_heads // self.cores // groups
@@ -50,6 +73,29 @@ class KernelPrices:
             (near, _), (far, bound) = at(NEAR), at(FAR)
             seconds = far + (far - near) * (held - FAR) / (FAR - NEAR)
         return groups * seconds, bound
+
+    def feed_forward(self, tokens: int, codes: bool) -> tuple[float, str]:
+        """Seconds for a fused feed-forward block, and what binds it. `codes`: of FP8 weights."""
+        model = self.model
+        return self._between("mlp_step", tokens, codes, model.hidden_size, model.intermediate_size // self.tp)
+
+    def delta_projections(self, tokens: int, codes: bool) -> tuple[float, str]:
+        """Seconds for what a DeltaNet mixer projects, in and out with its norms, and what binds the first."""
+        rank, hidden = self.model.rank(self.tp), self.model.hidden_size
+        heads = rank.num_value_heads
+        wide = rank.conv_channels + heads * self.model.value_head_dim
+        into, bound = self._between("input_projection", tokens, codes, hidden, wide, 2 * heads, ranked=False)
+        out, _ = self._between("output_projection", tokens, codes, hidden, heads)
+        return into + out, bound
+
+    def _between(self, name: str, tokens: int, *sizes: Any, ranked: bool = True) -> tuple[float, str]:
+        """A fused kernel's price, which hardly depends on the tokens: by the line through two of `TOKENS`."""
+        placed = (self.tp, self.cores) if ranked else (self.cores,)
+        least, most = TOKENS[:2] if tokens <= TOKENS[1] else TOKENS[1:]
+        if tokens in TOKENS:
+            return self._price(name, tokens, *sizes, *placed)
+        (fewer, _), (more, bound) = (self._price(name, size, *sizes, *placed) for size in (least, most))
+        return fewer + (more - fewer) * (tokens - least) / (most - least), bound
 
     def states(self, rows: int, tokens: int) -> tuple[float, str]:
         """Seconds for the delta rule and the convolution of `tokens` tokens a row, and the engine that binds the first.
@@ -82,12 +128,18 @@ class KernelPrices:
 
 @cache
 def _price(name: str, sizes: tuple[Any, ...]) -> tuple[tuple[float, float, float], str]:
-    """Seconds at each level of the price list, and the binding engine, of one launch on one core."""
+    """Seconds at each level of the price list, and the binding engine, of one launch: as recorded, or priced now."""
     from nki_kernels import examples  # imported on use, as the kernels are
     from nki_kernels.interpreter import profile
 
     make: Callable[..., Any] = getattr(examples, name)
+    modules = KERNELS[name]
+    recorded = price_record.read(name, sizes, modules)
+    if recorded is not None:
+        return recorded
     example = make(*sizes)
-    _, report = profile(example.kernel, *example.args, **example.kwargs)
+    _, report = profile(example.kernel, *example.args, world=example.ranks, **example.kwargs)
     low, high = report.range_us["time_us"]
-    return (low * 1e-6, report.time_us * 1e-6, high * 1e-6), f"kernel: {report.binds}"
+    found = (low * 1e-6, report.time_us * 1e-6, high * 1e-6), f"kernel: {report.binds}"
+    price_record.add(name, sizes, modules, found)
+    return found

@@ -25,7 +25,12 @@ class Rates:
         vector: fp32 elements/s of VectorE, one operation each.
         tensor_efficiency: published: MLPs take 4 % of the time of prefill at 418 tokens/s, 96 us a token, where TensorE
             needs 51.
-        hbm_efficiency: published: 54.2 ms a token decoding in bf16, where reading the weights takes 18.5.
+        hbm_efficiency: of plain operations between the products, and of their attention. Published: 54.2 ms a token
+            decoding in bf16, where reading the weights takes 18.5.
+        stream_efficiency: of weights of a few tokens. Published: 305 of 362 bytes a ns and core.
+        half_layer: seconds that the plain operations of a mixer, or of a feed-forward block, take of a few tokens
+            beside reading weights and summing over ranks, the host's share in them. From one published figure: 19.7 ms
+            a token of a dense 8B in bf16 at four ranks (36 layers; weights 6.2, sums 1.1).
         collective: seconds before a collective moves anything: the kernels' price of an all-reduce over four ranks.
     """
 
@@ -34,6 +39,8 @@ class Rates:
     vector: float = 0.96e9 * 128 * CORES
     tensor_efficiency: float = 0.53
     hbm_efficiency: float = 0.34
+    stream_efficiency: float = 0.84
+    half_layer: float = 172e-6
     collective: float = Costs.all_reduce_ns * 1e-9
 
     def at(self, level: Level) -> Rates:
@@ -41,8 +48,9 @@ class Rates:
         return replace(self, collective=PriceList().costs(level).all_reduce_ns * 1e-9)
 
     def ideal(self) -> Rates:
-        """The same with every engine at its peak: what no implementation can be faster than."""
-        return replace(self, tensor_efficiency=1.0, hbm_efficiency=1.0, collective=0.0)
+        """The same with every engine at its peak."""
+        peaks = {"tensor_efficiency": 1.0, "hbm_efficiency": 1.0, "stream_efficiency": 1.0}
+        return replace(self, **peaks, half_layer=0.0, collective=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ class Phase:
         vector_elements: fp32 elements through VectorE, counted once an operation.
         fixed: seconds that depend on none of these: a priced kernel, or a latency.
         fixed_bound: what `fixed` is bound by.
+        streams: the bytes are weights, read in long runs.
+        priced: `fixed` is the price of kernels, which is all of it: their resources are for the roofline alone.
+        needed_bytes: what of the bytes any implementation reads and writes; None for all.
     """
 
     name: str
@@ -63,21 +74,36 @@ class Phase:
     vector_elements: float = 0.0
     fixed: float = 0.0
     fixed_bound: str = "latency"
+    streams: bool = False
+    priced: bool = False
+    needed_bytes: float | None = None
 
     def times(self, rates: Rates) -> dict[str, float]:
         """Seconds that each resource is busy."""
         return {
             "TensorE": self.flops / (rates.tensor * rates.tensor_efficiency),
-            "HBM": self.hbm_bytes / (rates.hbm * rates.hbm_efficiency),
+            "HBM": self.hbm_bytes / (rates.hbm * (rates.stream_efficiency if self.streams else rates.hbm_efficiency)),
             "VectorE": self.vector_elements / rates.vector,
         }
 
     def seconds(self, rates: Rates) -> float:
         """How long it takes."""
-        return max(self.times(rates).values()) + self.fixed
+        return self.fixed if self.priced else max(self.times(rates).values()) + self.fixed
 
     def bound(self, rates: Rates) -> str:
         """What decides that."""
+        if self.priced:
+            return self.fixed_bound
         times = self.times(rates)
         slowest = max(times, key=lambda name: times[name])
         return slowest if times[slowest] >= self.fixed else self.fixed_bound
+
+
+def roofline(phases: list[Phase], rates: Rates) -> tuple[float, str]:
+    """Seconds below which no implementation can do the work of these phases, and the resource that says so.
+
+    Both at their peak and at the same time, nothing waiting for anything.
+    """
+    moved = sum(phase.hbm_bytes if phase.needed_bytes is None else phase.needed_bytes for phase in phases) / rates.hbm
+    multiplied = sum(phase.flops for phase in phases) / rates.tensor
+    return max((moved, "HBM"), (multiplied, "TensorE"))

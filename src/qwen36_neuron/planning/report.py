@@ -7,19 +7,23 @@ from typing import Any
 
 from rich.table import Table
 
+from .dense import PROMPT, QWEN3_8B, QWEN3_32B
 from .estimate import Estimate
-from .rates import Phase, Rates
+from .plan import Plan, PlanRequest
+from .rates import Phase, Rates, roofline
 from .speculation import HIGH, LOW, Speculation
 
 PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)
 CAVEAT = (
-    "The delta rule of prompts is a kernel's price by the interpreter's cost model; so are attention and the states of "
-    "decode steps in a profile with kernels: nki, and with kernels: torch they are plain operations. "
-    "Weights and other operations run at the efficiency that another implementation was measured with; 'at peak' is "
-    "without that. Host and server are not counted, and a decode step computes every row of its graph, in use or not. "
-    "Ranges are those of the kernels' price list alone: the kernels and the collectives."
+    "The delta rule of prompts is a kernel's price by the interpreter's cost model; with kernels: nki attention and "
+    "the states of decode steps are too, with kernels: fused also their feed-forward blocks and DeltaNet projections. "
+    "What is left are plain operations, at rates that others were measured with. The roofline has what must be read "
+    "and multiplied alone, both at the chip's peak and at once. Host and server are in no figure but in what plain "
+    "operations of a step take, and a decode step computes every row of its graph, in use or not. Ranges are those of "
+    "the kernels' price list alone: the kernels and the collectives."
 )
 CONTEXTS = (1024, 8192, 32768, 131072)
+SWEEP_BATCHES, SWEEP_CONTEXTS = (1, 2, 4, 8, 16, 32), (1024, 4096, 8192, 32768, 131072, 262144)
 DRAFTS = (1, 2, 3, 4)
 ACCEPTANCE = (
     "With drafts: every row has that many in every round. Ranges are those of published acceptance on GPUs, 2.8 to 3.5 "
@@ -29,15 +33,15 @@ ACCEPTANCE = (
 
 
 def estimate_json(estimate: Estimate) -> dict[str, Any]:
-    """Prompts and decode steps of an estimate, with the same at every engine's peak beside them."""
-    options, ideal = estimate.profile.options, at_peak(estimate)
+    """Prompts and decode steps of an estimate, with a roofline beside each."""
+    options, rates = estimate.profile.options, estimate.rates
     low, high = estimate.at("low"), estimate.at("high")
     longest = options.max_model_len
     return {
         "modelled": True,
         "profile": estimate.profile.name,
         "weights": str(estimate.profile.weights),
-        "kernels": estimate.profile.options.kernels,
+        "kernels": options.to_json()["kernels"],
         "delta_rule": estimate.delta_rule.name,
         "rates_of_a_rank": asdict(estimate.rates),
         "prefill": [
@@ -46,8 +50,8 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
                 "first_token_s": estimate.first_token(prompt),
                 "first_token_range_s": [low.first_token(prompt), high.first_token(prompt)],
                 "tokens_per_s": prompt / estimate.first_token(prompt),
-                "tokens_per_s_at_peak": prompt / ideal.first_token(prompt),
-                "phases": phases_json(estimate.prompt_phases(prompt), estimate.rates),
+                **roofline_json(prompt, estimate.prompt_phases(prompt), rates),
+                "phases": phases_json(estimate.prompt_phases(prompt), rates),
             }
             for prompt in PROMPTS
             if prompt < longest
@@ -59,8 +63,8 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
                 "token_s": estimate.token(batch, context),
                 "token_range_s": [low.token(batch, context), high.token(batch, context)],
                 "tokens_per_s": batch / estimate.token(batch, context),
-                "tokens_per_s_at_peak": batch / ideal.token(batch, context),
-                "phases": phases_json(estimate.decode_phases(batch, context), estimate.rates),
+                **roofline_json(batch, estimate.token_phases(batch, context), rates),
+                "phases": phases_json(estimate.decode_phases(batch, context), rates),
             }
             for context in CONTEXTS
             if context <= longest
@@ -73,7 +77,59 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
             for batch in sorted({1, options.num_lanes})
             for entry in speculation_json(estimate, batch, context)
         ],
+        "any_size": [
+            sweep_json(estimate, batch, context)
+            for context in SWEEP_CONTEXTS
+            for batch in SWEEP_BATCHES
+            if context <= estimate.model.max_position_embeddings
+        ],
+        "validation": validation_json(rates),
     }
+
+
+def roofline_json(tokens: int, phases: list[Phase], rates: Rates) -> dict[str, Any]:
+    """Tokens a second that nothing can exceed, and what sets that."""
+    seconds, bound = roofline(phases, rates)
+    return {"roofline_tokens_per_s": tokens / seconds, "roofline_bound": bound}
+
+
+def sweep_json(estimate: Estimate, batch: int, context: int) -> dict[str, Any]:
+    """A decode step of graphs made for just so many rows and tokens, and whether the machine holds as many."""
+    options, phases = estimate.profile.options, estimate.step_phases(batch, context)
+    times = [
+        sum(phase.seconds(side.rates) for phase in side.step_phases(batch, context))
+        for side in (estimate.at("low"), estimate, estimate.at("high"))
+    ]
+    request = PlanRequest(
+        context, batch, 0, options.tp_degree, estimate.profile.weights, options.torch_dtype, mtp=options.draft_layer
+    )
+    slowest = max(phases, key=lambda phase: phase.seconds(estimate.rates))
+    return {
+        "batch": batch,
+        "context": context,
+        "token_s": times[1],
+        "token_range_s": [times[0], times[2]],
+        "tokens_per_s": batch / times[1],
+        **roofline_json(batch, phases, estimate.rates),
+        "largest_phase": slowest.name,
+        "bound": slowest.bound(estimate.rates),
+        "fits": Plan(estimate.model, request).fits,
+    }
+
+
+def validation_json(rates: Rates) -> list[dict[str, Any]]:
+    """What the rates of plain operations say of dense models that others have measured."""
+    return [
+        {
+            "model": model.name,
+            "token_ms": 1e3 * model.token(PROMPT),
+            "published_token_ms": 1e3 * model.token_s,
+            "prompt": PROMPT,
+            "first_token_s": model.prompt(PROMPT),
+            "published_first_token_s": model.prompt_s,
+        }
+        for model in (replace(one, rates=rates) for one in (QWEN3_32B, QWEN3_8B))
+    ]
 
 
 def speculation_json(estimate: Estimate, batch: int, context: int) -> list[dict[str, Any]]:
@@ -94,11 +150,6 @@ def speculation_json(estimate: Estimate, batch: int, context: int) -> list[dict[
         }
         for one in rounds
     ]
-
-
-def at_peak(estimate: Estimate) -> Estimate:
-    """The same work with every engine at its peak."""
-    return replace(estimate, rates=estimate.rates.ideal())
 
 
 def phases_json(phases: list[Phase], rates: Rates) -> dict[str, dict[str, Any]]:
@@ -161,12 +212,12 @@ def _range(ends: list[float], digits: int = 2) -> str:
 def _table(title: str, first: list[str], rows: list[tuple[list[str], dict[str, Any]]]) -> Table:
     """Rows that start with `first` and end with rates, and the three largest phases with what binds them."""
     table = Table(title=title)
-    for column in (*first, "tokens/s", "at peak"):
+    for column in (*first, "tokens/s", "roofline"):
         table.add_column(column, justify="right")
     table.add_column("where the time goes (bound by)")
     for start, entry in rows:
         total = sum(phase["seconds"] for phase in entry["phases"].values())
         largest = sorted(entry["phases"].items(), key=lambda item: -item[1]["seconds"])[:3]
         shares = ", ".join(f"{name} {100 * p['seconds'] / total:.0f} % ({p['bound']})" for name, p in largest)
-        table.add_row(*start, f"{entry['tokens_per_s']:.0f}", f"{entry['tokens_per_s_at_peak']:.0f}", shares)
+        table.add_row(*start, f"{entry['tokens_per_s']:.0f}", f"{entry['roofline_tokens_per_s']:.0f}", shares)
     return table

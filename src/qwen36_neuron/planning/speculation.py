@@ -57,7 +57,15 @@ class Speculation:
     def phases(self, batch: int, context: int) -> list[Phase]:
         """Those of a round of up to `num_lanes` rows that hold up to `context` tokens."""
         verify = self.estimate.decode_phases(batch, context, self.drafts)
-        made = [self.estimate.draft_phases(batch, context)] * self.drafts
+        return self._round(verify, self.estimate.draft_phases(batch, context))
+
+    def phases_of(self, rows: int, held: int) -> list[Phase]:
+        """The same in graphs for just so many rows and tokens."""
+        verify = self.estimate.step_phases(rows, held, self.drafts)
+        return self._round(verify, self.estimate.draft_step_phases(rows, held))
+
+    def _round(self, verify: list[Phase], draft: list[Phase]) -> list[Phase]:
+        made = [draft] * self.drafts
         host = Phase("second launch", fixed=LAUNCH, fixed_bound="host")
         return [*verify, *(phase for one in made for phase in one), host]
 

@@ -87,7 +87,7 @@ class RuntimeConfig:
             )
         if self.kernels is not None:
             check_choice(self.kernels, self.device)
-        if self.kernels == "fused" and self.dtype != "float32":
+        if self.device == "cpu" and self.kernels == "fused" and self.dtype != "float32":
             raise ConfigError("kernels", "fused", f"computes in float32, not {self.dtype}", "Use kernels=torch")
         if self.sampling_candidates is not None and not 0 <= self.sampling_candidates <= MOST_CANDIDATES:
             raise ConfigError(

@@ -1,0 +1,197 @@
+"""Feed-forward blocks and DeltaNet projections on weights in the order of the fused kernels, by these or plainly.
+
+Every graph of an artifact reads the same weights. Those of a stage with fused kernels launch them; the others, those of
+prompts among them, run plain operations on the same order (`ops.fused.packed`), so there is no second copy of a weight.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from neuronx_distributed.parallel_layers.mappings import reduce_from_tensor_model_parallel_region
+from torch import nn
+
+from nki_kernels.decode_mlp_torch import PackedMlp, pack
+from nki_kernels.decode_projection_torch import pack_columns, pack_rows
+
+from ..checkpoint.weight_format import QUANTISED, WeightFormat
+from ..config import LayerType, ModelConfig
+from ..model.deltanet import GatedDeltaNet
+from ..model.layers import LayerFactory
+from ..model.norm import RMSNorm
+from ..model.state import StateOperations, StepState
+from ..ops.fused import packed
+from ..ops.fused.nki import delta_net_input_nki, delta_net_output_nki, feed_forward_nki
+from ..ops.launch import Launch
+from ..ops.nki_kernels import NkiKernels
+from .config import Qwen36InferenceConfig
+
+TILE = 128
+
+
+class PackedLinear(nn.Module):
+    """A projection of one rank, by plain operations on its weight as a fused kernel reads it.
+
+    Attributes:
+        weight: bfloat16, or uint8 codes of at most 240, [cores, 128, n].
+        scale: fp32 [cores, outputs / cores], of codes; None without.
+    """
+
+    scale: torch.Tensor | None
+
+    def __init__(self, inputs: int, outputs: int, cores: int, codes: bool, heads: bool = False) -> None:
+        """heads: inputs are heads, whose result is summed over the ranks; else they are the hidden size."""
+        super().__init__()
+        self.heads = heads
+        size = (cores, TILE, inputs // TILE * outputs // cores)
+        dtype = torch.uint8 if codes else torch.bfloat16
+        self.weight = nn.Parameter(torch.zeros(size, dtype=dtype), requires_grad=False)
+        scale = torch.ones(cores, outputs // cores, dtype=torch.float32)
+        self.register_parameter("scale", nn.Parameter(scale, requires_grad=False) if codes else None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        if not self.heads:
+            return packed.columns(x, self.weight, self.scale)
+        return _summed(packed.rows(x, self.weight, self.scale))
+
+
+class FusedMLP(nn.Module):
+    """down(silu(gate(x)) * up(x)) of one rank.
+
+    Args:
+        launch: of the fused kernel; None for plain operations.
+
+    Attributes:
+        gate_up, down: bfloat16 or uint8 [cores, 128, n], see `nki_kernels.decode_mlp_torch.PackedMlp`.
+        gate_up_scale, down_scale: fp32 [cores, 128, n] and [cores, hidden / cores], of codes; None without.
+    """
+
+    gate_up: torch.Tensor
+    down: torch.Tensor
+    gate_up_scale: torch.Tensor | None
+    down_scale: torch.Tensor | None
+
+    def __init__(self, config: ModelConfig, tp: int, cores: int, codes: bool, launch: Launch | None) -> None:
+        super().__init__()
+        self.tp, self.launch = tp, launch
+        hidden, inner = config.hidden_size, config.intermediate_size // tp
+        own, dtype = inner // cores // TILE, torch.uint8 if codes else torch.bfloat16
+        for name, size, kind in (
+            ("gate_up", (cores, TILE, hidden // TILE * 2 * own * TILE), dtype),
+            ("down", (cores, TILE, inner // TILE * hidden // cores), dtype),
+            ("gate_up_scale", (cores, TILE, 2 * own), torch.float32),
+            ("down_scale", (cores, hidden // cores), torch.float32),
+        ):
+            held = codes or not name.endswith("scale")
+            parameter = nn.Parameter(torch.zeros(size, dtype=kind), requires_grad=False) if held else None
+            self.register_parameter(name, parameter)
+
+    @property
+    def weights(self) -> PackedMlp:
+        """Of this rank."""
+        return PackedMlp(self.gate_up, self.down, self.gate_up_scale, self.down_scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[batch, tokens, hidden] in and out, the ranks' results added up."""
+        return _summed(packed.swiglu(x, self.weights))
+
+    def add_to(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """As in `model.mlp.MLP`."""
+        if self.launch is None:
+            return x + self(norm(x))
+        return feed_forward_nki(self.launch, x, norm.weight, self.weights, self.tp, norm.eps)
+
+
+class FusedDeltaNet(GatedDeltaNet):
+    """The mixer with `PackedLinear` projections, or with kernels in their place.
+
+    Args:
+        codes: the large projections are codes; those of the gates are bfloat16 in any case.
+        launch: of the fused kernels; None for plain operations.
+    """
+
+    in_proj_qkvz: PackedLinear
+    in_proj_ba: PackedLinear
+    out_proj: PackedLinear
+
+    def __init__(
+        self, config: ModelConfig, layers: LayerFactory, index: int, cores: int, codes: bool, launch: Launch | None
+    ) -> None:
+        super().__init__(config, layers, index)
+        self.tp, self.launch = layers.tp, launch
+        hidden, values = config.hidden_size, self.value_heads * self.value_head_dim
+        self.in_proj_qkvz = PackedLinear(hidden, self.conv_channels + values, cores, codes)
+        self.in_proj_ba = PackedLinear(hidden, 2 * self.value_heads, cores, False)
+        self.out_proj = PackedLinear(values, hidden, cores, codes, heads=True)
+
+    def add_to(self, x: torch.Tensor, norm: RMSNorm, state: StepState) -> torch.Tensor:
+        if self.launch is None:
+            return super().add_to(x, norm, state)
+        into, out = self.in_proj_qkvz, self.out_proj
+        held = into.weight, into.scale, self.in_proj_ba.weight
+        qkvz, ba = delta_net_input_nki(self.launch, x, norm.weight, *held, norm.eps)
+        mixed, gate = self.between(qkvz, ba, cast(StateOperations, state))  # a graph's state has the operations
+        of = self.norm.weight, out.weight, out.scale
+        return delta_net_output_nki(self.launch, x, mixed, gate, *of, self.tp, self.norm.eps)
+
+
+def set_fused(network: nn.Module, config: Qwen36InferenceConfig, layers: LayerFactory, launched: bool) -> None:
+    """Put these in the place of every feed-forward block and DeltaNet mixer of a network that has no weights yet.
+
+    The draft layer keeps its own: of its graphs nothing is fused.
+
+    Args:
+        launched: by the fused kernels, else by plain operations.
+    """
+    options, model = config.neuron_config.options, config.model_config
+    endings, cores = QUANTISED[WeightFormat(options.weights)], options.logical_cores
+    launch = NkiKernels(cores).launch if launched else None
+    of_mlp, of_mixer = ("gate_up_proj.weight" in endings, "in_proj_qkvz.weight" in endings)
+    for index, (layer, kind) in enumerate(zip(network.layers, model.layer_types, strict=True)):  # type: ignore[arg-type]
+        layer.mlp = FusedMLP(model, options.tp_degree, cores, of_mlp, launch)
+        if kind is LayerType.DELTANET:
+            layer.mixer = FusedDeltaNet(model, layers, index, cores, of_mixer, launch)
+
+
+def pack_weights(weights: dict[str, torch.Tensor], cores: int) -> dict[str, torch.Tensor]:
+    """A rank's weights with feed-forward blocks and DeltaNet projections in the order of the fused kernels.
+
+    `weights` is emptied on the way, so that no more than a matrix is held twice.
+    """
+    out: dict[str, torch.Tensor] = {}
+    for name in list(weights):
+        if name not in weights:
+            continue
+        block, _, rest = name.rpartition(".mlp.")
+        mixer, _, projection = name.rpartition(".mixer.")
+        if block.startswith("layers.") and rest:
+            out |= _packed_mlp(weights, f"{block}.mlp.", cores)
+        elif mixer.startswith("layers.") and projection.partition(".")[0] in ("in_proj_qkvz", "in_proj_ba", "out_proj"):
+            tensor, kind = weights.pop(name), pack_rows if projection.startswith("out") else pack_columns
+            out[name] = tensor.view(cores, -1) if name.endswith(".scale") else kind(_codes(tensor), cores)
+        else:
+            out[name] = weights.pop(name)
+    return out
+
+
+def _packed_mlp(weights: dict[str, torch.Tensor], prefix: str, cores: int) -> dict[str, torch.Tensor]:
+    gate, up = _codes(weights.pop(f"{prefix}gate_up_proj.weight")).chunk(2)
+    down, scales = _codes(weights.pop(f"{prefix}down_proj.weight")), None
+    if f"{prefix}down_proj.scale" in weights:
+        of_gate, of_up = weights.pop(f"{prefix}gate_up_proj.scale").view(-1).chunk(2)
+        scales = of_gate, of_up, weights.pop(f"{prefix}down_proj.scale").view(-1)
+    made = pack(gate, up, down, cores, scales)
+    named = {name: getattr(made, name) for name in ("gate_up", "down", "gate_up_scale", "down_scale")}
+    return {prefix + name: tensor for name, tensor in named.items() if tensor is not None}
+
+
+def _codes(weight: torch.Tensor) -> torch.Tensor:
+    """FP8 as the bytes that kernels take."""
+    return weight if weight.dtype is torch.bfloat16 else weight.view(torch.uint8)
+
+
+def _summed(y: torch.Tensor) -> torch.Tensor:
+    out: torch.Tensor = reduce_from_tensor_model_parallel_region(y)
+    return out
