@@ -93,15 +93,17 @@ def verify(
 
 
 def attention(
-    tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16, turns_by_dma: bool = True
-) -> Example:
-    """New tokens of a few query heads over a prefix in the cache."""
+    tokens: int, held: int, batch: int = 1, heads: int = 3, dtype: type = BF16, turns_by_dma: bool = True,
+    fp8_kv: bool = False,
+) -> Example:  # fmt: skip
+    """New tokens of a few query heads over a prefix in the cache, which holds FP8 codes or numbers of `dtype`."""
     blocks = held // 64
     q, k = _normal(batch, tokens, heads, 256, dtype=dtype), _normal(batch, tokens, 1, 256, dtype=dtype)
-    cache = _normal(batch * blocks, 64, 1, 256, dtype=dtype)
+    cache = _normal(batch * blocks, 64, 1, 256, dtype=ml_dtypes.float8_e4m3fn if fp8_kv else dtype)
     table = np.arange(batch * blocks, dtype=np.int32).reshape(batch, blocks)
     start = np.full((1, batch), held, dtype=np.int32)
     note = f"{batch} sequences, {tokens} new tokens each over {held} held, {heads} query heads, 1 key head"
+    note += ", FP8 in the cache" if fp8_kv else ""
     options = {} if turns_by_dma else {"turns_by_dma": False}
     return Example(paged_attention, (q, k, k, cache, cache, table, start), options, note)
 
@@ -127,6 +129,12 @@ def attention_prompt_by_tensor_engine() -> Example:
 def attention_decode() -> Example:
     """One token over 4,096 in the cache."""
     return attention(1, 4096)
+
+
+@register("paged_attention_decode_fp8")
+def attention_decode_fp8() -> Example:
+    """One token over 4,096 in the cache, in FP8."""
+    return attention(1, 4096, fp8_kv=True)
 
 
 @register("gated_delta_rule_chunk")

@@ -39,8 +39,9 @@ def paged_attention(
         q (nl.ndarray): [B, N, HQ, 256], float32 or bfloat16, which is also the type of the operands
         k (nl.ndarray): [B, N, HK, 256], keys of the new tokens, of q's type
         v (nl.ndarray): [B, N, HK, 256], values of the new tokens, of q's type
-        k_cache (nl.ndarray): [blocks, 64, HK, 256], of q's type
-        v_cache (nl.ndarray): [blocks, 64, HK, 256], of q's type
+        k_cache (nl.ndarray): [blocks, 64, HK, 256], of q's type, or float8_e4m3 codes (IEEE-like: largest 240) as
+            float8_e4m3fn or uint8
+        v_cache (nl.ndarray): [blocks, 64, HK, 256], of k_cache's type
         table (nl.ndarray): [B, P], int32, blocks of each sequence in order; unused entries name any block, all finite
         start (nl.ndarray): [1, B], int32, tokens of each sequence that the cache holds, at most 64 * P
         turns_by_dma (bool): of 128 new tokens and more, the DMA engines turn queries, keys and weights, else TensorE
@@ -52,6 +53,8 @@ def paged_attention(
     Notes:
         Up to 127 new tokens go through `attend_few`, in sections of 2,048 keys of the cache; more through
         `attend_many`, in sections of 4,096 keys, or 2,048 in float32. Places of the cache are below 2^24.
+        Codes are read as the numbers that they are, exactly in q's type; whose keys and values are those times a scale
+        of their head multiplies q with the one and o with the other, and gives k and v over them.
 
     Pseudocode:
         for each section of keys: new tokens first, then blocks of the table

@@ -15,10 +15,12 @@ def paged_attention_torch(
 ) -> torch.Tensor:
     """See `paged_attention`."""
     tokens, heads, size = q.shape[1:]
+    if k_cache.dtype == torch.uint8:
+        k_cache, v_cache = k_cache.view(torch.float8_e4m3fn), v_cache.view(torch.float8_e4m3fn)
     out = []
     for b, held in enumerate(start[0].tolist()):
         keys, values = (
-            torch.cat((cache[table[b].long()].flatten(0, 1)[:held], new[b])).float()
+            torch.cat((cache[table[b].long()].flatten(0, 1)[:held].to(new.dtype), new[b])).float()
             for cache, new in ((k_cache, k), (v_cache, v))
         )
         share = heads // keys.shape[1]

@@ -104,13 +104,24 @@ def add_addresses(pages: Pages, table: nl.ndarray, psum: Bank, begin: int = 0) -
             pages.index.append(address)
 
 
+def numbers_of(cache: nl.ndarray) -> object:
+    """What the elements of a cache are read as: FP8 is this device's own E4M3, whatever type its bytes came as."""
+    if cache.dtype == nl.uint8 or cache.dtype == nl.float8_e4m3fn:
+        return nl.float8_e4m3
+    return cache.dtype
+
+
 def gather_lines(dst: nl.ndarray, cache: nl.ndarray, pages: Pages, b: int, chunk: int, head: int, first: int) -> None:
-    """Lines [first, first + n) of a chunk of one head of `cache` [blocks, 64, heads, D] into dst [rows, n, D]."""
+    """Lines [first, first + n) of a chunk of one head of `cache` [blocks, 64, heads, D] into dst [rows, n, D].
+
+    What was chosen is cast to dst's type on its way.
+    """
     rows, lines, size = dst.shape
     heads = cache.shape[2]
     pieces = cache.reshape((cache.shape[0] * pages.pieces, pages.lines * heads * size))
     src = pieces.ap(
         pattern=[[pages.lines * heads * size, rows], [heads * size, lines], [1, size]],
         offset=(first * heads + head) * size, vector_offset=pages.index[b * pages.chunks + chunk][0:rows],
+        dtype=numbers_of(cache),
     )  # fmt: skip
     nisa.dma_copy(dst=dst, src=src)

@@ -151,6 +151,9 @@ def _attention(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case
             args = (*(x.to(dtype) for x in (q, k, v, *caches)), table, torch.tensor([held], dtype=torch.int32))
             name = f"{str(dtype).removeprefix('torch.')}, {tokens} new tokens after {held}"
             yield Case(name, paged_attention, paged_attention_torch, args, BARS[dtype])
+            codes = (cache.to(torch.float8_e4m3fn) for cache in args[3:5])
+            args = (*args[:3], *codes, *args[5:])
+            yield Case(f"{name}, FP8 in the cache", paged_attention, paged_attention_torch, args, BARS[dtype])
 
 
 def _small(cores: int, normal: Callable[..., torch.Tensor]) -> Iterator[Case]:

@@ -39,7 +39,7 @@ def exact(q, k, v, k_cache, v_cache, table, start):
     out = np.zeros(q.shape)
     for b, held in enumerate(start[0].tolist()):
         keys, values = (
-            torch.cat([*cache[table[b].long()].flatten(0, 1)[:held].unsqueeze(0), new[b]]).double().numpy()
+            torch.cat((cache[table[b].long()].flatten(0, 1)[:held].to(new.dtype), new[b])).double().numpy()
             for cache, new in ((k_cache, k), (v_cache, v))
         )
         share = q.shape[2] // keys.shape[1]
@@ -72,6 +72,26 @@ def test_lengths(form, dtype, tokens, held, blocks):
 ])  # fmt: skip
 def test_chunks_of_a_table_and_groups_of_rows(form, tokens, heads, held, blocks):
     check(form, inputs(tokens, held, heads, 1, blocks, torch.bfloat16), 2e-2)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=NAMES)
+@pytest.mark.parametrize("dtype", BARS)
+@pytest.mark.parametrize("code", [torch.float8_e4m3fn, torch.uint8])
+@pytest.mark.parametrize(("tokens", "held", "blocks"), [
+    (1, [0, 1, 63, 64, 65, 130], 3), (4, [0, 191], 3), (128, [130], 3), (128, [0], 1),
+])  # fmt: skip
+def test_fp8_in_the_cache(form, dtype, code, tokens, held, blocks):
+    """Every code that a Trn2 reads, of either type that its bytes come in; read exactly, whatever else is held."""
+    args = inputs(tokens, held, 2, 1, blocks, dtype, size=1 / 64)  # keys are of up to 240
+    for place in (3, 4):
+        draw = torch.Generator().manual_seed(place)
+        codes = torch.randint(0, 0x78, args[place].shape, generator=draw, dtype=torch.uint8)
+        codes |= torch.randint(0, 2, codes.shape, generator=draw, dtype=torch.uint8) << 7
+        args[place] = codes.view(torch.float8_e4m3fn)
+    want = exact(*args)
+    args[3:5] = [cache.view(code) for cache in args[3:5]]
+    got = form(*args).double().numpy()
+    assert np.abs(got - want).max() <= BARS[dtype] * np.abs(want).max()
 
 
 @pytest.mark.parametrize("form", FORMS, ids=NAMES)
