@@ -17,13 +17,17 @@ from vllm.engine.arg_utils import EngineArgs
 
 from qwen36_neuron.cache import default_slots
 from qwen36_neuron.checkpoint.files import INDEX, SINGLE, CheckpointFiles
+from qwen36_neuron.checkpoint.kv_scales import FILE as KV_SCALES
+from qwen36_neuron.checkpoint.kv_scales import load_kv_scales
 from qwen36_neuron.checkpoint.load import check_files
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.devices import FP8_KV
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import RuntimeConfig, cpu_kernels
 
-from .description import DTYPES, check_model
+from .description import DTYPES, check_model, kv_element
 from .engine_flags import check_flags
+from .kv_dtype import check_kv_cache_dtype, settle_kv_cache_dtype
 from .memory import Memory
 from .quantization import check_quantization
 from .settings import Settings
@@ -61,6 +65,7 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
         ConfigError: naming an argument, its value, what is wrong and what to do.
     """
     check_flags(arguments)
+    check_kv_cache_dtype(arguments.kv_cache_dtype)
     take_speculative_config(arguments)
     settings = Settings.parse(arguments.additional_config)
     _check_kv_memory(arguments)
@@ -73,8 +78,11 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
         arguments.max_num_batched_tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, arguments.max_num_seqs)
     with _quiet("vllm.config.model"):
         held = arguments.create_model_config()  # vLLM will say it all again
-    check_quantization(held, settings, arguments.quantization)
+    form = check_quantization(held, settings, arguments.quantization)
     model = check_model(held, settings)
+    declared = form is not None and form.fp8_kv
+    arguments.kv_cache_dtype = settle_kv_cache_dtype(arguments.kv_cache_dtype, DTYPES[held.dtype], declared)
+    _check_kv_scales(arguments, settings, model, Path(held.model))
     if arguments.max_model_len is None:
         arguments.max_model_len = min(DEFAULT_MAX_MODEL_LEN, held.max_model_len)
     if settings.draft_layer and model.num_mtp_layers != 1:
@@ -115,12 +123,28 @@ def _check_kv_memory(arguments: EngineArgs) -> None:
         raise ConfigError("kv_cache_memory_bytes", given, problem, "Give one of the two")
 
 
+def _check_kv_scales(arguments: EngineArgs, settings: Settings, model: ModelConfig, folder: Path) -> None:
+    """Refuse FP8 keys and values without scales, where the checkpoint is on this machine, before anything is loaded."""
+    if arguments.kv_cache_dtype not in FP8_KV:
+        if settings.kv_scales is not None:
+            problem = f"is for FP8 keys and values, and kv_cache_dtype={arguments.kv_cache_dtype}"
+            remedy = "Give --kv-cache-dtype fp8 with it, or remove it"
+            raise ConfigError("additional_config.kv_scales", settings.kv_scales, problem, remedy)
+        return
+    file = None if settings.kv_scales is None else Path(settings.kv_scales)
+    if file is None and settings.artifact is not None and (Path(settings.artifact) / KV_SCALES).is_file():
+        file = Path(settings.artifact) / KV_SCALES
+    if file is not None or (folder / INDEX).is_file() or (folder / SINGLE).is_file():
+        load_kv_scales(folder, model, settings.draft_layer, file)
+
+
 def _check_memory(
     arguments: EngineArgs, settings: Settings, held: vllm.config.ModelConfig, model: ModelConfig, host: int
 ) -> None:
     element, lanes = held.dtype.itemsize, arguments.max_num_seqs or DEFAULT_MAX_NUM_SEQS
+    stored = kv_element(arguments.kv_cache_dtype, held.dtype)
     kv = kv_bytes(arguments.kv_cache_memory_bytes, settings)
-    token = model.kv_bytes_per_token(element, settings.draft_layer)
+    token = model.kv_bytes_per_token(stored, settings.draft_layer)
     blocks = arguments.num_gpu_blocks_override or kv // (token * BLOCK_SIZE)
     slots = settings.num_slots
     if arguments.enable_prefix_caching is False:
@@ -129,7 +153,7 @@ def _check_memory(
         slots = default_slots(kv, model.state_bytes_per_lane(1, element))
     kernels = cpu_kernels(RuntimeConfig(Path(held.model), dtype=DTYPES[held.dtype], kernels=settings.kernels))
     weights = Memory.of_codes(Path(held.model), kernels)
-    memory = Memory.of(model, element, lanes, blocks, slots, settings.draft_layer, weights)
+    memory = Memory.of(model, element, lanes, blocks, slots, settings.draft_layer, weights, stored)
     memory.check(host, {"model": held.model, "max_num_seqs": lanes, "kv_cache_memory_bytes": kv, "num_slots": slots})
 
 

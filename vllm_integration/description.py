@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 from vllm.transformers_utils.config import get_config
 
 from qwen36_neuron.config import ModelConfig
-from qwen36_neuron.devices import DType
+from qwen36_neuron.devices import FP8_KV, DType
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.ops.kernels import check_shapes
 
@@ -129,6 +129,11 @@ def _changed(plain: PretrainedConfig, held: PretrainedConfig) -> dict[str, Any]:
     """The fields that the second configuration has otherwise, with its values. Nested ones are fields like others."""
     before, after = plain.to_dict(), held.to_dict()
     return {name: value for name, value in after.items() if name not in before or before[name] != value}
+
+
+def kv_element(cache_dtype: str, dtype: torch.dtype) -> int:
+    """Bytes of a key's or value's number, `cache_dtype` being settled."""
+    return 1 if cache_dtype in FP8_KV else dtype.itemsize
 
 
 def check_dtype(dtype: torch.dtype) -> None:

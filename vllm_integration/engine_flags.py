@@ -101,6 +101,7 @@ _group(
     enable_prefix_caching additional_config
     """,
 )
+_group(Flag(Done.HERE, "numbers of keys and values, in kv_dtype.py"), "kv_cache_dtype")
 _group(Flag(Done.HERE, "must be what the checkpoint says, in quantization.py"), "quantization")
 _group(
     Flag(Done.HERE, "speculation, in speculation/config.py"), "speculative_config spec_method spec_model spec_tokens"
@@ -147,10 +148,11 @@ _refused(
     "Give --kv-cache-memory-bytes, or cache_gib in --additional-config",
 )
 _refused(
-    "KV is held in the number format of the model",
-    "kv_cache_dtype kv_cache_dtype_skip_layers mamba_cache_dtype",
+    "convolution windows are held in the number format of the model",
+    "mamba_cache_dtype",
     "Leave it out, and choose with --dtype",
 )
+_refused("keys and values are in one number format in all layers", "kv_cache_dtype_skip_layers")
 _refused(
     "weights are in the format of the checkpoint, and are not quantised while it is loaded",
     "quantization_config allow_deprecated_quantization",

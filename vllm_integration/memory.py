@@ -38,17 +38,19 @@ class Memory:
         slots: int,
         draft_layer: bool = False,
         weights: int | None = None,
+        kv_element: int | None = None,
     ) -> Memory:
         """Of so many running sequences, KV blocks and checkpoint slots.
 
         Args:
-            element: bytes of an element of weights, KV and convolution windows.
+            element: bytes of an element of weights and convolution windows.
             draft_layer: hold the multi-token-prediction layer, its KV and the last hidden state of each checkpoint.
             weights: bytes of weights that are held in another number format; None for `element` a number.
+            kv_element: bytes of an element of KV; None for `element`.
         """
         lane = model.state_bytes_per_lane(1, element)
         slot = lane + model.hidden_size * element if draft_layer else lane
-        block = model.kv_bytes_per_token(element, draft_layer) * BLOCK_SIZE
+        block = model.kv_bytes_per_token(kv_element or element, draft_layer) * BLOCK_SIZE
         weights = model.num_parameters(draft_layer) * element if weights is None else weights
         return cls(weights, lanes * lane, blocks * block, slots * slot)
 

@@ -14,7 +14,7 @@ import vllm.config
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from qwen36_neuron.checkpoint.formats import ROOT, block_fp8, declared, methods, read_format
+from qwen36_neuron.checkpoint.formats import ROOT, Format, block_fp8, declared, methods, read_format
 from qwen36_neuron.errors import ConfigError
 
 from .settings import Settings
@@ -73,8 +73,8 @@ def register() -> None:
         register_quantization_config(NAME)(CheckpointQuantization)
 
 
-def check_quantization(model: vllm.config.ModelConfig, settings: Settings, asked: str | None = None) -> None:
-    """Refuse what is not served, by the key of `quantization_config` that says so.
+def check_quantization(model: vllm.config.ModelConfig, settings: Settings, asked: str | None = None) -> Format | None:
+    """The checkpoint's format, if it declares one; what is not served is refused by its key in `quantization_config`.
 
     Args:
         asked: --quantization as the user gave it; it may say what the checkpoint is, and nothing else.
@@ -98,3 +98,4 @@ def check_quantization(model: vllm.config.ModelConfig, settings: Settings, asked
         if method == block_fp8.METHOD:
             remedy = f"Compile it {compiled}"
         raise ConfigError("model", form.name, "is not run on a Neuron device as it is published", remedy)
+    return form

@@ -29,6 +29,8 @@ class Settings:
         artifact: on a Neuron device, the folder of graphs compiled for these sizes.
         kernels: "torch" or "fused", on cpu also "interpreter", on neuron also "nki"; None for fused on cpu where it
             can be had, else torch, and for what the artifact was compiled with on neuron.
+        kv_scales: file of the scales of FP8 keys and values (--kv-cache-dtype fp8), as qwen36 calibrate-kv writes it;
+            None for those in the checkpoint's folder.
         sampling_candidates: most likely tokens that the device draws from, 0 to sample on the host; None for what the
             artifact was compiled with, and 0 on CPU, where the host is no further away. No seeded token depends on it.
         lazy_logits: on a Neuron device, leave logits there until a request wants them.
@@ -52,6 +54,7 @@ class Settings:
     cache_gib: float = 2.0
     artifact: str | None = None
     kernels: KernelChoice | None = None
+    kv_scales: str | None = None
     sampling_candidates: int | None = None
     lazy_logits: bool = True
     stop_in_reasoning: bool = False
@@ -93,6 +96,8 @@ class Settings:
         for field in ("lazy_logits", "stop_in_reasoning", "allow_unknown_fields", "adaptive_drafts", "share_cores"):
             if not isinstance(getattr(self, field), bool):
                 self._refuse(field, "must be true or false", "Correct it")
+        if not isinstance(self.kv_scales, str | None):
+            self._refuse("kv_scales", "must be the path of a file", "Correct it")
         if (self.lookup_drafts or 0) > MOST:
             self._refuse("lookup_drafts", f"must be {MOST} at most", "Lower it")
         if isinstance(self.cache_gib, bool) or not isinstance(self.cache_gib, int | float) or self.cache_gib <= 0:

@@ -22,11 +22,13 @@ from vllm.v1.worker.worker_base import CompilationTimes, WorkerBase
 from qwen36_neuron.apc import PolicyConfig
 from qwen36_neuron.cache import default_slots, slots_starve
 from qwen36_neuron.config import BLOCK_SIZE
+from qwen36_neuron.devices import FP8_KV
+from qwen36_neuron.ops.fp8 import STORAGE
 from qwen36_neuron.runtime import Runtime, RuntimeConfig, cpu_kernels, open_runtime
 from qwen36_neuron.runtime.threads import ThreadGovernor, usable_cores
 
 from .arguments import kv_bytes
-from .description import DTYPES, describe
+from .description import DTYPES, describe, kv_element
 from .kv_cache.spec import group_indices, kv_cache_specs
 from .lanes import LaneAllocator
 from .memory import Memory
@@ -94,7 +96,8 @@ class Worker(WorkerBase):
         """One pseudo layer for all KV, one for all recurrent state."""
         starts, ends = message_tokens(self.checkpoint)
         policy = PolicyConfig(self.num_slots, starts, ends, self.settings.slots_per_prompt)
-        return kv_cache_specs(self.model, self.model_config.dtype, policy, self.settings.draft_layer)
+        numbers = STORAGE if self.fp8_kv else None
+        return kv_cache_specs(self.model, self.model_config.dtype, policy, self.settings.draft_layer, numbers)
 
     def determine_available_memory(self) -> int:
         """Bytes for KV blocks, as set; vLLM makes blocks of them unless --num-gpu-blocks-override says how many."""
@@ -125,6 +128,8 @@ class Worker(WorkerBase):
             lazy_logits=self.settings.lazy_logits,
             max_drafts=self.settings.draft_limits.most,
             max_proposals=self.settings.mtp_drafts,
+            kv_cache_dtype="fp8" if self.fp8_kv else DTYPES[self.model_config.dtype],
+            kv_scales=Path(self.settings.kv_scales) if self.settings.kv_scales else None,
             description=self.model,
         )
         self.runtime = open_runtime(config)
@@ -179,6 +184,16 @@ class Worker(WorkerBase):
 
     # ---- inside ------------------------------------------------------------------------------------------------------
 
+    @property
+    def fp8_kv(self) -> bool:
+        """Whether keys and values are FP8; the platform has settled it."""
+        return self.cache_config.cache_dtype in FP8_KV
+
+    @property
+    def kv_element(self) -> int:
+        """Bytes of a number of theirs."""
+        return kv_element(self.cache_config.cache_dtype, self.model_config.dtype)
+
     def _drafter(self, runtime: Runtime) -> Drafter | None:
         limits = self.settings.draft_limits
         return Drafter(runtime, limits, StepCosts()) if limits.most else None
@@ -202,7 +217,7 @@ class Worker(WorkerBase):
         element = self.model_config.dtype.itemsize
         state = self.model.state_bytes_per_lane(1, element)
         blocks = self.cache_config.num_gpu_blocks_override
-        block = self.model.kv_bytes_per_token(element, self.settings.draft_layer) * BLOCK_SIZE
+        block = self.model.kv_bytes_per_token(self.kv_element, self.settings.draft_layer) * BLOCK_SIZE
         kv = self.determine_available_memory() if blocks is None else blocks * block
         if self.settings.num_slots is None:
             return default_slots(kv, state)
@@ -224,7 +239,7 @@ class Worker(WorkerBase):
             asked = RuntimeConfig(self.checkpoint, dtype=DTYPES[self.model_config.dtype], kernels=self.settings.kernels)
             weights = Memory.of_codes(self.checkpoint, cpu_kernels(asked))
         draft = self.settings.draft_layer
-        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots, draft, weights)
+        return Memory.of(self.model, element, lanes, num_blocks, self.num_slots, draft, weights, self.kv_element)
 
     def _check_memory(self, num_blocks: int) -> None:
         """On the host, refuse what cannot fit at all; a device's own plan is checked when its artifact is built."""
@@ -249,10 +264,11 @@ class Worker(WorkerBase):
 
     def _log_memory(self, config: RuntimeConfig, seconds: float) -> None:
         logger.info(
-            "Qwen3.6 on %s, %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, grain %d tokens; "
-            "%s. Up to %d tokens a step. Opened in %.1f s.",
+            "Qwen3.6 on %s, %s, KV in %s, %d rank(s), %d threads: %d lanes, %d KV blocks, %d checkpoint slots, "
+            "grain %d tokens; %s. Up to %d tokens a step. Opened in %.1f s.",
             config.device,
             config.dtype,
+            config.kv_cache_dtype,
             config.tp_degree,
             torch.get_num_threads(),
             config.num_lanes,

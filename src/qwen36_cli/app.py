@@ -24,6 +24,7 @@ COMMANDS = {
     "estimate": "qwen36_cli.estimate:estimate",
     "compare": "qwen36_cli.compare:compare",
     "gate": "qwen36_cli.gate:gate",
+    "calibrate-kv": "qwen36_cli.calibrate_kv:calibrate_kv",
     "make-checkpoint": "qwen36_cli.make_checkpoint:make_checkpoint",
 }
 """Where each command is, as module:function; `serve` and the groups are beside them."""
@@ -125,7 +126,7 @@ def app(arguments: Sequence[str] | None = None) -> None:
     words, notes = renamed(words)
     for note in notes:
         print(f"qwen36: {note}", file=sys.stderr)
-    if words[:1] in (["generate"], ["compare"]) and "torch" not in sys.modules:
+    if words[:1] in (["generate"], ["compare"], ["calibrate-kv"]) and "torch" not in sys.modules:
         os.environ.update(openmp_environment(os.environ))  # read once, when torch is imported
     try:
         _commands(words)(args=words, prog_name="qwen36")

@@ -21,6 +21,16 @@ from qwen36_neuron.quality import Quality, QualityMeter
 from qwen36_neuron.quality import compare as held_to
 
 
+class KVNumber(StrEnum):
+    """Number formats of keys and values, by vLLM's names."""
+
+    AUTO = "auto"
+    FP8 = "fp8"
+    FP8_E4M3 = "fp8_e4m3"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
 class Number(StrEnum):
     """Number formats of weights and activations."""
 
@@ -34,6 +44,11 @@ def compare(
     text: Annotated[Path, typer.Option(help="UTF-8 file to predict.")],
     reference_dtype: Annotated[Number, typer.Option(help="Number format that the reference runs in.")] = Number.FLOAT32,
     candidate_dtype: Annotated[Number, typer.Option(help="Number format that the candidate runs in.")] = Number.FLOAT32,
+    reference_kv_cache_dtype: Annotated[KVNumber, typer.Option(help="Of its keys and values.")] = KVNumber.AUTO,
+    candidate_kv_cache_dtype: Annotated[KVNumber, typer.Option(help="Of its keys and values.")] = KVNumber.AUTO,
+    kv_scales: Annotated[
+        Path | None, typer.Option(help="Scales of the candidate's FP8 keys and values. [default: its folder's]")
+    ] = None,
     window: Annotated[int, typer.Option(help="Tokens of context at most.")] = 2048,
     chunk: Annotated[int, typer.Option(help="Tokens whose logits are held at once.")] = 128,
     k: Annotated[int, typer.Option(help="Most likely tokens that coverage looks at.")] = 10,
@@ -54,13 +69,18 @@ def compare(
             RuntimeConfig(
                 model,
                 dtype=number.value,
+                kv_cache_dtype=kv.value,
+                kv_scales=scales,
                 max_model_len=window,
                 max_step_tokens=max(chunk, 1),
                 num_blocks=blocks,
                 num_lanes=1,
             )
         )
-        for model, number in zip(models, (reference_dtype, candidate_dtype), strict=True)
+        for model, number, kv, scales in (
+            (models[0], reference_dtype, reference_kv_cache_dtype, None),
+            (models[1], candidate_dtype, candidate_kv_cache_dtype, kv_scales),
+        )
     )
     meter = QualityMeter(k)
     with Progress(disable=as_json) as progress:

@@ -7,7 +7,13 @@ from typing import Literal, get_args
 Device = Literal["cpu", "neuron"]
 
 DType = Literal["float32", "bfloat16"]
-"""Of weights, activations, KV and convolution windows."""
+"""Of weights, activations and convolution windows, and of KV unless it is FP8."""
+
+KVCacheDType = Literal["auto", "fp8", "fp8_e4m3", "bfloat16", "float32"]
+"""Of keys and values, by vLLM's names. `auto` is what the checkpoint declares, else the number format of the model."""
+
+FP8_KV = ("fp8", "fp8_e4m3")
+"""Names of FP8 keys and values."""
 
 CpuKernels = Literal["torch", "fused", "interpreter"]
 """On a CPU: plain torch, the fused operations of `ops.numba`, or the NKI kernels in their interpreter."""

@@ -67,14 +67,22 @@ class LaneSpec(KVCacheSpec):
 
 
 def kv_cache_specs(
-    model: ModelConfig, dtype: torch.dtype, policy: PolicyConfig, draft_layer: bool = False
+    model: ModelConfig,
+    dtype: torch.dtype,
+    policy: PolicyConfig,
+    draft_layer: bool = False,
+    kv_dtype: torch.dtype | None = None,
 ) -> dict[str, KVCacheSpec]:
-    """The two pseudo layers of `model`, its keys and values held as `dtype`, those of its draft layer among them."""
+    """The two pseudo layers of `model`, the keys and values of its draft layer among them.
+
+    Args:
+        dtype: of convolution windows, and of keys and values unless `kv_dtype` says otherwise.
+    """
     attention = FullAttentionSpec(
         block_size=BLOCK_SIZE,
         num_kv_heads=(len(model.attention_layers) + draft_layer) * model.num_kv_heads,
         head_size=model.head_dim,
-        dtype=dtype,
+        dtype=kv_dtype or dtype,
     )
     lanes = LaneSpec(
         block_size=BLOCK_SIZE,

@@ -27,6 +27,7 @@ def vllm_command(launch: Launch, num_blocks: int | None = None) -> list[str]:
         *("--served-model-name", launch.served_model_name),
         *("--host", host, "--port", str(port)),
         *("--dtype", launch.dtype),
+        *(("--kv-cache-dtype", engine.kv_cache_dtype) if engine.kv_cache_dtype != "auto" else ()),
         *("--max-model-len", str(engine.max_model_len)),
         *("--max-num-seqs", str(engine.max_num_seqs)),
         *("--max-num-batched-tokens", str(engine.max_num_batched_tokens)),

@@ -19,6 +19,7 @@ _OWN = (
     "--max-num-batched-tokens",
     "--tensor-parallel-size",
     "--kv-cache-memory-bytes",
+    "--kv-cache-dtype",
     "--api-key",
     "--additional-config",
     "--speculative-config",

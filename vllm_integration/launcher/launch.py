@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from qwen36_neuron.config import ModelConfig
-from qwen36_neuron.devices import CHOICES
+from qwen36_neuron.devices import CHOICES, FP8_KV
 from qwen36_neuron.errors import ConfigError
 
 from ..chat_proxy.settings import ProxySettings
 from ..flags import either
+from ..kv_dtype import check_kv_cache_dtype
 from ..settings import Settings
 from ..speculation.config import ALONE, DraftLimits, asked_for, settings_of
 from . import envelope, extra
@@ -91,6 +92,7 @@ def prepare(asked: ParsedArguments, environment: Mapping[str, str]) -> tuple[Lau
     model = models.find(values["model"], values.get("revision"), name("model"))
     notes = [*asked.notes, *filter(None, [models.check(model, name("model"))])]
     engine = Engine(**_of(Engine, values))
+    _check_kv(values, engine, name)
     _check_sizes(values, engine, name)
     _check_slots(values, engine, name, device)
     front = _front(values, engine, name, environment)
@@ -133,6 +135,18 @@ def _check_device(values: dict[str, Any], name: _Names, device: str) -> None:
         raise Refusal("--device neuron needs --artifact DIR, the compiled model")
     if not Path(artifact).is_dir():
         raise Refusal(f"{name('artifact')}: no such folder: {artifact}")
+
+
+def _check_kv(values: Mapping[str, Any], engine: Engine, name: _Names) -> None:
+    try:
+        check_kv_cache_dtype(engine.kv_cache_dtype)
+    except ConfigError as error:
+        raise _refusal(error, name) from error
+    scales = values.get("kv_scales")
+    if scales is not None and not Path(scales).is_file():
+        raise Refusal(f"{name('kv_scales')}: no such file: {scales}")
+    if scales is not None and engine.kv_cache_dtype not in ("auto", *FP8_KV):
+        raise Refusal(f"{name('kv_scales')} is for FP8 keys and values; give --kv-cache-dtype fp8 with it")
 
 
 def _check_sizes(values: Mapping[str, Any], engine: Engine, name: _Names) -> None:

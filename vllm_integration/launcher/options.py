@@ -30,6 +30,8 @@ class Engine:
         revision: branch, tag or commit of a Hugging Face id.
         served_model_name: what clients call it.
         dtype: number format of weights and activations.
+        kv_cache_dtype: number format of keys and values: fp8, which needs scales (see --kv-scales), or auto for what
+            the checkpoint declares, else that of the model.
         max_model_len: tokens of a sequence.
         max_num_seqs: sequences that run at once.
         max_num_batched_tokens: tokens of one step.
@@ -46,6 +48,7 @@ class Engine:
     revision: str | None = None
     served_model_name: str | None = None
     dtype: DType | None = None
+    kv_cache_dtype: str = "auto"
     max_model_len: int = 8192
     max_num_seqs: int = 8
     max_num_batched_tokens: int = 2048
@@ -122,6 +125,7 @@ def _bytes_as_gib(named: str, text: str) -> float:
 
 _GROUP = {
     **dict.fromkeys(("model", "revision", "served_model_name", "device", "dtype", "tp_degree", "artifact"), MODEL),
+    **dict.fromkeys(("kv_cache_dtype", "kv_scales"), MODEL),
     **dict.fromkeys(("kernels", "sampling_candidates", "lazy_logits", "threads", "share_cores"), MODEL),
     **dict.fromkeys(("host", "port", "backend_port", "api_key", "proxy"), FRONT),
     **dict.fromkeys(("python", "dry_run"), OTHER),
@@ -146,6 +150,8 @@ _METAVARS = {
     "model": "DIR",
     "served_model_name": "NAME",
     "dtype": "TYPE",
+    "kv_cache_dtype": "TYPE",
+    "kv_scales": "FILE",
     "artifact": "DIR",
     "kernels": "KIND",
     "host": "ADDRESS",
@@ -164,6 +170,7 @@ _DEFAULTS = {
     "cache_gib": "2G",
     "num_slots": "half of KV's bytes, 16 to 256; 64 on neuron",
     "artifact": "none; required by neuron",
+    "kv_scales": "those in the checkpoint's folder",
     "backend_port": "PORT + 1",
     "api_key": "$VLLM_API_KEY, or none",
     "python": "the one that runs this",

@@ -65,9 +65,9 @@ class HybridCache:
     """All the memory that sequences own, one buffer a layer.
 
     Attributes:
-        kv: (keys, values) by attention layer index, each [blocks, BLOCK_SIZE, kv heads, head_dim]. The draft layer's
-            at a position are of the hidden state before it and of its token, so that a block's content depends on no
-            later token; position 0 has none.
+        kv: (keys, values) by attention layer index, each [blocks, BLOCK_SIZE, kv heads, head_dim], over the scale of
+            their head where they are FP8 (`model.attention`). The draft layer's at a position are of the hidden state
+            before it and of its token, so that a block's content depends on no later token; position 0 has none.
         banks: states by DeltaNet layer index.
         drafts: factors of unconfirmed tokens by DeltaNet layer index.
         last_hidden: [1 + slots, hidden] with a draft layer, the hidden state of the last token of each checkpoint.
@@ -76,9 +76,9 @@ class HybridCache:
     def __init__(self, spec: CacheSpec) -> None:
         self.spec = spec
         config = spec.config
+        shape, numbers = spec.kv_shape, spec.kv_numbers
         self.kv = {
-            layer: (torch.zeros(spec.kv_shape, dtype=spec.dtype), torch.zeros(spec.kv_shape, dtype=spec.dtype))
-            for layer in spec.kv_layers
+            layer: (torch.zeros(shape, dtype=numbers), torch.zeros(shape, dtype=numbers)) for layer in spec.kv_layers
         }
         self.banks = {
             layer: StateBank(

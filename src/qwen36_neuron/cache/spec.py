@@ -41,9 +41,10 @@ class CacheSpec:
         num_blocks: KV blocks of BLOCK_SIZE tokens; block 0 is scratch.
         num_lanes: running sequences, 1..num_lanes.
         num_slots: state checkpoints, 1..num_slots.
-        dtype: of KV and of the convolution windows. The recurrent state is fp32.
+        dtype: of the convolution windows, and of KV unless `kv_dtype` says otherwise. The recurrent state is fp32.
         max_drafts: unconfirmed tokens of a lane whose factors are kept, for a step to absorb those that were right.
         draft_layer: keep KV of the multi-token-prediction layer too, and the last hidden state of each checkpoint.
+        kv_dtype: of KV; None for `dtype`.
     """
 
     config: ModelConfig
@@ -54,6 +55,12 @@ class CacheSpec:
     tp: int = 1
     max_drafts: int = 0
     draft_layer: bool = False
+    kv_dtype: torch.dtype | None = None
+
+    @property
+    def kv_numbers(self) -> torch.dtype:
+        """The type of keys and values."""
+        return self.kv_dtype or self.dtype
 
     @property
     def kv_layers(self) -> tuple[int, ...]:
@@ -93,7 +100,7 @@ class CacheSpec:
     def block_bytes(self) -> int:
         """One KV block in all attention layers of this rank."""
         *_, heads, dim = self.kv_shape
-        return len(self.kv_layers) * 2 * BLOCK_SIZE * heads * dim * self.dtype.itemsize
+        return len(self.kv_layers) * 2 * BLOCK_SIZE * heads * dim * self.kv_numbers.itemsize
 
     @property
     def lane_bytes(self) -> int:

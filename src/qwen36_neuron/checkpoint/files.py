@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .formats import Expected, Layout, QuantisedWeight, format_of
 from .formats.layout import cut
 from .formats.own_fp8 import PUBLISHED_SCALE, SCALE, OwnFp8
 from .fp8 import block_shape
-from .names import HEAD, MTP_PREFIX, TEXT_PREFIXES, Shapes, canonical_name, matrix_layer
+from .names import HEAD, MTP_PREFIX, TEXT_PREFIXES, KVScale, Shapes, canonical_name, kv_scale, matrix_layer
 from .sharding import Slice
 
 INDEX = "model.safetensors.index.json"
@@ -128,6 +128,7 @@ class CheckpointFiles:
                     wrong.append(Mismatch(self._tensors[part][1], f"{dtype} {found}", f"{expected}{hint}"))
             if layout is not None and not wrong and not missing and self._shape(name, layout) != shape:
                 wrong.append(Mismatch(self._stored_name(name), f"of {self._shape(name, layout)}", str(shape)))
+        known |= {name for name in self._tensors if kv_scale(name) is not None}
         unused = [
             name for name in self._tensors if name not in known and name != HEAD and not name.startswith(MTP_PREFIX)
         ]
@@ -195,6 +196,15 @@ class CheckpointFiles:
     def quantised(self) -> bool:
         """Whether there are matrices in codes of a byte."""
         return self.format is not None or any(self.is_fp8(name) for name in self._tensors)
+
+    def kv_scales(self) -> dict[KVScale, Callable[[], torch.Tensor]]:
+        """What reads each scale of keys and values that there is."""
+
+        def reader(name: str) -> Callable[[], torch.Tensor]:
+            opened, stored = self._tensors[name]
+            return lambda: opened.get_tensor(stored)
+
+        return {found: reader(name) for name in self._tensors if (found := kv_scale(name)) is not None}
 
     def is_fp8(self, name: str) -> bool:
         """Whether the tensor of this canonical name is stored in FP8."""

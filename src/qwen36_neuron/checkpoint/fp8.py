@@ -17,13 +17,15 @@ from functools import cache
 
 import torch
 
-MAX = 240.0
+from ..ops.fp8 import LARGEST, STORAGE
+
+MAX = LARGEST
 """Largest number of the payload."""
 
 BLOCK = 128
 """Side of a block of the published FP8 checkpoints."""
 
-STORED = torch.float8_e4m3fn
+STORED = STORAGE
 EXPONENT = 0x78  # bits of the exponent field, all set only in codes that must not be written
 
 

@@ -52,7 +52,7 @@ def load_weights(
             format is not served, or rounds inputs and the caller does not.
     """
     with CheckpointFiles(path) as files:
-        if not rounds_inputs and files.format is not None and files.format.inputs != {Inputs.PLAIN}:
+        if not rounds_inputs and files.format is not None and files.format.inputs - {Inputs.PLAIN}:
             problem = "asks for inputs of 8 bits, which are rounded on a CPU alone"
             raise ConfigError("model", files.format.name, problem, "Use device=cpu, or a checkpoint for weights alone")
         own = check_files(files, config, include_mtp)
@@ -128,7 +128,7 @@ def load_inputs(path: str | Path, config: ModelConfig, include_mtp: bool = False
     """
     found: dict[str, Inputs] = {}
     with CheckpointFiles(path) as files:
-        if files.format is None or files.format.inputs == {Inputs.PLAIN}:
+        if files.format is None or not files.format.inputs - {Inputs.PLAIN}:
             return found
         for name, weight in rank_weights(check_files(files, config, include_mtp), include_mtp=include_mtp).items():
             layouts = {piece.name: files.layout(piece.name) for piece in weight.slices}

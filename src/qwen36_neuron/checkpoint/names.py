@@ -6,6 +6,9 @@ Names here are canonical: those of the text model without a prefix (`layers.0.ml
 
 from __future__ import annotations
 
+import re
+from typing import NamedTuple
+
 from ..config import LayerType, ModelConfig
 
 Shapes = dict[str, tuple[int, ...]]
@@ -22,6 +25,45 @@ HEAD = "lm_head.weight"
 
 MATRICES = ("_proj", "in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a", "mtp.fc", "embed_tokens", "lm_head")
 """Ends of the names of layers whose weight is a matrix [out, in]."""
+
+
+KV_SCALES = {
+    r"(?:attn\.)?([kvq])_scale": r"\1",
+    r"(?:attn\.)?kv_scale": "kv",
+    r"[kvq]_proj\.([kvq])_scale": r"\1",
+    r"qk(?:qk)?v_proj\.([kv])_scale": r"\1",
+    r"([kvq])_proj\.output_scale": r"\1",
+    r"([kv])_cache\.scale": r"\1",
+    r"q\.scale": "q",
+    r"(?:attn\.)?prob_scale|prob_output_scale": "prob",
+    r"(?:attn\.)?([kvq]_zero_point)": r"\1",
+}
+"""Names of scales of keys and values, behind `self_attn.`, that vLLM's loaders take, and which each is: of compressed-
+tensors, AutoFP8, ModelOpt, Quark and vLLM itself (`QuantizationConfig.get_cache_scale_mapper` and its overrides)."""
+
+
+class KVScale(NamedTuple):
+    """Which scale a tensor is.
+
+    Attributes:
+        layer: `layers.N` or `mtp.layers.N`.
+        kind: k, v, kv for both, k_zero_point, v_zero_point; others, q, prob and q_zero_point, are for attention that is
+            computed in FP8.
+    """
+
+    layer: str
+    kind: str
+
+
+def kv_scale(name: str) -> KVScale | None:
+    """Which scale of keys or values a tensor of this canonical name is; None if it is none."""
+    layer, found, rest = name.partition(".self_attn.")
+    if not found or not re.fullmatch(r"(?:mtp\.)?layers\.\d+", layer):
+        return None
+    for pattern, kind in KV_SCALES.items():
+        if matched := re.fullmatch(pattern, rest):
+            return KVScale(layer, matched.expand(kind))
+    return None
 
 
 def canonical_name(name: str) -> str | None:

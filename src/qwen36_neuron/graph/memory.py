@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ..cache import CacheSpec, HybridCache
+from ..ops.fp8 import replace_rows
 
 
 @dataclass(slots=True)
@@ -79,7 +80,7 @@ def kept(state: torch.Tensor) -> torch.Tensor:
     """
     rows = state.view(-1, state.shape[-1])
     scratch = torch.zeros(1, dtype=torch.int64, device=state.device)
-    return rows.index_copy(0, scratch, rows[:1]).view(state.shape)
+    return replace_rows(rows, scratch, rows[:1]).view(state.shape)
 
 
 def _keep(bank: dict[int, torch.Tensor]) -> None:

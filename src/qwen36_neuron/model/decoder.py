@@ -7,6 +7,7 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..ops.attention import rotary_tables
+from .attention import SCALES, add_kv_scales
 from .decoder_layer import DecoderLayer
 from .layers import LayerFactory, SingleRank
 from .mtp import MtpLayer
@@ -38,13 +39,17 @@ class Qwen36Model(nn.Module):
     def from_weights(
         cls, config: ModelConfig, weights: dict[str, torch.Tensor], layers: LayerFactory | None = None
     ) -> Qwen36Model:
-        """Build around given tensors, which are used as they are, not copied; with the draft layer if they have it.
+        """Build around given tensors, which are used as they are, not copied.
+
+        With the draft layer if they have it, and with FP8 keys and values if they have scales of those.
 
         Raises:
             RuntimeError: a tensor is missing, unknown or of the wrong shape.
         """
         with torch.device("meta"):
             model = cls(config, layers, include_mtp=any(name.startswith("mtp.") for name in weights))
+            if any(name.endswith(SCALES) for name in weights):
+                add_kv_scales(model)
         model.load_state_dict(weights, strict=True, assign=True)
         return model.requires_grad_(False).eval()
 

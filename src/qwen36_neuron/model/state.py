@@ -73,7 +73,7 @@ class StateOperations(Protocol):
 
         Args:
             q: [batch, tokens, query_heads, head_dim], or [batch, 1, ...], the query of each row's last token alone.
-            k, v: [batch, tokens, kv_heads, head_dim].
+            k, v: [batch, tokens, kv_heads, head_dim], in numbers that the memory holds exactly.
         Returns:
             Of q's shape.
         """

@@ -107,7 +107,9 @@ class TorchKernels:
         begin: int = 0,
     ) -> torch.Tensor:
         keys, values = cache
-        prior = (gather_blocks(keys, table), gather_blocks(values, table)) if table.shape[1] else None
+        prior = None
+        if table.shape[1]:  # blocks are chosen first, and only those are cast
+            prior = gather_blocks(keys, table).to(q.dtype), gather_blocks(values, table).to(q.dtype)
         return block_attention(q, k, v, prior, held, begin)
 
     def gated_norm(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from ..checkpoint.formats import format_of
 from ..config import BLOCK_SIZE, ModelConfig
-from ..devices import Device, DType, KernelChoice
+from ..devices import FP8_KV, Device, DType, KernelChoice, KVCacheDType
 from ..errors import ConfigError
 from ..ops.kernels import check_choice
 from ..ops.sampling import MOST_CANDIDATES
@@ -20,7 +21,7 @@ class RuntimeConfig:
     Attributes:
         model: checkpoint folder in Hugging Face layout.
         device: "cpu", or "neuron" for a Trn2.
-        dtype: of weights, activations, KV and convolution windows. The recurrent state is fp32 always.
+        dtype: of weights, activations and convolution windows. The recurrent state is fp32 always.
         max_model_len: tokens a sequence may hold.
         max_step_tokens: tokens one step may run, over all rows.
         num_lanes: sequences that may run at once.
@@ -38,6 +39,9 @@ class RuntimeConfig:
         max_proposals: drafts that the checkpoint's multi-token-prediction layer makes of a row at once, 0 to leave the
             layer out; on a Neuron device at most as many as the artifact was compiled for.
         lazy_logits: on a Neuron device, leave logits there until a row wants them.
+        kv_cache_dtype: of keys and values: "fp8", which is "fp8_e4m3", or the same as `dtype`; "auto" for what the
+            checkpoint declares, else `dtype`.
+        kv_scales: file of the scales of FP8 keys and values; None for those in the checkpoint's folder.
         description: what the checkpoint's config.json is taken to say, where something was overridden; None for the
             file as it is.
     """
@@ -57,10 +61,12 @@ class RuntimeConfig:
     max_drafts: int = 0
     max_proposals: int = 0
     lazy_logits: bool = True
+    kv_cache_dtype: KVCacheDType = "auto"
+    kv_scales: Path | None = None
     description: ModelConfig | None = None
 
     def __post_init__(self) -> None:
-        for field, allowed in (("device", Device), ("dtype", DType)):
+        for field, allowed in (("device", Device), ("dtype", DType), ("kv_cache_dtype", KVCacheDType)):
             value = getattr(self, field)
             if value not in get_args(allowed):
                 raise ConfigError(field, value, "is not known", f"Use one of: {', '.join(get_args(allowed))}")
@@ -99,8 +105,22 @@ class RuntimeConfig:
         if self.max_proposals > self.max_drafts:
             problem = f"are more drafts than the {self.max_drafts} that a row may have verified"
             raise ConfigError("max_proposals", self.max_proposals, problem, "Lower it, or raise max_drafts")
+        if self.kv_cache_dtype in get_args(DType) and self.kv_cache_dtype != self.dtype:
+            problem = f"keys and values are in FP8, or in the number format of the model, which is {self.dtype}"
+            raise ConfigError("kv_cache_dtype", self.kv_cache_dtype, problem, "Use fp8, or change dtype")
+        if self.kv_scales is not None and self.kv_cache_dtype in get_args(DType):
+            problem = f"is for FP8 keys and values, and kv_cache_dtype={self.kv_cache_dtype}"
+            raise ConfigError("kv_scales", str(self.kv_scales), problem, "Use kv_cache_dtype=fp8, or remove it")
         if self.device == "cpu" and self.tp_degree != 1:
             raise ConfigError("tp_degree", self.tp_degree, "the CPU runtime is one rank", "Use 1 with device=cpu")
+
+    @property
+    def fp8_kv(self) -> bool:
+        """Whether keys and values are FP8. Raises ConfigError where the checkpoint's format is not served."""
+        if self.kv_cache_dtype != "auto":
+            return self.kv_cache_dtype in FP8_KV
+        declared = format_of(Path(self.model))
+        return declared is not None and declared.fp8_kv
 
     @property
     def draft_layer(self) -> bool:

@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ..cache import CacheSpec, HybridCache
+from ..checkpoint.kv_scales import load_kv_scales
 from ..checkpoint.load import load_inputs, load_weights
 from ..config import BLOCK_SIZE, ModelConfig
 from ..model import Qwen36Model, StepState
 from ..model.layers import Linear
 from ..ops.attention import PagedRow
+from ..ops.fp8 import STORAGE
 from ..step import Capacity, DeviceError, DraftRequest, Output, Row, RowResult, Step, StepChecker, StepResult
 from .choose import choose_tokens, verified
 from .config import RuntimeConfig
@@ -54,6 +56,7 @@ class CpuRuntime:
                 dtype,
                 max_drafts=config.max_drafts,
                 draft_layer=config.draft_layer,
+                kv_dtype=STORAGE if config.fp8_kv else None,
             )
         )
         self._drafts = self._open_draft_layer() if config.draft_layer else None
@@ -74,10 +77,18 @@ class CpuRuntime:
         """The network with its weights: quantised ones are multiplied out."""
         folder, draft, dtype = self.config.model, self.config.draft_layer, getattr(torch, self.config.dtype)
         weights = load_weights(folder, described, dtype=dtype, include_mtp=draft, rounds_inputs=True)
+        weights |= self._kv_scales(described)
         model = Qwen36Model.from_weights(described, weights, CpuLayers(self.linear))
         arrange_layers(model)
         round_layer_inputs(model, load_inputs(folder, described, draft))
         return model
+
+    def _kv_scales(self, described: ModelConfig) -> dict[str, torch.Tensor]:
+        """Scales of FP8 keys and values by runtime name; none if KV is in the numbers of the model."""
+        config = self.config
+        if not config.fp8_kv:
+            return {}
+        return load_kv_scales(config.model, described, config.draft_layer, config.kv_scales).weights(described)
 
     @property
     def capacity(self) -> Capacity:

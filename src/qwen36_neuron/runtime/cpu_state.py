@@ -12,6 +12,7 @@ from ..config import BLOCK_SIZE
 from ..model.state import Mixing
 from ..ops.attention import PagedRow, attend, write_kv
 from ..ops.causal_conv1d import causal_conv1d_cpu, causal_conv1d_step
+from ..ops.fp8 import replace_rows_in_place
 from ..ops.gated_delta_rule import StateCopy, gated_delta_rule_prefill_cpu, gated_delta_rule_step
 from ..step import Commit, Row
 
@@ -166,6 +167,6 @@ class CpuDecode(Mixing):
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         cache = self.cache.positions(layer)
-        cache[0].index_copy_(0, self.new, k[:, 0])
-        cache[1].index_copy_(0, self.new, v[:, 0])
+        for half, new in zip(cache, (k, v), strict=True):
+            replace_rows_in_place(half, self.new, new[:, 0])
         return torch.stack([attend(q[index], cache, row) for index, row in enumerate(self.rows)])

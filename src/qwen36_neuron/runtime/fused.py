@@ -30,7 +30,7 @@ from .config import RuntimeConfig
 from .cpu import SCRATCH, Call, CpuRuntime
 from .cpu_layers import PlainLinear
 from .cpu_state import source
-from .fused_decode import DecodeProgram, LayerProgram, block_tables
+from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, block_tables
 from .fused_draft import FusedDraftLayer
 from .fused_verify import MOST, VerifyProgram
 from .held import load_held
@@ -61,7 +61,7 @@ class FusedRuntime(CpuRuntime):
 
     def _load(self, described: ModelConfig) -> Qwen36Model:
         if is_quantised(self.config.model):
-            return load_held(self.config.model, described, self.config.draft_layer)
+            return load_held(self.config.model, described, self.config.draft_layer, self._kv_scales(described))
         return super()._load(described)
 
     def warm_up(self) -> None:
@@ -177,11 +177,12 @@ class FusedPrefill:
         last: torch.Tensor | None,
     ) -> torch.Tensor:
         """With `last`, queries and gates are projected for the last tokens alone."""
-        weight, queries = self.layers[block.index].in_proj, 2 * block.query_heads * block.head_dim
-        keys, values = (array(half) for half in self.cache.positions(block.index))
+        layer, queries = self.layers[block.index], 2 * block.query_heads * block.head_dim
+        assert isinstance(layer.mixer, AttentionStep)
+        weight, pages = layer.in_proj, layer.mixer.pages
         norm = array(block.k_norm.weight), f32(block.k_norm.eps)
         kv = array(weight.product(x, queries))
-        store_keys(kv, *norm, *_angles(rotary), self.tables, self.starts, self.ends, keys, values)
+        store_keys(kv, *norm, *_angles(rotary), self.tables, self.starts, self.ends, pages)
 
         counts = self.ends - self.starts
         if last is not None:
@@ -192,19 +193,19 @@ class FusedPrefill:
             return self._attend_far(block, qg, rotary, counts)
         norm, out = (array(block.q_norm.weight), f32(block.q_norm.eps)), torch.empty(*qg.shape[:2], qg.shape[2] // 2)
         rows = self.tables, self.ends, counts
-        attention_prefill(array(qg), *norm, *_angles(rotary), *rows, keys, values, array(out))
+        attention_prefill(array(qg), *norm, *_angles(rotary), *rows, pages, array(out))
         return out
 
     def _attend_far(
         self, block: Attention, qg: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], counts: Array
     ) -> torch.Tensor:
         """Attention of each row's last `counts` tokens by torch, between a fused norm and a fused gate."""
-        q = norm_and_rotate(qg, block.q_norm.weight, block.q_norm.eps, rotary)
+        q = block.scaled(norm_and_rotate(qg, block.q_norm.weight, block.q_norm.eps, rotary))
         out = torch.zeros_like(q)  # padding must stay finite: a NaN would pass through beta = 0
         for row, count in enumerate(counts.tolist()):
             where = PagedRow.of(self.tables[row].tolist(), int(self.starts[row]), int(self.ends[row]))
             out[row, :count] = attend(q[row, :count], self.cache.positions(block.index), where)
-        return gate_heads(out.flatten(2), qg)
+        return gate_heads(block.unscaled(out).flatten(2), qg)
 
 
 def _entries(bank: StateBank) -> Entries:

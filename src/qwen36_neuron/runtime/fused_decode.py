@@ -16,6 +16,7 @@ from ..model import Qwen36Model
 from ..model.decoder import DecoderLayer
 from ..model.deltanet import GatedDeltaNet
 from ..model.norm import RMSNorm
+from ..ops.attention.numba_pages import Pages
 from ..ops.attention.numba_step import attention_step
 from ..ops.gated_delta_rule.numba_step import delta_net_step
 from ..ops.numba.held import Table, take_rows
@@ -67,16 +68,15 @@ class DeltaNetStep:
 
 @dataclass(frozen=True, slots=True)
 class AttentionStep:
-    """The mixer of an attention layer, its heads' norms and its cache [positions, kv_heads, head_dim]."""
+    """The mixer of an attention layer: its heads' norms and its cache."""
 
     query: Norm
     key: Norm
-    keys: Array
-    values: Array
+    pages: Pages
 
     def run(self, projected: Array, rows: StepRows, out: Array) -> None:
         norms = self.query.weight, self.key.weight, self.query.eps
-        attention_step(projected, *norms, rows.cos, rows.sin, self.keys, self.values, rows.tables, rows.ends, out)
+        attention_step(projected, *norms, rows.cos, rows.sin, self.pages, rows.tables, rows.ends, out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,8 +117,8 @@ class LayerProgram:
             mixer = DeltaNetStep(weights[block.index], array(bank.window), array(bank.recurrent))
         else:
             in_proj, out_proj = weight_of(block.in_proj_qgkv), block.o_proj
-            keys, values = (array(half) for half in cache.positions(block.index))
-            mixer = AttentionStep(norm_of(block.q_norm), norm_of(block.k_norm), keys, values)
+            pages = Pages.of(*cache.positions(block.index), block.k_scale, block.v_scale)
+            mixer = AttentionStep(norm_of(block.q_norm), norm_of(block.k_norm), pages)
         return cls(
             block.index,
             norm_of(layer.input_norm),

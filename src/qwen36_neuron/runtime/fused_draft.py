@@ -29,7 +29,7 @@ class FusedDraftLayer(CpuDraftLayer):
         layer = LayerProgram.of(mtp.layer, cache, {})
         assert isinstance(layer.mixer, AttentionStep)
         self._rotary = program.rotary
-        first = layer.in_proj.outputs - 2 * layer.mixer.keys[0].size
+        first = layer.in_proj.outputs - 2 * layer.mixer.pages.keys[0].size
         self._for_keys = layer.in_proj.packed.rows(first)
         self._weights = DraftWeights(
             embedding=program.embedding,
@@ -40,8 +40,7 @@ class FusedDraftLayer(CpuDraftLayer):
             in_proj=layer.in_proj.packed,
             query_norm=layer.mixer.query,
             key_norm=layer.mixer.key,
-            keys=layer.mixer.keys,
-            values=layer.mixer.values,
+            pages=layer.mixer.pages,
             out_proj=layer.out_proj.packed,
             post_norm=layer.post_norm,
             gate_up=layer.gate_up.packed,

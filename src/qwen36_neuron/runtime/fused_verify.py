@@ -88,8 +88,7 @@ class VerifyProgram:
         mixer = layer.mixer
         if isinstance(mixer, AttentionStep):
             norms = mixer.query.weight, mixer.key.weight, mixer.query.eps
-            where = mixer.keys, mixer.values, step.rows
-            attention_verify(projected, *norms, step.cos, step.sin, *where, 0, out)
+            attention_verify(projected, *norms, step.cos, step.sin, mixer.pages, step.rows, 0, out)
             return
         w = mixer.weights
         small = w.taps, w.rate, w.dt_bias, w.norm_weight, w.eps

@@ -12,6 +12,7 @@ from ..checkpoint.formats import Inputs, QuantisedWeight
 from ..checkpoint.load import stored_weights
 from ..config import ModelConfig
 from ..model import Qwen36Model
+from ..model.attention import add_kv_scales
 from ..ops.numba.held import Table, take_rows
 from ..ops.numba.panels import Packed
 from ..ops.numba.projections import Weight
@@ -76,15 +77,22 @@ class HeldLayers:
         return HeldLinear(hidden_size, vocab_size)
 
 
-def load_held(folder: Path, config: ModelConfig, include_mtp: bool) -> Qwen36Model:
+def load_held(
+    folder: Path, config: ModelConfig, include_mtp: bool, kv_scales: dict[str, torch.Tensor] | None = None
+) -> Qwen36Model:
     """The network of a quantised checkpoint. Of its matrices one at a time is in memory as it is stored.
+
+    Args:
+        kv_scales: of FP8 keys and values, by runtime name.
 
     Raises:
         CheckpointError, ConfigError: as `load_weights`.
     """
     with torch.device("meta"):
         model = Qwen36Model(config, HeldLayers(), include_mtp=include_mtp)
-    rest: dict[str, torch.Tensor] = {}
+        if kv_scales:
+            add_kv_scales(model)
+    rest = dict(kv_scales or {})
     for name, stored in stored_weights(folder, config, include_mtp):
         layer = model.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, HeldLinear | HeldEmbedding):

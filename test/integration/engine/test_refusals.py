@@ -46,7 +46,7 @@ class TestConfiguration:
             ({"block_size": 32}, "block_size=32.*Use 64"),
             ({"dtype": "float16"}, "float16"),
             ({"enable_lora": True}, "enable_lora"),
-            ({"kv_cache_dtype": "fp8"}, "kv_cache_dtype='fp8'"),
+            ({"kv_cache_dtype": "fp8_e5m2"}, "kv_cache_dtype='fp8_e5m2'"),
             ({"kv_cache_memory_bytes": 0}, "kv_cache_memory_bytes=0"),
             (
                 {"kv_cache_memory_bytes": 1 << 30, "additional_config": {"cache_gib": 2}},

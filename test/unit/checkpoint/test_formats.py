@@ -197,7 +197,7 @@ REFUSED = [
     ({"quant_method": "awq"}, "quantization_config.quant_method='awq'.*compressed-tensors, auto-round, fp8"),
     ({**W8A16, "format": "nvfp4-pack-quantized"}, "quantization_config.format='nvfp4-pack-quantized'"),
     ({**W8A16, "quantization_status": "frozen"}, "quantization_status='frozen'"),
-    ({**W8A16, "kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme=.*null"),
+    ({**W8A16, "kv_cache_scheme": {"num_bits": 8}}, r"kv_cache_scheme\.type=None.*null"),
     ({**W8A16, "sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
     ({**W8A16, "config_groups": {}}, "config_groups="),
     ({**W8A16, "ignore": "lm_head"}, "ignore='lm_head'.*list"),

@@ -194,6 +194,24 @@ def test_compiled_starts_and_lengths(start: int, length: int) -> None:
 
 @needs_numba
 @pytest.mark.parametrize(
+    ("start", "length"), [(0, 1), (0, 65), (63, 1), (64, 2), (65, 64), (SPAN_TOKENS - 1, 130), (330, 70)]
+)
+@pytest.mark.parametrize("shape", [Shape(), Shape(1, 3), Shape(2, 3, 256, 64)])
+def test_compiled_form_over_fp8(shape: Shape, start: int, length: int) -> None:
+    """Codes of values are exact; a key's, which is normed and rotated in fp32, may be the next where it is half-way."""
+    rows = Rows(shape, [start, 0], [length, 3], seed=start, fp8=True)
+    assert_right(rows)
+    for row in range(2):
+        new = rows.positions(row)[rows.starts[row] :]
+        keys, values = (half[new].view(torch.uint8).int() for half in rows.cache)
+        k, v = (codes.view(torch.uint8).int() for codes in rows.new_codes(row))
+        assert torch.equal(values, v)
+        assert (keys - k).abs().max() <= 1
+        assert (keys != k).float().mean() <= 1e-3
+
+
+@needs_numba
+@pytest.mark.parametrize(
     "shape",
     [Shape(1, 1), Shape(1, 3), Shape(2, 6), Shape(4, 1), Shape(1, 70), Shape(2, 2, 20, 8), Shape(1, 2, 256, 64)],
 )
@@ -244,6 +262,7 @@ def exact_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(("query_heads", "kv_heads", "size"), [(4, 2, 256), (6, 1, 64), (2, 2, 40)])
 def test_compiled_form_of_one_token_over_scattered_blocks(query_heads: int, kv_heads: int, size: int) -> None:
     """Lengths at a block's edge and one either side; other sequences' blocks and stale positions are not looked at."""
+    from qwen36_neuron.ops.attention.numba_pages import Pages
     from qwen36_neuron.ops.attention.numba_step import attention_step
 
     ends, blocks = [1, 63, 64, 65, 200], 24
@@ -268,7 +287,7 @@ def test_compiled_form_of_one_token_over_scattered_blocks(query_heads: int, kv_h
         np.float32(EPS),
         cos.numpy(),
         sin.numpy(),
-        *caches.numpy(),
+        Pages.of(*caches),
         tables,
         np.array(ends),
         out.numpy(),

@@ -82,7 +82,7 @@ def test_no_default_is_among_the_values_that_are_refused() -> None:
 @pytest.mark.parametrize(
     ("line", "name"),
     [
-        ("--kv-cache-dtype fp8", "kv_cache_dtype"),
+        ("--kv-cache-dtype-skip-layers 3", "kv_cache_dtype_skip_layers"),
         ("--mamba-ssm-cache-dtype bfloat16", "mamba_ssm_cache_dtype"),
         ("--load-format dummy", "load_format"),
         ("--cpu-offload-gb 4", "cpu_offload_gb"),

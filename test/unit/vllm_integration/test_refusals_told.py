@@ -52,13 +52,13 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path) -> None:
         "from vllm.engine.arg_utils import AsyncEngineArgs\n"
         "from vllm.utils.argparse_utils import FlexibleArgumentParser\n"
         "parser = AsyncEngineArgs.add_cli_args(FlexibleArgumentParser())\n"
-        "arguments = parser.parse_args(['--model', '.', '--kv-cache-dtype', 'fp8'])\n"
+        "arguments = parser.parse_args(['--model', '.', '--kv-cache-dtype', 'fp8_e5m2'])\n"
         "AsyncEngineArgs.from_cli_args(arguments).create_engine_config()\n"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, cwd=tmp_path)
     assert ran.returncode == 1
     assert "Traceback" not in ran.stderr
     assert [line for line in ran.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: kv_cache_dtype='fp8': KV is held in the number format of the model. Leave it out, and choose with "
-        "--dtype."
+        "error: kv_cache_dtype='fp8_e5m2': is not served: of two digits instead of three, which is twice the "
+        "error of fp8_e4m3 in the same memory. Use fp8, or auto."
     ]

@@ -160,6 +160,11 @@ class AutoRound:
         """See `Format`."""
         return frozenset({Inputs.PLAIN})
 
+    @property
+    def fp8_kv(self) -> bool:
+        """See `Format`."""
+        return False
+
     def layout(self, layer: str) -> Layout | None:
         """See `Format`."""
         for override in (*self.named, *self.regular):

@@ -100,6 +100,11 @@ class Fp8Blocks:
         """See `Format`."""
         return frozenset({Inputs.PLAIN})
 
+    @property
+    def fp8_kv(self) -> bool:
+        """See `Format`."""
+        return False
+
     def layout(self, layer: str) -> Layout | None:
         """See `Format`."""
         if layer in VOCABULARY:

@@ -19,6 +19,8 @@ from .weight import Inputs
 
 METHOD = "compressed-tensors"
 PACK, INT = "pack-quantized", "int-quantized"
+KV_ALONE = ("dense", "naive-quantized", "float-quantized")
+"""Formats of checkpoints in which nothing is quantised but keys and values."""
 
 CLASSES = {"Linear": lambda layer: layer != "embed_tokens", "Embedding": lambda layer: layer == "embed_tokens"}
 """Classes of modules that a group may target, and whether a matrix of the model is in one of them."""
@@ -48,11 +50,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class CompressedTensors:
-    """Groups of layers, and layers that are in none whatever their class."""
+    """Groups of layers, layers that are in none whatever their class, and whether keys and values are FP8."""
 
     groups: tuple[Group, ...]
     ignored_classes: tuple[str, ...]
     ignored: tuple[Pattern, ...]
+    fp8_kv: bool = False
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> CompressedTensors:
@@ -63,17 +66,18 @@ class CompressedTensors:
         """
         fields = Fields(raw)
         fields.one_of("quant_method", (METHOD,))
-        given = fields.one_of("format", (PACK, INT), remedy="Use a W8A16 or W8A8 checkpoint of INT8, or a bf16 one")
-        fields.one_of("quantization_status", ("compressed",), "compressed", "Save the checkpoint compressed")
-        if (scheme := fields.take("kv_cache_scheme")) is not None:
-            remedy = "Set it to null in config.json: KV is then held in the model's number format"
-            raise fields.error("kv_cache_scheme", scheme, "is not served", remedy)
+        fp8_kv = _keys_and_values(fields.take("kv_cache_scheme"), f"{ROOT}.kv_cache_scheme")
+        groups = fields.take("config_groups", {})
+        alone = fp8_kv and groups == {}
+        formats = (PACK, INT, *KV_ALONE) if alone else (PACK, INT)
+        given = fields.one_of("format", formats, remedy="Use a W8A16 or W8A8 checkpoint of INT8, or a bf16 one")
+        finished = ("compressed", "frozen") if alone else ("compressed",)
+        fields.one_of("quantization_status", finished, "compressed", "Save the checkpoint compressed")
         for name in ("sparsity_config", "transform_config"):
             if (found := fields.take(name, {})) not in ({}, {"format": "dense"}):
                 raise fields.error(name, found, "is not served", "Use a checkpoint without")
         entries = fields.names("ignore")
-        groups = fields.take("config_groups", {})
-        if not isinstance(groups, Mapping) or not groups:
+        if not isinstance(groups, Mapping) or not (groups or alone):
             raise fields.error("config_groups", groups, "must be an object of groups", "Correct config.json")
         fields.finish(NOTES)
         path = f"{ROOT}.config_groups"
@@ -81,6 +85,7 @@ class CompressedTensors:
             tuple(_group(Fields(group, f"{path}.{name}"), given) for name, group in groups.items()),
             tuple(entry for entry in entries if entry in CLASSES),
             tuple(Pattern.of(f"{ROOT}.ignore", entry) for entry in entries if entry not in CLASSES),
+            fp8_kv,
         )
 
     @property
@@ -88,7 +93,7 @@ class CompressedTensors:
         """For people."""
         kinds = {type(group.layout): group.layout for group in self.groups}
         words = {PackQuantized: "INT8 weights", IntQuantized: "INT8 weights and inputs"}
-        return f"{METHOD}: {', '.join(words[kind] for kind in kinds)}"
+        return f"{METHOD}: {', '.join([*(words[kind] for kind in kinds), *(['FP8 keys and values'] * self.fp8_kv)])}"
 
     @property
     def inputs(self) -> frozenset[Inputs]:
@@ -106,6 +111,21 @@ class CompressedTensors:
         if layer == "embed_tokens" and isinstance(found, IntQuantized):
             return replace(found, inputs=Inputs.PLAIN)  # its inputs are tokens
         return found
+
+
+def _keys_and_values(raw: object, path: str) -> bool:
+    """Whether keys and values are FP8, with stored scales."""
+    if raw is None:
+        return False
+    fields = Fields(raw, path)
+    remedy = "Set kv_cache_scheme to null in config.json: KV is then held in the model's number format"
+    for name, served in (("num_bits", 8), ("type", "float"), ("symmetric", True), ("dynamic", False)):
+        found = fields.take(name, {"symmetric": True, "dynamic": False}.get(name))
+        if found != served:
+            raise fields.error(name, found, f"is not served: {served!r} is", remedy)
+    fields.one_of("strategy", ("tensor", "attn_head"), "tensor", remedy)
+    fields.finish({*HOW_CALIBRATED, "group_size", "block_structure", "actorder"})
+    return True
 
 
 def _group(fields: Fields, given: str) -> Group:

@@ -84,6 +84,11 @@ class Format(Protocol):
         """What becomes of the inputs of quantised layers."""
         ...
 
+    @property
+    def fp8_kv(self) -> bool:
+        """Whether keys and values are to be FP8, with scales that the checkpoint has."""
+        ...
+
 
 def shape_of(tensor: Any) -> tuple[int, int]:
     """Of a stored matrix."""

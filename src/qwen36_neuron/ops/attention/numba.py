@@ -12,10 +12,11 @@ import numpy as np
 from numba import prange
 
 from ...config import BLOCK_SIZE
-from ..numba.product import COLUMNS, FULL, PADDING, Part, below, product, transpose, whole
+from ..numba.product import COLUMNS, FULL, PADDING, below, product, transpose, whole
 from ..numba.rows import gate_row
 from ..numba.scalar import Array, compiled, exp, f32, i64, one, zero
 from ..numba.vectors import copy, fill, norm_row, rotate_row, scale
+from .numba_pages import Pages, part_of, put, take
 from .numba_step import LOWEST
 
 QUERIES = 128
@@ -37,8 +38,7 @@ def store_keys(
     tables: Array,
     starts: Array,
     ends: Array,
-    keys: Array,
-    values: Array,
+    pages: Pages,
 ) -> None:
     """Norm and rotate the keys of new tokens, and put them and their values into the cache.
 
@@ -46,26 +46,29 @@ def store_keys(
         kv: [batch, tokens, 2 * kv_heads * n] fp32, keys first; weight: [n]; cos, sin: [batch, tokens, dim / 2].
         tables: int32 [batch, n], the blocks of each sequence.
         starts, ends: int64 [batch], tokens of each sequence before and after.
-        keys, values: [positions, kv_heads, n], BLOCK_SIZE positions a block.
+        pages: of the layer.
     """
+    keys, values = pages.keys, pages.values
     tokens, heads, size = kv.shape[1], keys.shape[1], keys.shape[2]
     for task in prange(kv.shape[0] * tokens):
         row, token = task // tokens, task % tokens
         position = starts[row] + token
         if position < ends[row]:
             place = np.int64(tables[row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
+            room = np.empty(size, np.float32)
             for h in range(heads):
                 key_at, value_at = h * size, (heads + h) * size
-                norm_row(kv[row, token, key_at : key_at + size], weight, eps, one, keys[place, h])
-                rotate_row(keys[place, h], cos[row, token], sin[row, token])
-                copy(kv[row, token, value_at : value_at + size], values[place, h])
+                norm_row(kv[row, token, key_at : key_at + size], weight, eps, one, room)
+                rotate_row(room, cos[row, token], sin[row, token])
+                put(room, pages.key_rates[h], keys[place, h])
+                put(kv[row, token, value_at : value_at + size], pages.value_rates[h], values[place, h])
 
 
 @compiled(inline=False)
 def _transpose_queries(
-    qg: Array, weight: Array, eps: float, cos: Array, sin: Array, kv: int, group: int, out: Array
+    qg: Array, weight: Array, eps: float, cos: Array, sin: Array, kv: int, group: int, factor: float, out: Array
 ) -> None:
-    """Normed, rotated and scaled queries of tokens qg [tokens, ...], into the columns of out [n, ...]."""
+    """Normed and rotated queries of tokens qg [tokens, ...] times a factor, into the columns of out [n, ...]."""
     size = out.shape[0]
     held = np.empty((16, size), np.float32)
     for first in range(0, qg.shape[0] * group, 16):
@@ -73,7 +76,7 @@ def _transpose_queries(
         for u in range(many):
             token, g = (first + u) // group, (first + u) % group
             at = (kv * group + g) * size
-            norm_row(qg[token, at : at + size], weight, eps, one / f32(math.sqrt(size)), held[u])
+            norm_row(qg[token, at : at + size], weight, eps, factor, held[u])
             rotate_row(held[u], cos[token], sin[token])
         for i in range(size):
             for u in range(many):
@@ -129,8 +132,7 @@ def attention_prefill(
     tables: Array,
     ends: Array,
     counts: Array,
-    keys: Array,
-    values: Array,
+    pages: Pages,
     out: Array,
 ) -> None:
     """Causal attention of each row's last tokens to all of its tokens, and the gate.
@@ -142,9 +144,10 @@ def attention_prefill(
         weight: [n], of the queries' norm; cos, sin: [batch, tokens, dim / 2].
         tables: int32 [batch, n], the blocks of each sequence; ends: int64 [batch], its tokens.
         counts: int64 [batch], how many of the tokens of qg are real: the row's last, padding on the right.
-        keys, values: [positions, kv_heads, n], the new tokens' already stored.
+        pages: of the layer, the new tokens' keys and values already stored.
         out: [batch, tokens, query_heads * n], the result; zero on padding.
     """
+    keys, values = pages.keys, pages.values
     kv_heads, size = keys.shape[1], keys.shape[2]
     heads = out.shape[2] // size
     group = heads // kv_heads
@@ -160,8 +163,9 @@ def attention_prefill(
         if stop > first:
             seen = ends[row] - counts[row] + first + 1  # keys that the first token sees
             queries = np.zeros((size, width + PADDING), np.float32)
+            factor = pages.key_scales[kv] / f32(math.sqrt(size))
             _transpose_queries(
-                qg[row, first:stop], weight, eps, cos[row, first:stop], sin[row, first:stop], kv, group, queries
+                qg[row, first:stop], weight, eps, cos[row, first:stop], sin[row, first:stop], kv, group, factor, queries
             )
             read = np.zeros((width, size + PADDING), np.float32)
             peak, total = np.full(width, LOWEST, np.float32), np.zeros(width, np.float32)
@@ -169,7 +173,7 @@ def attention_prefill(
             for c in range((stop - first) * group):
                 t, at = first + c // group, (kv * group + c % group) * size
                 found, gates = out[row, t, at : at + size], heads * size + at
-                scale(one / total[c], read[c, :size], found)
+                scale(pages.value_scales[kv] / total[c], read[c, :size], found)
                 gate_row(found, qg[row, t, gates : gates + size])
 
 
@@ -188,21 +192,21 @@ def _attend(
     read: Array,
 ) -> None:
     """All keys that a task's queries see, `SPAN` blocks at a time: the first token `seen`, the last `limit`."""
-    kv_heads, size, width = keys.shape[1], keys.shape[2], peak.shape[0]
+    size, width = keys.shape[2], peak.shape[0]
     scores = np.empty((SPAN * BLOCK_SIZE, width + PADDING), np.float32)
-    held = np.empty((BLOCK_SIZE, size + PADDING), np.float32)
+    held, room = np.empty((BLOCK_SIZE, size + PADDING), np.float32), np.empty((BLOCK_SIZE, size), np.float32)
     ones = np.full(max(BLOCK_SIZE, width), one, np.float32)
-    memory, by_query = keys.reshape(keys.size), transpose(scores)
+    by_query = transpose(scores)
     for start in range(0, limit, SPAN * BLOCK_SIZE):
         count = min(SPAN * BLOCK_SIZE, limit - start)
         for b in range(0, count, BLOCK_SIZE):
             place = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
-            block = Part(memory, (place * kv_heads + kv) * size, kv_heads * size, 1)
+            block = part_of(keys, place, kv, BLOCK, room)
             product(block, whole(queries), size, ones, zero, below(whole(scores), b, 0), BLOCK, width, FULL)
         _online_softmax(scores, count, seen - start, group, peak, total, read)
         for b in range(0, count, BLOCK_SIZE):
             place = np.int64(table[(start + b) // BLOCK_SIZE]) * BLOCK_SIZE
             many = min(BLOCK, count - b)
             for t in range(many):
-                copy(values[place + t, kv], held[t, :size])
+                take(values[place + t, kv], held[t, :size])
             product(below(by_query, 0, b), whole(held), many, ones, one, whole(read), width, size, FULL)

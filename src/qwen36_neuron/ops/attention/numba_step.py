@@ -10,7 +10,8 @@ from numba import prange
 from ...config import BLOCK_SIZE
 from ..numba.rows import gate_row
 from ..numba.scalar import Array, compiled, exp, f32, one, zero
-from ..numba.vectors import add_scaled, copy, dot, norm_row, rotate_row, scale
+from ..numba.vectors import add_scaled, dot, norm_row, rotate_row, scale
+from .numba_pages import Pages, held, put
 
 LOWEST = f32(-3.0e38)
 
@@ -23,8 +24,7 @@ def attention_step(
     eps: float,
     cos: Array,
     sin: Array,
-    keys: Array,
-    values: Array,
+    pages: Pages,
     tables: Array,
     ends: Array,
     out: Array,
@@ -38,11 +38,12 @@ def attention_step(
         qgkv: [batch, (2 query_heads + 2 kv_heads) * head_dim] fp32: queries, gates, keys, values.
         query_weight, key_weight: [head_dim], of the norms.
         cos, sin: [batch, dim / 2].
-        keys, values: [positions, kv_heads, head_dim], BLOCK_SIZE positions a block. The new token's are written.
+        pages: of the layer. The new token's key and value are written.
         tables: int32 [batch, n], the blocks of each sequence.
         ends: int64 [batch], tokens of each sequence, the new one included.
         out: [batch, query_heads * head_dim], the result.
     """
+    keys, values = pages.keys, pages.values
     kv_heads, size = keys.shape[1], keys.shape[2]
     heads = out.shape[1] // size
     group = heads // kv_heads
@@ -51,24 +52,26 @@ def attention_step(
         x, end = qgkv[row], ends[row]
         queries, found = np.empty((group, size), np.float32), np.zeros((group, size), np.float32)
         peak, total = np.full(group, LOWEST, np.float32), np.zeros(group, np.float32)
-        scores = np.empty((group, BLOCK_SIZE), np.float32)
+        scores, room = np.empty((group, BLOCK_SIZE), np.float32), np.empty(size, np.float32)
 
         place = np.int64(tables[row, (end - 1) // BLOCK_SIZE]) * BLOCK_SIZE + (end - 1) % BLOCK_SIZE
         key_at, value_at = (2 * heads + kv) * size, (2 * heads + kv_heads + kv) * size
-        norm_row(x[key_at : key_at + size], key_weight, eps, one, keys[place, kv])
-        rotate_row(keys[place, kv], cos[row], sin[row])
-        copy(x[value_at : value_at + size], values[place, kv])
+        norm_row(x[key_at : key_at + size], key_weight, eps, one, room)
+        rotate_row(room, cos[row], sin[row])
+        put(room, pages.key_rates[kv], keys[place, kv])
+        put(x[value_at : value_at + size], pages.value_rates[kv], values[place, kv])
         for g in range(group):
             at = (kv * group + g) * size
-            norm_row(x[at : at + size], query_weight, eps, one / f32(math.sqrt(size)), queries[g])
+            norm_row(x[at : at + size], query_weight, eps, pages.key_scales[kv] / f32(math.sqrt(size)), queries[g])
             rotate_row(queries[g], cos[row], sin[row])
 
         for block in range((end + BLOCK_SIZE - 1) // BLOCK_SIZE):
             first = np.int64(tables[row, block]) * BLOCK_SIZE
             count = min(BLOCK_SIZE, end - block * BLOCK_SIZE)
             for t in range(count):
+                key = held(keys[first + t, kv], room)
                 for g in range(group):
-                    scores[g, t] = dot(queries[g], keys[first + t, kv])
+                    scores[g, t] = dot(queries[g], key)
             for g in range(group):
                 highest = peak[g]
                 for t in range(count):
@@ -83,10 +86,11 @@ def attention_step(
                 total[g] = total[g] * fade + added
                 scale(fade, found[g], found[g])
             for t in range(count):
+                value = held(values[first + t, kv], room)
                 for g in range(group):
-                    add_scaled(scores[g, t], values[first + t, kv], found[g])
+                    add_scaled(scores[g, t], value, found[g])
         for g in range(group):
             at = (kv * group + g) * size
             gate_at = heads * size + at
-            scale(one / total[g], found[g], out[row, at : at + size])
+            scale(pages.value_scales[kv] / total[g], found[g], out[row, at : at + size])
             gate_row(out[row, at : at + size], x[gate_at : gate_at + size])

@@ -9,10 +9,11 @@ from numba import prange
 
 from ...config import BLOCK_SIZE
 from ..numba.drafts import VerifyRows
-from ..numba.product import FULL, ROWS, Part, product, whole
+from ..numba.product import FULL, ROWS, product, whole
 from ..numba.rows import gate_row
 from ..numba.scalar import Array, compiled, exp, f32, i64, one, zero
-from ..numba.vectors import copy, fill, norm_row, rotate_row, scale
+from ..numba.vectors import fill, norm_row, rotate_row, scale
+from .numba_pages import Pages, held, part_of, put
 from .numba_step import LOWEST
 
 Four = tuple[float, float, float, float]
@@ -26,8 +27,7 @@ def attention_verify(
     eps: float,
     cos: Array,
     sin: Array,
-    keys: Array,
-    values: Array,
+    pages: Pages,
     rows: VerifyRows,
     begin: int,
     out: Array,
@@ -41,10 +41,11 @@ def attention_verify(
         qgkv: [positions, (2 query_heads + 2 kv_heads) * head_dim] fp32: queries, gates, keys, values.
         query_weight, key_weight: [head_dim], of the norms.
         cos, sin: [positions, dim / 2].
-        keys, values: [places, kv_heads, head_dim], BLOCK_SIZE places a block. Those of new tokens are written.
+        pages: of the layer. Keys and values of new tokens are written.
         begin: the first position of a sequence that has a key: 0, or 1 in the draft layer.
         out: [positions, query_heads * head_dim], the result.
     """
+    keys, values = pages.keys, pages.values
     kv_heads, size = keys.shape[1], keys.shape[2]
     heads = out.shape[1] // size
     group = heads // kv_heads
@@ -53,17 +54,18 @@ def attention_verify(
         lead, start, table = rows.first[row], rows.starts[row], rows.tables[row]
         count = rows.first[row + 1] - lead
         tall = (count * group + ROWS - 1) // ROWS * ROWS
-        queries = np.zeros((tall, size), np.float32)
+        queries, room = np.zeros((tall, size), np.float32), np.empty(size, np.float32)
         for p in range(count):
             x, position = qgkv[lead + p], start + p
             place = np.int64(table[position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             key_at, value_at = (2 * heads + kv) * size, (2 * heads + kv_heads + kv) * size
-            norm_row(x[key_at : key_at + size], key_weight, eps, one, keys[place, kv])
-            rotate_row(keys[place, kv], cos[lead + p], sin[lead + p])
-            copy(x[value_at : value_at + size], values[place, kv])
+            norm_row(x[key_at : key_at + size], key_weight, eps, one, room)
+            rotate_row(room, cos[lead + p], sin[lead + p])
+            put(room, pages.key_rates[kv], keys[place, kv])
+            put(x[value_at : value_at + size], pages.value_rates[kv], values[place, kv])
             for g in range(group):
                 at, query = (kv * group + g) * size, queries[p * group + g]
-                norm_row(x[at : at + size], query_weight, eps, one / f32(math.sqrt(size)), query)
+                norm_row(x[at : at + size], query_weight, eps, pages.key_scales[kv] / f32(math.sqrt(size)), query)
                 rotate_row(query, cos[lead + p], sin[lead + p])
         found, total = np.zeros((tall, size), np.float32), np.zeros(tall, np.float32)
         _attend(queries, group, begin, start, start + count, table, kv, keys, values, total, found)
@@ -71,7 +73,7 @@ def attention_verify(
             for g in range(group):
                 at, query = (kv * group + g) * size, p * group + g
                 gate_at = heads * size + at
-                scale(one / total[query], found[query], out[lead + p, at : at + size])
+                scale(pages.value_scales[kv] / total[query], found[query], out[lead + p, at : at + size])
                 gate_row(out[lead + p, at : at + size], qgkv[lead + p, gate_at : gate_at + size])
 
 
@@ -96,14 +98,16 @@ def _attend(
         begin: the first position that has a key.
         total: [queries], found: [queries, n], zero before.
     """
-    kv_heads, size, tall = keys.shape[1], keys.shape[2], queries.shape[0]
+    size, tall = keys.shape[2], queries.shape[0]
     scores, ones = np.zeros((tall, BLOCK_SIZE), np.float32), np.full(tall, one, np.float32)
-    peak, memory = np.full(tall, LOWEST, np.float32), values.reshape(values.size)
+    peak, block_room = np.full(tall, LOWEST, np.float32), np.empty((BLOCK_SIZE, size), np.float32)
+    room, other = np.empty(size, np.float32), np.empty(size, np.float32)
     for block in range((end + BLOCK_SIZE - 1) // BLOCK_SIZE):
         first, before = np.int64(table[block]) * BLOCK_SIZE, block * BLOCK_SIZE
         count = min(BLOCK_SIZE, end - before)
         for t in range(0, count, 2):
-            _score(queries, keys[first + t, kv], keys[first + min(t + 1, count - 1), kv], t, scores)
+            key, following = held(keys[first + t, kv], room), held(keys[first + min(t + 1, count - 1), kv], other)
+            _score(queries, key, following, t, scores)
         for q in range((end - start) * group):
             row, seen = scores[q], min(count, start + q // group + 1 - before)
             lead = max(0, begin - before)
@@ -118,7 +122,7 @@ def _attend(
             fill(zero, row[seen:])
             if fade != one:
                 scale(fade, found[q], found[q])
-        part = Part(memory, (first * kv_heads + kv) * size, kv_heads * size, 1)
+        part = part_of(values, first, kv, count, block_room)
         product(whole(scores), part, count, ones, one, whole(found), i64(tall), size, FULL)
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ...config import BLOCK_SIZE
+from ..fp8 import replace_rows_in_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,12 @@ class PagedRow:
 
 
 def write_kv(cache: tuple[torch.Tensor, torch.Tensor], k: torch.Tensor, v: torch.Tensor, row: PagedRow) -> None:
-    """Store the keys and values [tokens, kv_heads, head_dim] of a row's new tokens."""
+    """Store the keys and values [tokens, kv_heads, head_dim] of a row's new tokens, in the cache's numbers."""
     for buffer, value in zip(cache, (k, v), strict=True):
         if isinstance(row.new, slice):
             buffer[row.new] = value
         else:
-            buffer.index_copy_(0, row.new, value)
+            replace_rows_in_place(buffer, row.new, value)
 
 
 def attend(q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], row: PagedRow) -> torch.Tensor:
@@ -71,12 +72,13 @@ def attend(q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], row: Paged
 
     Args:
         q: [tokens, query_heads, head_dim]; query head h reads kv head h // (query_heads / kv_heads).
-        cache: (keys, values), each [positions, kv_heads, head_dim], the new tokens already written.
+        cache: (keys, values), each [positions, kv_heads, head_dim], the new tokens already written; of any numbers,
+            of which those that are read are cast to q's dtype.
     Returns:
         [tokens, query_heads, head_dim].
     """
     tokens, query_heads, head_dim = q.shape
-    keys, values = cache[0][row.index], cache[1][row.index]
+    keys, values = (half[row.index].to(q.dtype) for half in cache)
     kv_heads = keys.shape[1]
     group = query_heads // kv_heads
     if tokens == 1:

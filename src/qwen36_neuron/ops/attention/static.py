@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 
 from ...config import BLOCK_SIZE
+from ..fp8 import replace_rows
 
 BLOCK_BITS = BLOCK_SIZE.bit_length() - 1
 MASKED = torch.finfo(torch.float32).min
@@ -40,12 +41,12 @@ def whole_blocks(cache: torch.Tensor, new: torch.Tensor, blocks: torch.Tensor, l
         blocks: int [n].
         lead: int [1], tokens that the first block holds already; `new` has padding in their places.
     Returns:
-        [n * BLOCK_SIZE, kv_heads, head_dim] of the cache's type.
+        [n * BLOCK_SIZE, kv_heads, head_dim] of the type of `new`, in numbers that the cache's type has.
     """
     held = cache.index_select(0, blocks[:1])[0].to(new.dtype)
     keep = (torch.arange(BLOCK_SIZE, device=new.device) < lead).view(-1, 1, 1)
     first = torch.where(keep, held, new[:BLOCK_SIZE])
-    return torch.cat((first, new[BLOCK_SIZE:])).to(cache.dtype)
+    return torch.cat((first, new[BLOCK_SIZE:]))
 
 
 def write_blocks(cache: torch.Tensor, run: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
@@ -53,7 +54,7 @@ def write_blocks(cache: torch.Tensor, run: torch.Tensor, blocks: torch.Tensor) -
 
     A block that is to be left alone is given as 0, the scratch block.
     """
-    return cache.index_copy(0, blocks.long(), run.view(-1, *cache.shape[1:]))
+    return replace_rows(cache, blocks.long(), run.view(-1, *cache.shape[1:]))
 
 
 def write_tokens(cache: torch.Tensor, new: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -62,7 +63,7 @@ def write_tokens(cache: torch.Tensor, new: torch.Tensor, positions: torch.Tensor
     A position counts through the blocks: block * BLOCK_SIZE + offset.
     """
     flat = cache.view(-1, *cache.shape[2:])
-    return flat.index_copy(0, positions.long(), new.to(cache.dtype)).view(cache.shape)
+    return replace_rows(flat, positions.long(), new).view(cache.shape)
 
 
 def block_attention(

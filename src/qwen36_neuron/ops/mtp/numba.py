@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ...config import BLOCK_SIZE
+from ..attention.numba_pages import Pages, put
 from ..attention.numba_verify import attention_verify
 from ..numba.drafts import VerifyRows
 from ..numba.held import Table, take_row
@@ -26,7 +27,7 @@ class DraftWeights(NamedTuple):
         embedding: [vocabulary, hidden].
         fc: of the embedding and the hidden state, in this order.
         query_norm, key_norm: of heads.
-        keys, values: fp32 [places, kv_heads, head_dim], the layer's own cache.
+        pages: the layer's own keys and values.
     """
 
     embedding: Table
@@ -37,8 +38,7 @@ class DraftWeights(NamedTuple):
     in_proj: Packed
     query_norm: Norm
     key_norm: Norm
-    keys: Array
-    values: Array
+    pages: Pages
     out_proj: Packed
     post_norm: Norm
     gate_up: Packed
@@ -117,9 +117,7 @@ def _run_layer(layer: DraftWeights, cos: Array, sin: Array, owed: Owed) -> Array
     )
     mixed = np.empty((positions, layer.out_proj.data.shape[1]), np.float32)
     norms = layer.query_norm.weight, layer.key_norm.weight, layer.query_norm.eps
-    attention_verify(
-        projected, norms[0], norms[1], norms[2], turned, sines, layer.keys, layer.values, rows, BEGIN, mixed
-    )
+    attention_verify(projected, norms[0], norms[1], norms[2], turned, sines, layer.pages, rows, BEGIN, mixed)
     project_add_few(mixed, layer.out_proj, x)
 
     inner = np.empty((positions, layer.down.data.shape[1]), np.float32)
@@ -159,14 +157,15 @@ def write_entries(layer: DraftWeights, for_keys: Packed, cos: Array, sin: Array,
     project_add_few(joined, layer.fc, x)
     kv = np.empty((positions, for_keys.outputs), np.float32)
     norm_project_few(x, layer.input_norm, for_keys, normed, kv)
-    heads, width = layer.keys.shape[1], layer.keys.shape[2]
+    pages, room = layer.pages, np.empty(layer.pages.keys.shape[2], np.float32)
+    heads, width = pages.keys.shape[1], pages.keys.shape[2]
     for row in range(owed.starts.shape[0]):
         for at in range(owed.first[row], owed.first[row + 1]):
             position = owed.starts[row] + at - owed.first[row]
             place = np.int64(owed.tables[row, position // BLOCK_SIZE]) * BLOCK_SIZE + position % BLOCK_SIZE
             for head in range(heads):
                 key_at, value_at = head * width, (heads + head) * width
-                key = layer.keys[place, head]
-                norm_row(kv[at, key_at : key_at + width], layer.key_norm.weight, layer.key_norm.eps, one, key)
-                rotate_row(key, turned[at], sines[at])
-                copy(kv[at, value_at : value_at + width], layer.values[place, head])
+                norm_row(kv[at, key_at : key_at + width], layer.key_norm.weight, layer.key_norm.eps, one, room)
+                rotate_row(room, turned[at], sines[at])
+                put(room, pages.key_rates[head], pages.keys[place, head])
+                put(kv[at, value_at : value_at + width], pages.value_rates[head], pages.values[place, head])

@@ -15,7 +15,7 @@ from .scalar import Array, compiled, f32, zero
 
 
 @intrinsic
-def _number(_context: Any, stored: Any) -> Any:
+def number(_context: Any, stored: Any) -> Any:
     """The fp32 number that is stored as fp32, bfloat16 (uint16), int8 or E4M3 (uint8; over `FP8_UNIT`)."""
 
     def generate(_: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -45,7 +45,7 @@ def write_out(weight: Packed, first: int, out: Array) -> None:
             for j in range(PANEL):
                 row = out[at * PANEL + j]
                 for k in range(begin, end):
-                    row[k] = _number(panel[k, j]) * scales[group, j]
+                    row[k] = number(panel[k, j]) * scales[group, j]
 
 
 @compiled()
@@ -105,7 +105,7 @@ def take_row(table: Table, row: int, out: Array) -> None:
     """The numbers of a row: into out [n]."""
     stored, scales = table.data[row], table.scales[row // table.block[0]]
     for j in range(out.shape[0]):
-        out[j] = _number(stored[j]) * scales[j // table.block[1]]
+        out[j] = number(stored[j]) * scales[j // table.block[1]]
 
 
 @compiled(inline=False)
