@@ -17,6 +17,7 @@ from qwen36_neuron.artifact.build import compile_artifact, convert, quantiser, r
 from qwen36_neuron.artifact.check import Checked, check
 from qwen36_neuron.artifact.graphs import Graph
 from qwen36_neuron.checkpoint.fp8 import Scales
+from qwen36_neuron.checkpoint.kv_scales import load_kv_scales
 from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
@@ -53,6 +54,14 @@ def compile_model(
             "operation, fused where decode steps' feed-forward blocks and DeltaNet projections are one each."
         ),
     ] = None,
+    kv_cache_dtype: Annotated[
+        str | None,
+        typer.Option(help="Instead of the profile's: fp8 for keys and values in FP8, auto for the profile's dtype."),
+    ] = None,
+    kv_scales: Annotated[
+        Path | None,
+        typer.Option(help="Scales of FP8 keys and values, as calibrate-kv writes them. [default: the checkpoint's]"),
+    ] = None,
     max_drafts: Annotated[
         int | None,
         typer.Option(help="Instead of the profile's: drafts that a row may have verified, 0 for none."),
@@ -81,7 +90,7 @@ def compile_model(
         print(f"checkpoint: {converted(locate(model), required('out', out), chosen, scales)}")
         return
     drafts = max_drafts, max_proposals
-    chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, *drafts)
+    chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, *drafts, kv_cache_dtype)
     folder = locate(model, sizes_only=dry_run)
     checked = check(chosen_profile, ModelConfig.from_pretrained(folder))
     if dry_run and as_json:
@@ -89,13 +98,21 @@ def compile_model(
     else:
         show(Console(width=max(140, Console().width)), checked)  # a column an input
     checked.require()
+    fp8_kv = checked.profile.options.fp8_kv
+    if kv_scales is not None and not fp8_kv:
+        problem = f"is for FP8 keys and values, and kv_cache_dtype={checked.profile.options.kv_cache_dtype}"
+        raise ConfigError("kv-scales", str(kv_scales), problem, "Give --kv-cache-dtype fp8 with it")
     if not dry_run:
+        scales_of_kv = None
+        if fp8_kv:
+            scales_of_kv = load_kv_scales(folder, checked.model, checked.profile.options.draft_layer, kv_scales)
         require_sdk(checked.profile.options.kernels)  # before hours of work, not after
         target = required("out", out)
         checkpoint = converted(folder, target, checked.profile.weights, scales)
         os.environ.update(FP8_ENVIRONMENT)
-        manifest = compile_artifact(checked, checkpoint, target / "artifact")
-        print(f"serve with --device neuron --model {checkpoint} --artifact {manifest.parent}")
+        manifest = compile_artifact(checked, checkpoint, target / "artifact", scales_of_kv)
+        also = " --kv-cache-dtype fp8" if fp8_kv else ""
+        print(f"serve with --device neuron --model {checkpoint} --artifact {manifest.parent}{also}")
 
 
 def required(option: str, value: T | None) -> T:
@@ -111,8 +128,9 @@ def changed(
     kernels: NeuronKernels | None,
     max_drafts: int | None,
     max_proposals: int | None,
+    kv_cache_dtype: str | None = None,
 ) -> Profile:
-    """The profile in another number format, with other kernels or for other drafts, if they are given.
+    """The profile in other number formats, with other kernels or for other drafts, if they are given.
 
     What the draft layer makes can be verified, unless it is said how many drafts can.
     """
@@ -121,6 +139,8 @@ def changed(
         options = replace(options, weights=weights.value)
     if kernels is not None:
         options = replace(options, kernels=kernels)
+    if kv_cache_dtype is not None:
+        options = replace(options, kv_cache_dtype=kv_cache_dtype)
     if max_drafts is None and max_proposals is not None:
         max_drafts = max(options.max_drafts, max_proposals)
     if max_drafts is not None:

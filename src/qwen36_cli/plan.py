@@ -14,6 +14,7 @@ from rich.table import Table
 from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.devices import FP8_KV
 from qwen36_neuron.planning.plan import GIB, Plan, PlanRequest
 
 
@@ -22,10 +23,13 @@ class KVType(StrEnum):
 
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+    FP8 = "fp8"
+    FP8_E4M3 = "fp8_e4m3"
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self is KVType.BFLOAT16 else torch.float32
+        """Of the convolution windows too, which are bfloat16 beside FP8."""
+        return torch.float32 if self is KVType.FLOAT32 else torch.bfloat16
 
 
 def plan(
@@ -50,7 +54,7 @@ def plan(
 ) -> None:
     """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit."""
     sizes = max_model_len, max_num_seqs, slots, tp
-    request = PlanRequest(*sizes, weights, kv_dtype.dtype, num_blocks, mtp, max_drafts)
+    request = PlanRequest(*sizes, weights, kv_dtype.dtype, num_blocks, mtp, max_drafts, kv_dtype in FP8_KV)
     result = Plan(ModelConfig.from_pretrained(locate(model, sizes_only=True)), request)
     if as_json:
         print(json.dumps(plan_json(result), indent=2))
@@ -90,6 +94,7 @@ def plan_json(result: Plan) -> dict[str, object]:
         "modelled": True,
         "tp": request.tp,
         "weights": request.weights.value,
+        "kv_cache_dtype": "fp8_e4m3" if request.fp8_kv else str(request.kv_dtype).removeprefix("torch."),
         "max_model_len": request.max_model_len,
         "max_num_seqs": request.max_num_seqs,
         "slots": request.slots,

@@ -100,7 +100,12 @@ def audit(launch: Launch) -> int | None:
         *("--slots", str(settings.num_slots), "--tp-degree", str(settings.tp_degree), "--dtype", launch.dtype),
         *("--max-drafts", str(launch.drafts.most), "--max-proposals", str(launch.drafts.mtp)),
     ]
-    for flag, value in (("--kernels", settings.kernels), ("--sampling-candidates", settings.sampling_candidates)):
+    command += ["--kv-cache-dtype", engine.kv_cache_dtype]
+    for flag, value in (
+        ("--kv-scales", settings.kv_scales),
+        ("--kernels", settings.kernels),
+        ("--sampling-candidates", settings.sampling_candidates),
+    ):
         if value is not None:
             command += [flag, str(value)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)

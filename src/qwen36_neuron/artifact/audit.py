@@ -13,8 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..checkpoint.kv_scales import load_kv_scales
 from ..config import ModelConfig
-from ..devices import NeuronKernels
+from ..devices import FP8_KV, NeuronKernels
 from ..errors import ConfigError
 from .manifest import (
     changed_files,
@@ -29,7 +30,7 @@ from .manifest import (
 
 @dataclass(frozen=True, slots=True)
 class LaunchArguments:
-    """What a server is started with. None where the artifact decides.
+    """What a server is started with. None where the artifact decides; `kv_scales` are then those beside the graphs.
 
     0 `sampling_candidates`, 0 `max_drafts` and 0 `max_proposals` suit every artifact.
     """
@@ -45,6 +46,8 @@ class LaunchArguments:
     sampling_candidates: int | None = None
     max_drafts: int = 0
     max_proposals: int = 0
+    kv_cache_dtype: str = "auto"
+    kv_scales: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def audit(
     return [
         *_sizes(manifest["options"], arguments),
         *_drafts(manifest, arguments),
+        *_keys_and_values(manifest, arguments),
         *_model(manifest, arguments.model),
         *_software(manifest),
         *(
@@ -134,6 +138,22 @@ def _drafts(manifest: dict[str, Any], arguments: LaunchArguments) -> list[Mismat
     ]
 
 
+def _keys_and_values(manifest: dict[str, Any], arguments: LaunchArguments) -> list[Mismatch]:
+    """Another number format, or scales of FP8 that are not those beside the graphs."""
+    compiled = manifest["options"].get("kv_cache_dtype", "auto")
+    if (compiled in FP8_KV) != (arguments.kv_cache_dtype in FP8_KV):
+        remedy = f"Start with --kv-cache-dtype {compiled}, or compile again with --kv-cache-dtype"
+        return [Mismatch("--kv-cache-dtype", compiled, arguments.kv_cache_dtype, remedy)]
+    if arguments.kv_scales is None or compiled not in FP8_KV:
+        return []
+    model, drafts = ModelConfig.from_pretrained(arguments.model), manifest["options"].get("max_proposals", 0) > 0
+    found = load_kv_scales(arguments.model, model, drafts, arguments.kv_scales).digest()
+    if found == manifest["kv_scales"]:
+        return []
+    remedy = "Leave --kv-scales out, which takes those beside the graphs, or compile again with these"
+    return [Mismatch("--kv-scales", manifest["kv_scales"], found, remedy)]
+
+
 def _model(manifest: dict[str, Any], model: Path) -> list[Mismatch]:
     remedy = "Start with the checkpoint that was compiled, or compile again"
     return [
@@ -176,11 +196,14 @@ def main(
     sampling_candidates: Annotated[int | None, typer.Option(help="Most likely tokens that a graph draws from.")] = None,
     max_drafts: Annotated[int, typer.Option(help="Drafts of a row that are to be verified.")] = 0,
     max_proposals: Annotated[int, typer.Option(help="Drafts that the draft layer is to make of a row.")] = 0,
+    kv_cache_dtype: Annotated[str, typer.Option(help="Number format of keys and values.")] = "auto",
+    kv_scales: Annotated[Path | None, typer.Option(help="File of their scales, if not that of the artifact.")] = None,
     checksums: Annotated[bool, typer.Option(help="Read the artifact's files, and not only their sizes.")] = False,
 ) -> None:
     """Name every difference between an artifact and a start; print its number of KV blocks if there is none."""
     sizes = max_model_len, max_num_seqs, slots, tp_degree, dtype, num_blocks
-    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates, max_drafts, max_proposals)
+    drafts = max_drafts, max_proposals
+    arguments = LaunchArguments(model, *sizes, kernels, sampling_candidates, *drafts, kv_cache_dtype, kv_scales)
     try:
         manifest = read_manifest(artifact)
         mismatches = audit(manifest, arguments, artifact, checksums)

@@ -11,6 +11,8 @@ from nki_kernels.interpreter.install import real_nki_present
 
 from ..checkpoint.conversion import FORMATS, Conversion
 from ..checkpoint.fp8 import Scales
+from ..checkpoint.kv_scales import FILE as KV_SCALES
+from ..checkpoint.kv_scales import KVScales, load_kv_scales, save_kv_scales
 from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
 from ..checkpoint.quantiser import Quantiser, read_manifest, verify
 from ..checkpoint.weight_format import WeightFormat
@@ -75,9 +77,11 @@ def convert(work: Quantiser, progress: Callable[[int], None]) -> Path:
     return work.target
 
 
-def compile_artifact(checked: Checked, checkpoint: Path, artifact: Path) -> Path:
+def compile_artifact(checked: Checked, checkpoint: Path, artifact: Path, kv_scales: KVScales | None = None) -> Path:
     """Compile every graph of the profile, and write the manifest beside them; gives the manifest.
 
+    Args:
+        kv_scales: of FP8 keys and values; None for those in the checkpoint's folder. They are put beside the graphs.
     Raises:
         ConfigError: the SDK is not installed, the profile cannot be compiled, or the checkpoint is in another format.
     """
@@ -96,5 +100,10 @@ def compile_artifact(checked: Checked, checkpoint: Path, artifact: Path) -> Path
 
     config = Qwen36InferenceConfig.from_checkpoint(checkpoint, profile.options)
     artifact.mkdir(parents=True, exist_ok=True)
-    NeuronQwen36ForCausalLM(str(checkpoint), config).compile(str(artifact))
+    app = NeuronQwen36ForCausalLM(str(checkpoint), config)
+    if profile.options.fp8_kv:
+        scales = kv_scales or load_kv_scales(checkpoint, checked.model, profile.options.draft_layer)
+        app.kv_scales = artifact / KV_SCALES
+        save_kv_scales(scales, checked.model, app.kv_scales, {"source": scales.source})
+    app.compile(str(artifact))
     return write_manifest(checked, checkpoint, artifact)

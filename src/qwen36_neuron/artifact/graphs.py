@@ -66,7 +66,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     states = 2 * len(model.attention_layers) + (4 if options.max_drafts else 2) * len(model.deltanet_layers)
     states += 2 + 2 if options.draft_layer else 0  # its keys and values, and two banks of hidden states
     width, draws = options.torch_dtype.itemsize, bool(options.sampling_candidates)
-    extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.quantised_layers else "")
+    extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.reads_fp8 else "")
 
     def graph(tag: str, bucket: tuple[int, int], example: GraphInputs) -> Graph:
         compiler = prefill_options if tag == PREFILL else decode_options
@@ -74,7 +74,7 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         rows, new = example.tokens.shape
         held = example.table.shape[1] * BLOCK_SIZE + (0 if tag == PREFILL else new)
         scores = rows * rank.num_query_heads * new * held * (4 + width)
-        gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * width
+        gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * (width + options.fp8_kv)  # and their codes
         scratch = scores + gathered if options.stages.prefill == "torch" else 0
         shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items() if tensor is not None}
         return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scratch)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.conversion import FORMATS, source_files
+from ..checkpoint.kv_scales import FILE as KV_SCALES
+from ..checkpoint.kv_scales import load_kv_scales
 from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
 from ..checkpoint.quantiser import read_manifest as read_fp8_manifest
 from ..checkpoint.stream import sha256
@@ -47,6 +49,7 @@ def write_manifest(checked: Checked, model: Path, artifact: Path) -> Path:
         "weights": profile.weights,
         "options": profile.options.to_json(),
         "model": {"config": config_digest(checked.model), "weights": weights_digest(model)},
+        "kv_scales": _kv_scales(checked, artifact),
         "graphs": [graph.as_dict() for graph in checked.graphs],
         "memory": {line.name: line.rank_bytes for line in plan.lines},
         "packages": packages(),
@@ -57,6 +60,14 @@ def write_manifest(checked: Checked, model: Path, artifact: Path) -> Path:
     file = artifact / MANIFEST
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return file
+
+
+def _kv_scales(checked: Checked, artifact: Path) -> str | None:
+    """Digest of the scales of FP8 keys and values beside the graphs; None without such."""
+    options = checked.profile.options
+    if not options.fp8_kv:
+        return None
+    return load_kv_scales(artifact, checked.model, options.draft_layer, artifact / KV_SCALES).digest()
 
 
 def read_manifest(artifact: Path) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from ..cache import CacheSpec
 from ..checkpoint.fp8 import Scales
 from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
-from ..devices import GraphKernels, NeuronKernels
+from ..devices import FP8_KV, GraphKernels, NeuronKernels
 from ..errors import ConfigError
+from ..ops.fp8 import STORAGE
 from ..ops.fused import TOKENS, check_fused
 from ..ops.kernels import check_shapes, check_tokens
 from ..ops.sampling import MOST_CANDIDATES
@@ -34,7 +35,7 @@ class GraphOptions:
         num_slots: state checkpoints, 0 for none.
         buckets: the shapes compiled.
         tp_degree: tensor-parallel ranks, one a logical core.
-        dtype: of weights, activations, KV and convolution windows; recurrent states are fp32.
+        dtype: of weights, activations and convolution windows; recurrent states are fp32.
         logical_cores: physical cores that one logical core joins (LNC).
         prefill_commits: checkpoints that one context-encoding call may take. A chunk with more is cut.
         weights: number format of the matrices, a value of `WeightFormat`. The checkpoint must hold them in it.
@@ -51,6 +52,7 @@ class GraphOptions:
             tokens a row beside each decode graph.
         max_proposals: drafts that the checkpoint's own draft layer makes of a row at once, at most max_drafts; 0 for
             graphs without that layer. Above 0 there is a draft graph of 1, one of 2, ... beside each decode graph.
+        kv_cache_dtype: of keys and values: "fp8", which is "fp8_e4m3", or "auto" for `dtype`. Scales are weights.
     """
 
     max_model_len: int
@@ -71,9 +73,15 @@ class GraphOptions:
     decode_rows: tuple[int, ...] = ()
     max_drafts: int = 0
     max_proposals: int = 0
+    kv_cache_dtype: str = "auto"
 
     def __post_init__(self) -> None:
-        for choice, allowed in (("dtype", list(DTYPES)), ("weights", list(WeightFormat)), ("scales", list(Scales))):
+        for choice, allowed in (
+            ("dtype", list(DTYPES)),
+            ("weights", list(WeightFormat)),
+            ("scales", list(Scales)),
+            ("kv_cache_dtype", ["auto", *FP8_KV]),
+        ):
             if getattr(self, choice) not in allowed:
                 remedy = f"Use one of: {', '.join(allowed)}"
                 raise ConfigError(choice, getattr(self, choice), "is not implemented", remedy)
@@ -184,6 +192,21 @@ class GraphOptions:
         return self.weights == WeightFormat.FP8 or (self.weights != WeightFormat.BF16 and not self.mlp_kernel)
 
     @property
+    def fp8_kv(self) -> bool:
+        """Whether keys and values are FP8."""
+        return self.kv_cache_dtype in FP8_KV
+
+    @property
+    def kv_dtype(self) -> torch.dtype | None:
+        """The type of keys and values, where it is not `torch_dtype`."""
+        return STORAGE if self.fp8_kv else None
+
+    @property
+    def reads_fp8(self) -> bool:
+        """Whether plain operations have FP8 numbers, which the compiler must be told to read as its own."""
+        return self.quantised_layers or self.fp8_kv
+
+    @property
     def positions(self) -> int:
         """`max_model_len` rounded up to whole blocks."""
         return -(-self.max_model_len // BLOCK_SIZE) * BLOCK_SIZE
@@ -213,7 +236,8 @@ class GraphOptions:
     def cache_spec(self, model: ModelConfig) -> CacheSpec:
         """The memory of one rank."""
         sizes = self.num_blocks, self.num_lanes, self.num_slots
-        return CacheSpec(model, *sizes, self.torch_dtype, self.tp_degree, self.max_drafts, self.draft_layer)
+        drafts = self.max_drafts, self.draft_layer
+        return CacheSpec(model, *sizes, self.torch_dtype, self.tp_degree, *drafts, self.kv_dtype)
 
     def to_json(self) -> dict[str, Any]:
         """As plain lists and numbers."""

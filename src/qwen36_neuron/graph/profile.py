@@ -26,7 +26,7 @@ SIZES = (
     "decode_commits",
     "sampling_candidates",
 )
-OPTIONAL = ("dma_transposes", "max_drafts", "max_proposals")
+OPTIONAL = ("dma_transposes", "max_drafts", "max_proposals", "kv_cache_dtype")
 FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 SHIPPED = Path(__file__).with_name("profiles")
@@ -110,6 +110,7 @@ class Profile:
             weights=str(raw["weights"]),
             kernels=StageKernels.read(raw["kernels"]),
             dma_transposes=raw.get("dma_transposes", True),
+            kv_cache_dtype=str(raw.get("kv_cache_dtype", "auto")),
         )
         return cls(name, str(raw["description"]), options)
 

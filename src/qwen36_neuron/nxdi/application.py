@@ -18,10 +18,12 @@ from neuronx_distributed_inference.models.model_wrapper import (
 from safetensors.torch import save_file
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ..checkpoint.kv_scales import load_kv_scales
 from ..checkpoint.load import load_weights
 from ..checkpoint.names import canonical_name
 from ..checkpoint.sharding import arrange
 from ..checkpoint.weight_format import WeightFormat
+from ..errors import ConfigError
 from ..graph.batch import batch_rows
 from ..graph.compiler import CompilerOptions, decode_options, prefill_options
 from ..graph.inputs import DraftRow, decode_groups, prefill_pieces
@@ -57,7 +59,13 @@ class Answer(NamedTuple):
 
 
 class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
-    """Qwen3.6 as an NxDI application."""
+    """Qwen3.6 as an NxDI application.
+
+    Attributes:
+        kv_scales: file of the scales of FP8 keys and values; None for those in the checkpoint's folder.
+    """
+
+    kv_scales: Path | None = None
 
     _model_cls = NeuronQwen36Model
     context_encoding_model: Qwen36ModelWrapper
@@ -178,6 +186,10 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             weights = lay_out(weights)
         if options.stages.fused:
             weights = pack_weights(weights, options.logical_cores)
+        if options.fp8_kv:
+            model = self.config.model_config
+            scales = load_kv_scales(Path(self.model_path), model, options.draft_layer, self.kv_scales)
+            weights |= scales.weights(model, options.tp_degree, rank)
         return in_module(weights, torch.tensor([rank], dtype=torch.int32))
 
     def shard_weights(self, compiled_model_path: str, debug: bool = False, pre_shard_weights_hook: Any = None) -> None:
@@ -213,6 +225,9 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         names = {name: canonical_name(name if name.startswith("model.") else f"model.{name}") for name in state_dict}
         tensors = {own: state_dict[name] for name, own in names.items() if own is not None}
         options = config.neuron_config.options
+        if options.fp8_kv:
+            problem = "has scales of its own, which NxDI's loader of whole checkpoints does not know"
+            raise ConfigError("kv_cache_dtype", options.kv_cache_dtype, problem, "Load through the runtime")
         weights = arrange(tensors, config.model_config, options.tp_degree, options.torch_dtype, options.draft_layer)
         return in_module(weights, torch.arange(options.tp_degree, dtype=torch.int32))
 

@@ -40,8 +40,7 @@ UNSUPPORTED: dict[str, tuple[object, str]] = {
     "pp_degree": (1, "only tensor parallelism is implemented"),
     "ep_degree": (1, "only tensor parallelism is implemented"),
     "lora_config": (None, "adapters are not implemented"),
-    "kv_quant_config": (None, "uncalibrated 8-bit keys and values corrupt long sequences"),
-    "kv_cache_quant": (False, "uncalibrated 8-bit keys and values corrupt long sequences"),
+    "kv_quant_config": (None, "its cast has no scales, which corrupts long sequences; see kv_cache_dtype"),
     "on_device_sampling_config": (
         None,
         "its draws have a random state; here the host gives the number",
@@ -70,6 +69,9 @@ class Qwen36NeuronConfig(NeuronConfig):
         for name, (value, reason) in UNSUPPORTED.items():
             if settings.get(name, value) != value:
                 raise ConfigError(name, settings[name], reason, f"Leave it at {value!r}")
+        if settings.get("kv_cache_quant", options.fp8_kv) != options.fp8_kv:
+            problem = f"contradicts kv_cache_dtype={options.kv_cache_dtype}, from which it follows"
+            raise ConfigError("kv_cache_quant", settings["kv_cache_quant"], problem, "Leave it out")
         derived: dict[str, Any] = {
             "batch_size": options.num_lanes,
             "max_batch_size": options.num_lanes,
@@ -89,6 +91,7 @@ class Qwen36NeuronConfig(NeuronConfig):
             "enable_bucketing": True,
             "output_logits": True,
             "overrides_torch_dtype": True,
+            "kv_cache_quant": options.fp8_kv,  # NxDI only tells the compiler of it; what is quantised is done here
             **quantisation(options),
         }
         fixed = {name: value for name, (value, _) in UNSUPPORTED.items()}

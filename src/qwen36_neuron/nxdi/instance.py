@@ -6,6 +6,7 @@ import torch
 from neuronx_distributed_inference.models.model_wrapper import DecoderModelInstance
 from torch import nn
 
+from ..model.attention import SCALES
 from ..model.norm import RMSNorm
 from .model import NeuronQwen36Model
 
@@ -40,8 +41,8 @@ def check_fp32(module: NeuronQwen36Model) -> None:
     for name, block in module.network.named_modules():
         if isinstance(block, RMSNorm):
             kept[f"{name}.weight"] = block.weight
-        for own in ("A", "dt_bias"):
-            if own in block._parameters:
+        for own in ("A", "dt_bias", *SCALES):
+            if block._parameters.get(own) is not None:
                 kept[f"{name}.{own}"] = getattr(block, own)
     cast = [f"{name} is {tensor.dtype}" for name, tensor in kept.items() if tensor.dtype is not torch.float32]
     if cast:

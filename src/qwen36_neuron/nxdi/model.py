@@ -12,6 +12,7 @@ from ..graph.inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInput
 from ..graph.memory import GraphCache, StepMemory
 from ..graph.state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
 from ..model import Qwen36Model
+from ..model.attention import add_kv_scales
 from ..model.norm import set_gated_norm
 from ..ops.kernels import open_kernels
 from ..ops.sampling import draw
@@ -60,6 +61,8 @@ class NeuronQwen36Model(NeuronBaseModel):
         finally:
             torch.set_default_dtype(default)
         options = config.neuron_config.options
+        if options.fp8_kv:
+            add_kv_scales(self.network)
         stages = options.stages
         choice = stages.prefill if self.is_prefill else stages.verify if self.verifies else stages.decode
         form: GraphKernels = "torch" if choice == "torch" else "nki"

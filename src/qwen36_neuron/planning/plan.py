@@ -19,6 +19,7 @@ from ..checkpoint.weight_format import QUANTISED, WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from ..graph.profile import Profile
+from ..ops.fp8 import STORAGE
 
 GIB, MIB = 1 << 30, 1 << 20
 SCALE_BYTES = 4  # one fp32 scale for each output channel of an FP8 matrix
@@ -62,10 +63,11 @@ class PlanRequest:
         max_model_len: tokens of the longest sequence.
         max_num_seqs: sequences that run at once, each able to grow to `max_model_len`.
         slots: checkpoint slots.
-        kv_dtype: of KV and of the convolution windows.
+        kv_dtype: of the convolution windows, and of KV unless `fp8_kv`.
         num_blocks: KV blocks, scratch included, when not enough for every sequence at full length.
         mtp: hold the multi-token-prediction layer and its KV.
         max_drafts: drafts that a row may have verified: what is pending of them is held for every lane.
+        fp8_kv: hold keys and values in FP8.
     """
 
     max_model_len: int
@@ -77,6 +79,7 @@ class PlanRequest:
     num_blocks: int | None = None
     mtp: bool = False
     max_drafts: int = 0
+    fp8_kv: bool = False
 
     def __post_init__(self) -> None:
         for field, minimum in (("max_model_len", 1), ("max_num_seqs", 1), ("slots", 0), ("max_drafts", 0)):
@@ -212,7 +215,7 @@ class Plan:
 
     def _cache_lines(self) -> list[Line]:
         request, spec = self.request, self.spec
-        dtype = str(request.kv_dtype).removeprefix("torch.")
+        dtype = "fp8_e4m3" if request.fp8_kv else str(request.kv_dtype).removeprefix("torch.")
         token = spec.block_bytes // BLOCK_SIZE
         state = f"{spec.lane_bytes / 1e6:.2f} MB each, fp32 state"
         kv = f"{dtype}, {spec.num_blocks} blocks of {BLOCK_SIZE} tokens, {token} B a token"
@@ -227,7 +230,7 @@ class Plan:
             pending = f"{request.max_drafts} a lane, {request.max_num_seqs} + scratch, factors in fp32"
             lines.append(Line("pending drafts", spec.pending_bytes, pending))
         if request.mtp:
-            layer = 2 * prod(spec.kv_shape) * request.kv_dtype.itemsize
+            layer = 2 * prod(spec.kv_shape) * spec.kv_numbers.itemsize
             kept = "its KV, a last hidden state a lane and slot, and one a pending draft"
             lines.append(Line("draft layer cache", layer + replace(spec, draft_layer=True).hidden_bytes, kept))
         return lines
@@ -237,7 +240,8 @@ class Plan:
         """The cache that would be allocated on each rank, without the draft layer's."""
         request = self.request
         sizes = request.blocks, request.max_num_seqs, request.slots
-        return CacheSpec(self.config, *sizes, request.kv_dtype, request.tp, request.max_drafts)
+        numbers = STORAGE if request.fp8_kv else None
+        return CacheSpec(self.config, *sizes, request.kv_dtype, request.tp, request.max_drafts, kv_dtype=numbers)
 
     def _reserve_line(self) -> Line:
         return Line("reserve", self.machine.reserve_bytes, "graphs, scratchpad, runtime (estimate)")
@@ -257,5 +261,6 @@ def plan_profile(profile: Profile, model: ModelConfig) -> Plan:
         num_blocks=options.num_blocks,
         mtp=options.draft_layer,
         max_drafts=options.max_drafts,
+        fp8_kv=options.fp8_kv,
     )
     return Plan(model, request)

@@ -7,6 +7,7 @@ from dataclasses import fields
 
 import torch
 
+from ..checkpoint.kv_scales import FILE as KV_SCALES
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..graph.inputs import draft_rows, split, verify_pieces
@@ -79,8 +80,10 @@ class NeuronRuntime:
         check_artifact(config, options)
         if config.description is not None:
             check_model(config, config.description, inference_config.model_config)
-        check_fp8_environment(options.weights)
+        check_fp8_environment(options.weights, kv_cache_dtype=options.kv_cache_dtype)
         app = NeuronQwen36ForCausalLM(str(config.model), inference_config)
+        beside = config.artifact / KV_SCALES
+        app.kv_scales = config.kv_scales or (beside if beside.is_file() else None)
         runtime = cls(config, app)
         runtime._thread.call(
             lambda: app.load(str(config.artifact), skip_warmup=True), timeout=START_TIMEOUT, what="loading"
@@ -185,6 +188,7 @@ def check_artifact(config: RuntimeConfig, options: GraphOptions) -> None:
             ("tp_degree", options.tp_degree, config.tp_degree),
             ("dtype", options.dtype, config.dtype),
             ("kernels", options.kernels, config.kernels or options.kernels),
+            ("FP8 keys and values", options.fp8_kv, config.fp8_kv),
         )
         if compiled != asked
     ]

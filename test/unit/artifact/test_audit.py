@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -20,6 +21,8 @@ from qwen36_neuron.artifact.audit import LaunchArguments, Mismatch, audit
 from qwen36_neuron.artifact.check import check
 from qwen36_neuron.artifact.manifest import MANIFEST, read_manifest, write_manifest
 from qwen36_neuron.checkpoint.conversion import Conversion
+from qwen36_neuron.checkpoint.kv_scales import FILE as KV_SCALES
+from qwen36_neuron.checkpoint.kv_scales import KVScales, save_kv_scales
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
@@ -53,6 +56,33 @@ def fields(artifact: Path, arguments: LaunchArguments) -> Callable[..., list[str
         return [mismatch.field for mismatch in found]
 
     return run
+
+
+def test_fp8_keys_and_values(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_profile: Profile, arguments: LaunchArguments
+) -> None:
+    """Both must want them; scales are those beside the graphs, or a file with the same."""
+    model = ModelConfig.from_pretrained(tiny_checkpoint)
+    scales = KVScales({3: torch.tensor([0.5])}, {3: torch.tensor([0.25])}, "test")
+    other = KVScales({3: torch.tensor([1.0])}, {3: torch.tensor([0.25])}, "test")
+    for name, each in (("same", scales), ("other", other), (KV_SCALES, scales)):
+        save_kv_scales(each, model, tmp_path / name, {})
+    fp8 = replace(tiny_profile, options=replace(tiny_profile.options, kv_cache_dtype="fp8"))
+    write_manifest(check(fp8, model), tiny_checkpoint, tmp_path)
+    manifest = read_manifest(tmp_path)
+    assert manifest["kv_scales"] == scales.digest()
+    for changes, expected in (
+        ({}, ["--kv-cache-dtype"]),
+        ({"kv_cache_dtype": "fp8_e4m3"}, []),
+        ({"kv_cache_dtype": "fp8", "kv_scales": tmp_path / "same"}, []),
+        ({"kv_cache_dtype": "fp8", "kv_scales": tmp_path / "other"}, ["--kv-scales"]),
+    ):
+        found = audit(manifest, replace(arguments, **changes), tmp_path)  # type: ignore[arg-type]
+        assert [mismatch.field for mismatch in found if mismatch.field.startswith("--kv")] == expected
+
+
+def test_plain_keys_and_values_are_not_started_as_fp8(fields: Callable[..., list[str]]) -> None:
+    assert fields(kv_cache_dtype="fp8") == ["--kv-cache-dtype"]
 
 
 def test_the_start_that_was_compiled_for_passes(fields: Callable[..., list[str]]) -> None:

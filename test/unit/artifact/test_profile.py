@@ -53,6 +53,19 @@ def test_every_shipped_profile_compiles_with_the_kernels_too(
         check(profile, ModelConfig.from_dict(published_27b)).require()
 
 
+def test_fp8_keys_and_values(checked: Callable[..., Checked]) -> None:
+    """Half the memory, the same graphs, and the compiler told what FP8 means, also where nothing else is FP8."""
+    plain, fp8 = checked(weights="bf16"), checked(weights="bf16", kv_cache_dtype="fp8")
+    assert fp8.findings == []
+    kv, half = (next(line for line in each.plan.lines if line.name == "KV") for each in (plain, fp8))
+    assert kv.rank_bytes == 2 * half.rank_bytes
+    assert [graph.inputs for graph in plain.graphs] == [graph.inputs for graph in fp8.graphs]
+    assert all("fp8e4m3fn-as-fp8e4m3" in graph.arguments for graph in fp8.graphs)
+    assert not any("fp8e4m3fn-as-fp8e4m3" in graph.arguments for graph in plain.graphs)
+    with pytest.raises(ConfigError, match="kv_cache_dtype='fp8_e5m2'"):
+        checked(kv_cache_dtype="fp8_e5m2")
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_profile_can_verify_drafts(file: Path, big: ModelConfig) -> None:
     profile = Profile.load(file)

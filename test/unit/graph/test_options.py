@@ -26,8 +26,14 @@ def test_as_json_and_back() -> None:
         num_slots=7, tp_degree=4, dtype="float32", decode_commits=3, decode_rows=(1, 4), sampling_candidates=64
     )
     assert GraphOptions.from_json(options.to_json()) == options
-    options = make(num_slots=7, kernels="nki", max_drafts=4, max_proposals=3)
+    options = make(num_slots=7, kernels="nki", max_drafts=4, max_proposals=3, kv_cache_dtype="fp8")
     assert GraphOptions.from_json(options.to_json()) == options
+
+
+def test_an_artifact_from_before_there_was_fp8_kv_has_none() -> None:
+    saved = make().to_json()
+    del saved["kv_cache_dtype"]
+    assert not GraphOptions.from_json(saved).fp8_kv
 
 
 def test_decode_graphs_and_which_one_a_call_takes() -> None:

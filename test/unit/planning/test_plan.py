@@ -53,6 +53,35 @@ def test_caches_are_as_large_as_what_is_allocated(demo_checkpoint: Path, dtype: 
     assert ("checkpoint slots" in found) == bool(slots)
 
 
+@pytest.mark.parametrize("mtp", [False, True])
+def test_fp8_keys_and_values_are_half_and_nothing_else_changes(demo_checkpoint: Path, mtp: bool) -> None:
+    model = replace(ModelConfig.from_pretrained(demo_checkpoint), num_mtp_layers=1)
+    plain = Plan(model, PlanRequest(200, 3, 5, tp=2, mtp=mtp, max_drafts=2))
+    fp8 = Plan(model, replace(plain.request, fp8_kv=True))
+    assert sum(half.nbytes for pair in HybridCache(fp8.spec).kv.values() for half in pair) == lines(fp8)["KV"]
+    assert 2 * lines(fp8)["KV"] == lines(plain)["KV"]
+    layer = lines(plain)["KV"] // len(model.attention_layers) if mtp else 0
+    assert lines(plain).get("draft layer cache", 0) - lines(fp8).get("draft layer cache", 0) == layer // 2
+    rest = ("KV", "draft layer cache")
+    assert [line for line in plain.lines if line.name not in rest] == [
+        line for line in fp8.lines if line.name not in rest
+    ]
+
+
+def test_fp8_keys_and_values_of_the_27b_on_the_command_line(
+    published_27b: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 layers x 1 head a rank x 256 x 2 are 8 KiB a token and rank."""
+    (tmp_path / "config.json").write_text(json.dumps(published_27b))
+    with pytest.raises(SystemExit):
+        app(["plan", "--model", str(tmp_path), "--max-model-len", "131072", "--kv-cache-dtype", "fp8", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["kv_cache_dtype"] == "fp8_e4m3"
+    kv = next(line for line in found["lines"] if line["name"] == "KV")
+    assert kv["rank_bytes"] == (131072 + 64) * 8192
+    assert kv["detail"].startswith("fp8_e4m3")
+
+
 def test_the_27b_in_bf16_by_hand(big: ModelConfig) -> None:
     found = lines(Plan(big, PlanRequest(131072, max_num_seqs=1, slots=64)))
     assert found["weights: embeddings"] == 2 * 248320 * 5120 * 2 // 4

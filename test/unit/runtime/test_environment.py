@@ -23,6 +23,8 @@ def test_this_processs_variables_and_bf16(monkeypatch: pytest.MonkeyPatch) -> No
     for name in FP8_ENVIRONMENT:
         monkeypatch.delenv(name, raising=False)
     check_fp8_environment("bf16")
+    with pytest.raises(ConfigError, match="kv_cache_dtype=fp8 would be misread"):
+        check_fp8_environment("bf16", {}, kv_cache_dtype="fp8")
     with pytest.raises(ConfigError, match=r"environment=.*weights=fp8"):
         check_fp8_environment("fp8")
     for name, value in FP8_ENVIRONMENT.items():
