@@ -18,6 +18,8 @@ from qwen36_neuron.runtime.generate import Generation
 from qwen36_neuron.runtime.generate import generate as continued
 from qwen36_neuron.runtime.threads import ThreadGovernor, usable_cores
 
+from .compare import KVNumber
+
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo-checkpoint"
 """The shipped checkpoint, where the command runs from the repository."""
 
@@ -40,6 +42,12 @@ def generate(
             help="Fused operations, plain torch, or the NKI kernels in their interpreter: slow, for proof. "
             "[default: fused where Numba is installed, else torch]"
         ),
+    ] = None,
+    kv_cache_dtype: Annotated[
+        KVNumber, typer.Option(help="Of keys and values: fp8 needs scales; auto is what the checkpoint declares.")
+    ] = KVNumber.AUTO,
+    kv_scales: Annotated[
+        Path | None, typer.Option(help="Scales of FP8 keys and values. [default: the checkpoint's]")
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads that compute at most. [default: one a usable core]")
@@ -66,7 +74,15 @@ def generate(
     most = threads or min(torch.get_num_threads(), usable_cores())
     torch.set_num_threads(most)
     runtime = open_runtime(
-        RuntimeConfig(folder, max_model_len=max_model_len, num_blocks=blocks, num_lanes=1, kernels=kernels)
+        RuntimeConfig(
+            folder,
+            max_model_len=max_model_len,
+            num_blocks=blocks,
+            num_lanes=1,
+            kernels=kernels,
+            kv_cache_dtype=kv_cache_dtype.value,
+            kv_scales=kv_scales,
+        )
     )
     governor = ThreadGovernor(most) if share_cores else None
     shown, tokens = "", []

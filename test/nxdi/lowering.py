@@ -101,7 +101,7 @@ def rows_to_draft(count: int) -> list[Any]:
     return [first, *(DraftRow(n, 5 + n, 64 + n, n - 2, range(8, 16), 1) for n in range(2, count))]
 
 
-def options(checkpoint_dtype: str) -> Any:
+def options(checkpoint_dtype: str, kv_cache_dtype: str) -> Any:
     """Sizes of the graphs that are lowered."""
     from qwen36_neuron.graph.buckets import Buckets
     from qwen36_neuron.graph.options import GraphOptions
@@ -117,16 +117,26 @@ def options(checkpoint_dtype: str) -> Any:
         decode_rows=(1,),
         max_drafts=3,
         max_proposals=2,
+        kv_cache_dtype=kv_cache_dtype,
     )
 
 
-def application(checkpoint: Path, dtype: str) -> Any:
-    """The NxDI application, not loaded."""
+def application(checkpoint: Path, dtype: str, kv_cache_dtype: str) -> Any:
+    """The NxDI application, not loaded; scales of FP8 keys and values are 1/32, as the states are small."""
+    from qwen36_neuron.checkpoint.kv_scales import KVScales, save_kv_scales
+    from qwen36_neuron.config import ModelConfig
     from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
     from qwen36_neuron.nxdi.config import Qwen36InferenceConfig
 
-    config = Qwen36InferenceConfig.from_checkpoint(checkpoint, options(dtype))
-    return NeuronQwen36ForCausalLM(str(checkpoint), config)
+    config = Qwen36InferenceConfig.from_checkpoint(checkpoint, options(dtype, kv_cache_dtype))
+    app = NeuronQwen36ForCausalLM(str(checkpoint), config)
+    if app.options.fp8_kv:
+        model = ModelConfig.from_pretrained(checkpoint)
+        scale = torch.full((model.num_kv_heads,), 1 / 32)
+        same = dict.fromkeys((*model.attention_layers, model.num_layers), scale)
+        app.kv_scales = Path(tempfile.mkdtemp()) / "kv_scales.safetensors"
+        save_kv_scales(KVScales(same, same, "lowering"), model, app.kv_scales, {})
+    return app
 
 
 def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
@@ -244,6 +254,7 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write hlo.json to.")],
     dtype: Annotated[str, typer.Option(help="float32, to compare closely, or bfloat16.")] = "float32",
+    kv_cache_dtype: Annotated[str, typer.Option(help="auto, or fp8.")] = "auto",
     first_of_each: Annotated[
         bool,
         typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row, the same for drafts."),
@@ -258,7 +269,7 @@ def main(
     rendezvous = Path(tempfile.mkdtemp()) / "store"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=1, rank=0)
     initialize_model_parallel(tensor_model_parallel_size=1, skip_collective_init=True)
-    app = application(checkpoint, dtype)
+    app = application(checkpoint, dtype, kv_cache_dtype)
     graphs = []
     for wrapper in app.models:
         pairs = wrapper.neuron_config.buckets

@@ -76,7 +76,7 @@ class KVScales:
     def as_tensors(self, model: ModelConfig) -> dict[str, torch.Tensor]:
         """By canonical name, for a file."""
         return {
-            f"{_prefix(layer, model)}.self_attn.{name}_scale": scale.contiguous()
+            f"{_prefix(layer, model)}.self_attn.{name}_scale": scale.clone()  # a file holds no tensor twice
             for name, kind in (("k", self.keys), ("v", self.values))
             for layer, scale in kind.items()
         }
