@@ -55,7 +55,7 @@ def norm_projection_torch(
     wide = x.float()
     normed = wide * gamma.reshape(-1) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     rounded = normed.to(torch.bfloat16).float()
-    y = rounded @ by_input(_values(weight), x.shape[1]) * (1.0 if scale is None else scale.reshape(-1))
+    y = rounded @ by_input(values_of(weight), x.shape[1]) * (1.0 if scale is None else scale.reshape(-1))
     return y if few is None else (y, rounded @ by_input(few.float(), x.shape[1]))
 
 
@@ -73,11 +73,12 @@ def gated_norm_projection_torch(
     rows, heads, size = mixed.shape
     normed = mixed * torch.rsqrt(mixed.square().mean(-1, keepdim=True) + eps) * (factor[0] * F.silu(gate.float()))
     lines = normed.to(torch.bfloat16).float().transpose(1, 2).reshape(rows, -1)
-    out = lines @ by_input(_values(weight), heads * size)
+    out = lines @ by_input(values_of(weight), heads * size)
     return out * (1.0 if scale is None else scale.reshape(-1)) + x.float() / ranks
 
 
-def _values(weight: torch.Tensor) -> torch.Tensor:
+def values_of(weight: torch.Tensor) -> torch.Tensor:
+    """What packed weights are worth but for their scales, fp32."""
     if weight.dtype != torch.uint8:
         return weight.float()
     return decode_e4m3(torch.arange(256).to(torch.uint8))[weight.int()]

@@ -19,6 +19,8 @@ def project(
     residual: nl.ndarray,
     ranks: int,
     beside: tuple = (),
+    begin: int = 0,
+    end: int = 0,
 ) -> None:
     """out [rows, own] = the sum of a stream's lines, each by its stationary [128, ..., count].
 
@@ -26,29 +28,31 @@ def project(
         lines: Stationaries, one a line; `count` is the rows, or `group` columns of which the rest is zero.
         out, group, scaled, channel, residual, ranks: see `leave`.
         beside: (weights [128, lines, few], bank) that are multiplied as well, while a line's stationary is at hand.
+        begin, end: Only lines of these numbers are multiplied by this call, those of whole pieces; 0: to the last.
     """
-    columns, line, rows = columns_of(out.shape[1]), 0, out.shape[0]
-    while line < len(lines):
+    columns, line, rows = columns_of(out.shape[1]), begin, out.shape[0]
+    until = end if end > 0 else len(lines)
+    while line < until:
         weights = stream.take()
         count, last = weights.shape[1], line + weights.shape[1] == len(lines)
         # The last piece finishes chunks two at a time, so that the first leave PSUM while TensorE is at the others.
         together = 2 if last else len(columns)
-        for begin in range(0, len(columns), together):
-            end = min(begin + together, len(columns))
+        for first in range(0, len(columns), together):
+            past = min(first + together, len(columns))
             for n in range(count):
                 stationary = lines[line + n]
                 wide = group if stationary.shape[len(stationary.shape) - 1] == group else rows
-                for chunk in range(begin, end):
+                for chunk in range(first, past):
                     multiply(
                         banks, chunk, columns[chunk], stationary, wide, weights[:, n : n + 1], group, line + n == 0
                     )
-                if begin == 0 and len(beside) > 0:
+                if first == 0 and len(beside) > 0:
                     more, at = beside[0], line + n
                     multiply(
                         (beside[1],), 0, (0, more.shape[2]), stationary, wide, more[:, at : at + 1], group, at == 0
                     )
             if last:
-                for chunk in range(begin, end):
+                for chunk in range(first, past):
                     leave(banks, chunk, columns[chunk], out, group, scaled, channel, residual, ranks)
         line = line + count
 

@@ -9,6 +9,8 @@ from .causal_conv1d import causal_conv1d, causal_conv1d_step
 from .causal_conv1d_relations import PAST
 from .causal_conv1d_relations import relations as conv_relations
 from .causal_conv1d_verify import causal_conv1d_verify
+from .decode_attention import decode_attention
+from .decode_head import decode_head
 from .decode_mlp import decode_mlp
 from .decode_projection import gated_norm_projection, norm_projection
 from .delta_rule_relations import relations
@@ -208,6 +210,48 @@ def _packed(elements: int, channels: int, fp8: bool, cores: int) -> tuple[np.nda
     if fp8:
         return codes, (np.full((cores, channels), 1e-3, dtype=np.float32),)
     return (codes.astype(np.float32) * 1e-3).astype(BF16), ()
+
+
+def attention_layer(
+    tokens: int, held: int, batch: int = 1, fp8: bool = True, hidden: int = 5120, heads: int = 6, cores: int = 2
+) -> Example:
+    """An attention layer of a decode step on the cores of a rank of four."""
+    rows, blocks, lines = batch * tokens, batch * (held // 64 + 1), hidden // D
+    into, into_scale = _packed(lines * 512 * (heads + 1) // cores, 512 * (heads + 1) // cores, fp8, cores)
+    out, out_scale = _packed(2 * heads * hidden // cores, hidden // cores, fp8, cores)
+    angles, factor = _normal(rows, 32), np.ones((D, 2), dtype=np.float32)
+    cache = _normal((blocks + 1) * 64, 1, 256, dtype=BF16)
+    table = np.arange(1, blocks + 1, dtype=np.int32).reshape(batch, -1)[:, : held // 64].copy()
+    places = (table[:, -1:] * 64 + 64 + np.arange(tokens)).astype(np.int32).reshape(-1, 1)
+    args = (
+        _normal(rows, hidden, dtype=BF16), np.ones((D, lines), dtype=np.float32), into, out, factor, factor,
+        np.cos(angles), np.sin(angles), cache, cache.copy(), table, np.full((1, batch), held, dtype=np.int32), places,
+        *into_scale, *out_scale,
+    )  # fmt: skip
+    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(4))]), "ranks": 4}
+    note = f"{batch} sequences, {tokens} tokens each over {held} held, {'FP8' if fp8 else 'bfloat16'}, one of 4 ranks"
+    return Example(decode_attention[cores], args, kwargs, note, 4)
+
+
+@register("decode_attention")
+def attention_layer_of_a_token() -> Example:
+    """An attention layer of one token over 8,192 held, FP8."""
+    return attention_layer(1, 8192)
+
+
+def head(rows: int, fp8: bool = True, hidden: int = 5120, tokens: int = 62080, cores: int = 2) -> Example:
+    """The head on the cores of a rank of four."""
+    own = tokens // cores
+    weight, scale = _packed(hidden // D * own, own, fp8, cores)
+    x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, hidden // D), dtype=np.float32)
+    note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {tokens} tokens, one of 4 ranks"
+    return Example(decode_head[cores], (x, gamma, weight, *scale), note=note, ranks=4)
+
+
+@register("decode_head")
+def head_of_a_token() -> Example:
+    """The head of one token, FP8."""
+    return head(1)
 
 
 @register("norm_projection")

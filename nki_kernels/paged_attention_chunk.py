@@ -110,6 +110,12 @@ def _turn_part(keys: nl.ndarray, const: Decode) -> nl.ndarray:
     return turned
 
 
+def turn_keys(chunk: Chunk, const: Decode) -> None:
+    """k^T of all parts, ahead of the queries."""
+    for part in range(len(chunk.turned), len(chunk.keys)):
+        chunk.turned.append(_turn_part(chunk.keys[part], const))
+
+
 def score(chunk: Chunk, const: Decode) -> None:
     """k q^T, and NOT_SEEN added where a query may not look."""
     for group in chunk.groups:
@@ -121,7 +127,7 @@ def score(chunk: Chunk, const: Decode) -> None:
             _score_new(chunk, group, scores, const)
     # A part is transposed while the one before is evicted.
     for part in range(len(chunk.keys) + 1):
-        if part < len(chunk.keys):
+        if part < len(chunk.keys) and part == len(chunk.turned):
             chunk.turned.append(_turn_part(chunk.keys[part], const))
         if part > 0:
             for n in range(len(chunk.groups)):

@@ -43,18 +43,20 @@ class WeightStream(nl.NKIObject):
         pieces: (tensor [cores, 128, n] of HBM, first element of a partition, lines, elements a line), in order.
         slots: SBUF tiles that hold a piece each.
         core: Whose part of the tensors.
+        until: How many of the pieces may be asked for yet.
         fetched, used: Pieces that have been asked for, and handed out.
     """
 
     pieces: tuple
     slots: tuple
     core: int
+    until: int
     fetched: int = 0
     used: int = 0
 
     def fetch(self, most: int) -> None:
         """Ask for pieces until `most` are on their way or here."""
-        while self.fetched < len(self.pieces) and self.fetched - self.used < most:
+        while self.fetched < self.until and self.fetched - self.used < most:
             tensor, first, lines, columns = self.pieces[self.fetched]
             size, row = lines * columns, tensor.shape[2]
             source = tensor.ap(pattern=[[row, TILE], [1, size]], offset=self.core * TILE * row + first)
@@ -78,7 +80,7 @@ def open_stream(pieces: list, dtype: nl.dtype, core: int) -> WeightStream:
     slots = []
     for _ in range(SLOTS):
         slots.append(sbuf(dtype, (TILE, largest)))
-    return WeightStream(pieces=tuple(pieces), slots=tuple(slots), core=core)
+    return WeightStream(pieces=tuple(pieces), slots=tuple(slots), core=core, until=len(pieces))
 
 
 def cut(tensor: nl.ndarray, first: int, lines: int, columns: int, itemsize: int) -> list:

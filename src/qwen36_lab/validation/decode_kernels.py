@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
-from .kernels import Case, D
+from .kernels import BLOCK, Case, D
+
+if TYPE_CHECKING:
+    from nki_kernels.decode_attention_torch import PackedAttention
 
 ROWS, HIDDEN = 5, 512
 BAR = 1e-2
@@ -15,6 +19,11 @@ BAR = 1e-2
 
 def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
     """Each kernel with bfloat16 weights and with FP8 codes."""
+    from nki_kernels.decode_attention import decode_attention
+    from nki_kernels.decode_attention_torch import decode_attention_torch
+    from nki_kernels.decode_attention_torch import pack as pack_attention
+    from nki_kernels.decode_head import decode_head
+    from nki_kernels.decode_head_torch import decode_head_torch, pack_head, pack_scale
     from nki_kernels.decode_mlp import decode_mlp
     from nki_kernels.decode_mlp_torch import decode_mlp_torch, pack, pack_gamma
     from nki_kernels.decode_projection import gated_norm_projection, norm_projection
@@ -35,6 +44,25 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         magnitude = torch.randint(0, 0x58, (rows, columns), generator=random, dtype=torch.uint8)
         return magnitude | torch.randint(0, 2, (rows, columns), generator=random, dtype=torch.uint8) << 7
 
+    def head(codes: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits that are so far apart that no rounding changes their order: multiples of one number."""
+        signs, levels = normal(HIDDEN).sign(), 1.0 + torch.randperm(120 * cores, generator=random)
+        if codes:  # of 1 and -1
+            one = torch.where(signs > 0, 0x38, 0xB8).to(torch.uint8)
+            return pack_head(one.expand(120 * cores, HIDDEN), cores), pack_scale(levels, cores)
+        return pack_head((levels[:, None] * signs).to(torch.bfloat16), cores), None
+
+    def attention(layer: PackedAttention, heads: int) -> tuple[torch.Tensor | None, ...]:
+        """A token and four drafts of one sequence whose cache begins amid a block; as many key as query heads."""
+        angles, held, blocks = 3.0 * normal(ROWS, D // 4), 125, (3, 1, 2)
+        caches = [normal(4 * BLOCK, heads, 2 * D) for _ in range(2)]
+        places = [blocks[n // BLOCK] * BLOCK + n % BLOCK for n in range(held, held + ROWS)]
+        return (
+            layer.into, layer.out, layer.q_factor, layer.k_factor, angles.cos(), angles.sin(), *caches,
+            torch.tensor([blocks], dtype=torch.int32), torch.tensor([[held]], dtype=torch.int32),
+            torch.tensor(places, dtype=torch.int32).view(-1, 1), layer.into_scale, layer.out_scale,
+        )  # fmt: skip
+
     heads, inner, channels = 3 * cores, 3 * D * cores, 300 * cores
     x, gamma = normal(ROWS, HIDDEN), pack_gamma(1 + 0.2 * normal(HIDDEN))
     mixed, gate, factor = normal(ROWS, heads, D), normal(ROWS, heads, D).to(torch.bfloat16), 1 + 0.2 * normal(1, D)
@@ -54,3 +82,9 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         out = pack_rows(matrix(HIDDEN, heads * D, codes), cores)
         args = (x, mixed, gate, factor, out, of_rows)
         yield Case(name, gated_norm_projection, gated_norm_projection_torch, args, BAR)
+        yield Case(name, decode_head, decode_head_torch, (x, gamma, *head(codes)), BAR)
+        size = 2 * D
+        into, out = matrix(4 * heads * size, HIDDEN, codes), matrix(HIDDEN, heads * size, codes)
+        of_layer = (0.01 + 0.01 * normal(4 * heads * size).abs(), scales[2]) if scales else None
+        layer = pack_attention(into, out, 1 + 0.2 * normal(size), 1 + 0.2 * normal(size), cores, of_layer)
+        yield Case(name, decode_attention, decode_attention_torch, (x, gamma, *attention(layer, heads)), BAR)
