@@ -20,7 +20,7 @@ from qwen36_neuron.checkpoint.files import INDEX, SINGLE, CheckpointFiles
 from qwen36_neuron.checkpoint.kv_scales import FILE as KV_SCALES
 from qwen36_neuron.checkpoint.kv_scales import load_kv_scales
 from qwen36_neuron.checkpoint.load import check_files
-from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
+from qwen36_neuron.config import BLOCK_SIZE, STRETCH, ModelConfig
 from qwen36_neuron.devices import FP8_KV
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import RuntimeConfig, cpu_kernels
@@ -76,8 +76,7 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
         arguments.max_num_seqs = min(DEFAULT_MAX_NUM_SEQS, most)
     if arguments.max_num_batched_tokens is None:
         arguments.max_num_batched_tokens = max(DEFAULT_MAX_NUM_BATCHED_TOKENS, arguments.max_num_seqs)
-    with _quiet("vllm.config.model"):
-        held = arguments.create_model_config()  # vLLM will say it all again
+    held = _model_config(arguments)
     form = check_quantization(held, settings, arguments.quantization)
     model = check_model(held, settings)
     declared = form is not None and form.fp8_kv
@@ -91,6 +90,23 @@ def fill_defaults(arguments: EngineArgs, host: int) -> None:
     check_checkpoint(Path(held.model), model, settings.draft_layer)
     if settings.device == "cpu":
         _check_memory(arguments, settings, held, model, host)
+
+
+def _model_config(arguments: EngineArgs) -> vllm.config.ModelConfig:
+    """vLLM's own, with what it refuses of lengths and of YaRN said in our words."""
+    try:
+        with _quiet("vllm.config.model"):
+            return arguments.create_model_config()  # vLLM will say it all again
+    except KeyError as error:
+        if not arguments.hf_overrides:
+            raise
+        problem, remedy = f"has no {error}, which vLLM needs with what it has", "Give it beside the others"
+        raise ConfigError("hf_overrides", arguments.hf_overrides, problem, remedy) from error
+    except ValueError as error:
+        if "greater than the derived max_model_len" not in str(error):
+            raise
+        problem = "is more than the model was made for, or than its YaRN reaches"
+        raise ConfigError("max_model_len", arguments.max_model_len, problem, STRETCH) from error
 
 
 def kv_bytes(given: int | None, settings: Settings) -> int:

@@ -7,7 +7,6 @@ transformers release knows `qwen3_5`. Every derived size that other rooms need i
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -15,12 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConfigError, UnsupportedModelError
+from .fields import Fields
+from .rope import RopeConfig, read_rope
 
 BLOCK_SIZE = 64
 """Tokens in a KV block, in a DeltaNet chunk and between two possible state checkpoints."""
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+STRETCH = (
+    "Lower it; or stretch the model's positions by YaRN, in config.json or by --hf-overrides '{\"text_config\": "
+    '{"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144, ...}}}\'; or '
+    "set VLLM_ALLOW_LONG_MAX_MODEL_LEN=1 to go where it was never trained"
+)
+"""What to do about sequences that are longer than a model's own."""
+
 STATE_BYTES = 4  # the recurrent state is always fp32
 
 
@@ -39,15 +47,6 @@ class MoEConfig:
     num_experts_per_tok: int
     moe_intermediate_size: int
     shared_expert_intermediate_size: int
-
-
-@dataclass(frozen=True, slots=True)
-class RopeConfig:
-    """Rotary embedding on the first `dim` of each head's dimensions; three position axes, interleaved."""
-
-    theta: float
-    dim: int
-    mrope_section: tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +96,14 @@ class ModelConfig:
     # ---- reading -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> ModelConfig:
+    def from_pretrained(
+        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, *, sizes_only: bool = False
+    ) -> ModelConfig:
         """Read `config.json` from a checkpoint folder, or from the file itself.
 
+        Args:
+            overrides: fields to replace, as vLLM's `--hf-overrides` has them: those of an object one by one.
+            sizes_only: as for `from_dict`.
         Raises:
             ConfigError: the file is missing, is not JSON, or holds a value that cannot be used.
         """
@@ -114,12 +118,15 @@ class ModelConfig:
         # The tokens that end an answer are published beside the model's own, which end a training document.
         generation = file.with_name("generation_config.json")
         ends = _read_json(generation).get("eos_token_id") if generation.is_file() else None
-        return cls.from_dict(raw if ends is None else {**raw, "eos_token_id": ends})
+        raw = raw if ends is None else {**raw, "eos_token_id": ends}
+        return cls.from_dict(_overridden(raw, overrides or {}), sizes_only=sizes_only)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, raw: Mapping[str, Any], *, sizes_only: bool = False) -> ModelConfig:
         """Build from the parsed JSON, nested (`text_config`) or flat.
 
+        Args:
+            sizes_only: a mixture of experts is taken too: its memory can be planned, and nothing else.
         Raises:
             UnsupportedModelError: a mixture of experts, or another model family.
             ConfigError: a field is missing or has a value that cannot be used.
@@ -128,7 +135,7 @@ class ModelConfig:
         if nested is not None and not isinstance(nested, Mapping):
             raise ConfigError("text_config", nested, "must be an object", "Use the published config.json")
         text: dict[str, Any] = dict(nested) if nested is not None else dict(raw)
-        read = _Reader(text)
+        read = Fields(text)
         model_type = str(raw.get("model_type", text.get("model_type")))
         if model_type not in DENSE_TYPES + MOE_TYPES:
             raise UnsupportedModelError(
@@ -136,6 +143,7 @@ class ModelConfig:
             )
         num_layers = read.size("num_hidden_layers")
         moe = _read_moe(read) if model_type in MOE_TYPES else None
+        positions = read.size("max_position_embeddings", 32768)
         config = cls(
             model_type=model_type,
             vocab_size=read.size("vocab_size"),
@@ -152,15 +160,15 @@ class ModelConfig:
             value_head_dim=read.size("linear_value_head_dim", 128),
             conv_kernel=read.size("linear_conv_kernel_dim", 4),
             rms_norm_eps=read.number("rms_norm_eps", 1e-6),
-            rope=_read_rope(read),
-            max_position_embeddings=read.size("max_position_embeddings", 32768),
+            rope=read_rope(read, positions),
+            max_position_embeddings=positions,
             tie_word_embeddings=_read_tied(text, raw),
             num_mtp_layers=read.size("mtp_num_hidden_layers", 0, minimum=0),
             eos_token_ids=_read_eos(raw, text),
             moe=moe,
         )
         config._validate(text)
-        if moe is not None:
+        if moe is not None and not sizes_only:
             raise UnsupportedModelError(
                 "model_type",
                 model_type,
@@ -200,6 +208,12 @@ class ModelConfig:
     # ---- derived sizes -----------------------------------------------------------------------------------------
 
     @property
+    def max_positions(self) -> int:
+        """Tokens that a sequence may have, as vLLM derives them: with YaRN the original ones times the factor."""
+        yarn = self.rope.yarn
+        return self.max_position_embeddings if yarn is None else int(yarn.original_positions * yarn.factor)
+
+    @property
     def attention_layers(self) -> tuple[int, ...]:
         """Indices of the layers that hold KV."""
         return tuple(i for i, kind in enumerate(self.layer_types) if kind is LayerType.ATTENTION)
@@ -223,6 +237,15 @@ class ModelConfig:
     def conv_channels(self) -> int:
         """Channels of the causal convolution: q, k and v together."""
         return 2 * self.key_dim + self.value_dim
+
+    def check_length(self, tokens: int, allow_long: bool = False) -> None:
+        """Raises ConfigError for sequences longer than the model's own, which vLLM asks consent for.
+
+        Args:
+            allow_long: that consent: positions beyond `max_positions` were never trained.
+        """
+        if tokens > self.max_positions and not allow_long:
+            raise ConfigError("max_model_len", tokens, f"the model was made for {self.max_positions} tokens", STRETCH)
 
     def kv_bytes_per_token(self, element_bytes: int = 2, draft_layer: bool = False) -> int:
         """Bytes of one token's keys and values in all attention layers, all ranks, without replication."""
@@ -290,38 +313,6 @@ class ModelConfig:
         )
 
 
-class _Reader:
-    """Typed access to raw JSON fields, with errors that name the field."""
-
-    def __init__(self, raw: Mapping[str, Any]) -> None:
-        self.raw = raw
-
-    def get(self, field: str, default: Any = None) -> Any:
-        value = self.raw.get(field)
-        value = default if value is None else value
-        if value is None:
-            raise ConfigError(field, None, "is missing", "Use the config.json published with the checkpoint")
-        return value
-
-    def size(self, field: str, default: int | None = None, minimum: int = 1) -> int:
-        value = self.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise ConfigError(field, value, f"must be an integer of at least {minimum}", "Correct config.json")
-        return value
-
-    def number(self, field: str, default: float | None = None) -> float:
-        value = self.get(field, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            raise ConfigError(field, value, "must be a positive number", "Correct config.json")
-        return float(value)
-
-    def flag(self, field: str, default: bool) -> bool:
-        value = self.get(field, default)
-        if not isinstance(value, bool):
-            raise ConfigError(field, value, "must be true or false", "Correct config.json")
-        return value
-
-
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -332,7 +323,16 @@ def _read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _read_moe(read: _Reader) -> MoEConfig:
+def _overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    result = dict(raw)
+    for name, value in overrides.items():
+        old = result.get(name)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        result[name] = _overridden(old, value) if both else value  # type: ignore[arg-type]
+    return result
+
+
+def _read_moe(read: Fields) -> MoEConfig:
     return MoEConfig(
         num_experts=read.size("num_experts"),
         num_experts_per_tok=read.size("num_experts_per_tok"),
@@ -341,7 +341,7 @@ def _read_moe(read: _Reader) -> MoEConfig:
     )
 
 
-def _read_layer_types(read: _Reader, num_layers: int) -> tuple[LayerType, ...]:
+def _read_layer_types(read: Fields, num_layers: int) -> tuple[LayerType, ...]:
     names = read.raw.get("layer_types")
     if names is None:
         interval = read.size("full_attention_interval", 4)
@@ -359,33 +359,12 @@ def _read_layer_types(read: _Reader, num_layers: int) -> tuple[LayerType, ...]:
     return tuple(LayerType(name) for name in names)
 
 
-def _read_rope(read: _Reader) -> RopeConfig:
-    rope = read.raw.get("rope_parameters") or read.raw.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise ConfigError("rope_parameters", rope, "must be an object", "Correct config.json")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "mrope"):
-        raise ConfigError("rope_parameters.rope_type", kind, "only 'default' is implemented", "Remove the rope scaling")
-    fields = _Reader({**read.raw, **rope})
-    dim = round(read.size("head_dim", 256) * fields.number("partial_rotary_factor", 0.25))
-    half = dim // 2
-    section = rope.get("mrope_section", ((half + 2) // 3, (half + 1) // 3, half // 3))
-    sizes = isinstance(section, list | tuple) and all(type(size) is int and size >= 0 for size in section)
-    if not sizes or len(section) != 3 or sum(section) != half:
-        raise ConfigError(
-            "rope_parameters.mrope_section", section, f"must be three sizes that add up to {half}", "Correct it"
-        )
-    if not rope.get("mrope_interleaved", True):
-        raise ConfigError("rope_parameters.mrope_interleaved", False, "only True is implemented", "Correct it")
-    return RopeConfig(theta=fields.number("rope_theta"), dim=dim, mrope_section=(section[0], section[1], section[2]))
-
-
 def _read_tied(text: Mapping[str, Any], raw: Mapping[str, Any]) -> bool:
     """Published beside text_config, within it, or both; transformers' two classes look at one place each.
 
     A head of its own in the checkpoint is used in any case, so saying it in one place is enough.
     """
-    inner, outer = (_Reader(part).flag("tie_word_embeddings", False) for part in (text, raw))
+    inner, outer = (Fields(part).flag("tie_word_embeddings", False) for part in (text, raw))
     return inner or outer
 
 

@@ -70,7 +70,7 @@ def test_a_graph_is_static_complete_and_right(graphs: dict[str, dict[str, Any]],
     if kind.startswith("drafting"):
         network = [name for name in graph["unused"] if name not in RANKS]
         assert all(name.startswith(("network.layers.", "network.norm.")) for name in network)
-        of_drafts = 12 + 2  # the layer's own; embedding and head
+        of_drafts = 12 + 2 + 1  # the layer's own; embedding and head; rotary frequencies
         assert len(network) == graph["parameters"]["weights"] - len(RANKS) - of_drafts
     else:
         own = [*(f"network.mtp.layer.{name}" for name in ONLY_KEYS), "network.mtp.norm.weight"]

@@ -14,6 +14,7 @@ from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig
 from ..devices import FP8_KV, GraphKernels, NeuronKernels
 from ..errors import ConfigError
+from ..ops.attention import MOST_POSITIONS
 from ..ops.fp8 import STORAGE
 from ..ops.fused import TOKENS, check_fused
 from ..ops.kernels import check_shapes, check_tokens
@@ -100,6 +101,9 @@ class GraphOptions:
             value = getattr(self, field)
             if value < minimum:
                 raise ConfigError(field, value, f"must be at least {minimum}", "Raise it")
+        if self.max_model_len > MOST_POSITIONS:
+            problem = f"is beyond the {MOST_POSITIONS} positions that a graph's rotary embedding reaches"
+            raise ConfigError("max_model_len", self.max_model_len, problem, "Lower it")
         rows = self.decode_rows
         if list(rows) != sorted(set(rows)) or any(not 1 <= count < self.num_lanes for count in rows):
             problem = f"must ascend from 1 and stay below the {self.num_lanes} rows that there are graphs for anyway"

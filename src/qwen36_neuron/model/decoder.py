@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..config import ModelConfig
-from ..ops.attention import rotary_tables
+from ..ops.attention import rotary_tables, rotary_turns
 from .attention import SCALES, add_kv_scales
 from .decoder_layer import DecoderLayer
 from .layers import LayerFactory, SingleRank
@@ -34,6 +34,14 @@ class Qwen36Model(nn.Module):
         self.lm_head = layers.head(config.hidden_size, config.vocab_size)
         if include_mtp:
             self.mtp = MtpLayer(config, layers, config.num_layers)
+        self.rotary_turns: nn.Parameter | None = None
+
+    def hold_turns(self) -> None:
+        """Take rotary angles without fp64, by a parameter: a graph's constants are weights of it."""
+        self.rotary_turns = nn.Parameter(rotary_turns(self.config.rope), requires_grad=False)
+
+    def _rotary(self, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        return rotary_tables(positions, self.config.rope, dtype, self.rotary_turns)
 
     @classmethod
     def from_weights(
@@ -73,7 +81,7 @@ class Qwen36Model(nn.Module):
     def before_last_layer(self, tokens: torch.Tensor, positions: torch.Tensor, state: StepState) -> torch.Tensor:
         """What goes into the last layer, [batch, tokens, hidden]; arguments as those of `forward`."""
         x: torch.Tensor = self.embed_tokens(tokens)
-        rotary = rotary_tables(positions, self.config.rope, x.dtype)
+        rotary = self._rotary(positions, x.dtype)
         for index in range(len(self.layers) - 1):
             x = self.layers[index](x, rotary, state)
         return x
@@ -82,7 +90,7 @@ class Qwen36Model(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, state: StepState, last: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The rest of `forward`, of what `before_last_layer` gave."""
-        rotary = rotary_tables(positions, self.config.rope, x.dtype)
+        rotary = self._rotary(positions, x.dtype)
         result: torch.Tensor = self.norm(self.layers[-1](x, rotary, state, last))
         return result
 
@@ -104,7 +112,7 @@ class Qwen36Model(nn.Module):
             [batch, tokens, hidden], or [batch, 1, hidden] with `last`: `logits` makes drafts of it.
         """
         embedded = self.embed_tokens(next_tokens)
-        rotary = rotary_tables(positions, self.config.rope, embedded.dtype)
+        rotary = self._rotary(positions, embedded.dtype)
         result: torch.Tensor = self.mtp(hidden, embedded, rotary, state, last)
         return result
 
@@ -113,7 +121,7 @@ class Qwen36Model(nn.Module):
     ) -> None:
         """Keys and values of the multi-token-prediction layer, for drafts to come; arguments as those of `draft`."""
         embedded = self.embed_tokens(next_tokens)
-        self.mtp.store(hidden, embedded, rotary_tables(positions, self.config.rope, embedded.dtype), state)
+        self.mtp.store(hidden, embedded, self._rotary(positions, embedded.dtype), state)
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., hidden] after the final norm -> fp32 [..., vocab]."""

@@ -23,17 +23,19 @@ from ..checkpoint.load import load_weights
 from ..checkpoint.names import canonical_name
 from ..checkpoint.sharding import arrange
 from ..checkpoint.weight_format import WeightFormat
+from ..config import ModelConfig
 from ..errors import ConfigError
 from ..graph.batch import batch_rows
 from ..graph.compiler import CompilerOptions, decode_options, prefill_options
 from ..graph.inputs import DraftRow, decode_groups, prefill_pieces
 from ..graph.logits import Logits
 from ..graph.options import GraphOptions
+from ..ops.attention import rotary_turns
 from ..step import Row
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import lay_out
 from .fused import pack_weights
-from .model import DRAFT_STAGE, NETWORK, RANK_PARAMETERS, NeuronQwen36Model
+from .model import DRAFT_STAGE, NETWORK, RANK_PARAMETERS, TURNS, NeuronQwen36Model
 from .wrapper import Qwen36ModelWrapper
 
 DRAFT_MODEL_TAG = "draft_model"
@@ -190,7 +192,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             model = self.config.model_config
             scales = load_kv_scales(Path(self.model_path), model, options.draft_layer, self.kv_scales)
             weights |= scales.weights(model, options.tp_degree, rank)
-        return in_module(weights, torch.tensor([rank], dtype=torch.int32))
+        return in_module(weights, torch.tensor([rank], dtype=torch.int32), self.config.model_config)
 
     def shard_weights(self, compiled_model_path: str, debug: bool = False, pre_shard_weights_hook: Any = None) -> None:
         """Write every rank's weights beside the compiled graphs, one rank in memory at a time."""
@@ -229,7 +231,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             problem = "has scales of its own, which NxDI's loader of whole checkpoints does not know"
             raise ConfigError("kv_cache_dtype", options.kv_cache_dtype, problem, "Load through the runtime")
         weights = arrange(tensors, config.model_config, options.tp_degree, options.torch_dtype, options.draft_layer)
-        return in_module(weights, torch.arange(options.tp_degree, dtype=torch.int32))
+        return in_module(weights, torch.arange(options.tp_degree, dtype=torch.int32), config.model_config)
 
     @staticmethod
     def update_state_dict_for_tied_weights(state_dict: dict[str, torch.Tensor]) -> None:
@@ -307,7 +309,7 @@ def answers(result: tuple[torch.Tensor, Logits]) -> list[Answer]:
     return [Answer(tuple(found), logits.row(index)) for index, found in enumerate(tokens.tolist())]
 
 
-def in_module(weights: dict[str, torch.Tensor], ranks: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Runtime weights by the traced module's names, with the rank numbers that its layers hold as weights."""
-    named = {NETWORK + name: tensor for name, tensor in weights.items()}
+def in_module(weights: dict[str, torch.Tensor], ranks: torch.Tensor, model: ModelConfig) -> dict[str, torch.Tensor]:
+    """Runtime weights by the traced module's names, with what its layers hold as weights: ranks, rotary frequencies."""
+    named = {NETWORK + name: tensor for name, tensor in weights.items()} | {TURNS: rotary_turns(model.rope)}
     return named | {name: ranks.clone() for name in RANK_PARAMETERS}

@@ -31,6 +31,9 @@ DRAFT_STAGE = "is_draft_stage"
 RANK_PARAMETERS = (f"{NETWORK}embed_tokens.rank_util.rank", "rank_util.rank")
 """Where the module holds the number of its rank."""
 
+TURNS = f"{NETWORK}rotary_turns"
+"""Where it holds the frequencies of the rotary embedding."""
+
 
 class NeuronQwen36Model(NeuronBaseModel):
     """One module for every kind of graph; which one is decided by the stage that it is built for, never by a shape.
@@ -58,6 +61,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         try:
             layers, drafting = NxdLayers(config.neuron_config), config.neuron_config.options.draft_layer
             self.network = Qwen36Model(config.model_config, layers, include_mtp=drafting)
+            self.network.hold_turns()
         finally:
             torch.set_default_dtype(default)
         options = config.neuron_config.options

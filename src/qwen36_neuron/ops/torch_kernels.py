@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..config import BLOCK_SIZE
-from .attention import block_attention, gather_blocks
+from .attention import segmented_attention
 from .banks import Batch, OutputAndBank, OutputAndBanks, Span, Verify, checkpoint_counts, write_pending
 from .causal_conv1d import causal_conv1d, causal_conv1d_verify, place_window, windows_at
 from .gated_delta_rule import gated_delta_rule_boundaries, gated_delta_rule_step, gated_delta_rule_verify
@@ -106,11 +106,7 @@ class TorchKernels:
         held: torch.Tensor,
         begin: int = 0,
     ) -> torch.Tensor:
-        keys, values = cache
-        prior = None
-        if table.shape[1]:  # blocks are chosen first, and only those are cast
-            prior = gather_blocks(keys, table).to(q.dtype), gather_blocks(values, table).to(q.dtype)
-        return block_attention(q, k, v, prior, held, begin)
+        return segmented_attention(q, k, v, cache, table, held, begin)
 
     def gated_norm(self, x: torch.Tensor, gate: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         return gated_rms_norm(x, gate, weight, eps)

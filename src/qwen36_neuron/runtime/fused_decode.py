@@ -28,7 +28,7 @@ from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row
 from .cpu_state import source
 from .held import HeldEmbedding, HeldLinear
-from .rotary_table import RotaryTable
+from .rotary import rotary_at
 
 
 class StepRows(NamedTuple):
@@ -182,7 +182,6 @@ class DecodeProgram:
         layers = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
         self.layers = [LayerProgram.of(layer, cache, weights) for layer in layers]
         self.norm, self.head = norm_of(model.norm), weight_of(model.lm_head)
-        self.rotary = RotaryTable(self.config.rope)
         self._whole: Buffers | None = None
         self._buffers: dict[int, Buffers] = {}
 
@@ -226,8 +225,13 @@ class DecodeProgram:
         project_add_few(array(hidden), self.head.packed, array(found))
         return found
 
+    def angles(self, positions: Array) -> tuple[Array, Array]:
+        """cos and sin of positions, int64 [n]: each fp32 [n, dim / 2]."""
+        cos, sin = rotary_at(self.config.rope, positions[None])
+        return cos[0], sin[0]
+
     def _rows(self, rows: Sequence[Row]) -> StepRows:
-        cos, sin = self.rotary.at(np.array([row.start for row in rows], np.int64))
+        cos, sin = self.angles(np.array([row.start for row in rows], np.int64))
         lanes, ends = (np.array([getattr(row, name) for row in rows], np.int64) for name in ("lane", "end"))
         origins = np.array([source(row, self.spec) for row in rows], np.int64)
         fresh = np.array([row.start == 0 for row in rows], np.bool_)

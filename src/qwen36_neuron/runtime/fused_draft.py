@@ -12,11 +12,12 @@ from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
 from ..model.mtp import MtpLayer
 from ..ops.mtp.numba import DraftWeights, Owed, make_drafts, write_entries
-from ..ops.numba.scalar import array
+from ..ops.numba.scalar import Array, array
 from ..step import DraftRequest
 from .cpu_draft import CpuDraftLayer, Lane
 from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of, weight_of
 from .fused_verify import MOST
+from .rotary import rotary_at
 
 
 class FusedDraftLayer(CpuDraftLayer):
@@ -28,7 +29,7 @@ class FusedDraftLayer(CpuDraftLayer):
         assert isinstance(mtp, MtpLayer)
         layer = LayerProgram.of(mtp.layer, cache, {})
         assert isinstance(layer.mixer, AttentionStep)
-        self._rotary = program.rotary
+        self._rope = model.config.rope
         first = layer.in_proj.outputs - 2 * layer.mixer.pages.keys[0].size
         self._for_keys = layer.in_proj.packed.rows(first)
         self._weights = DraftWeights(
@@ -57,9 +58,8 @@ class FusedDraftLayer(CpuDraftLayer):
         most, wanted = counts[order[0]], np.array([counts[index] for index in order], np.int64)
         inputs = self._owed_by(asked)
         owed = _owed(lanes, [own for own, _ in inputs], [own for _, own in inputs], most)
-        reach = max(lane.end for lane in lanes) + most
         drafts = np.empty((len(order), most), np.int64)
-        make_drafts(self._weights, *self._rotary.reaching(reach), owed, wanted, drafts)
+        make_drafts(self._weights, *self._angles(owed, most), owed, wanted, drafts)
         self._seen(asked)
         made: list[list[int]] = [[] for _ in requests]
         for index, own in zip(order, drafts.tolist(), strict=True):
@@ -68,9 +68,12 @@ class FusedDraftLayer(CpuDraftLayer):
 
     def _write(self, lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]]) -> None:
         """Keys and values alone: nothing reads the layer's results."""
-        reach = max(lane.written + len(own) for lane, own in zip(lanes, tokens, strict=True))
         owed = _owed(lanes, hidden, tokens, 0)
-        write_entries(self._weights, self._for_keys, *self._rotary.reaching(reach), owed)
+        write_entries(self._weights, self._for_keys, *self._angles(owed, 0), owed)
+
+    def _angles(self, owed: Owed, further: int) -> tuple[Array, Array]:
+        """cos and sin of all that is owed and of `further` positions of each row, fp32 [rows, positions, dim / 2]."""
+        return rotary_at(self._rope, owed.origins[:, None] + np.arange(np.diff(owed.first).max() + further))
 
 
 def _owed(lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequence[Sequence[int]], further: int) -> Owed:
@@ -83,4 +86,6 @@ def _owed(lanes: Sequence[Lane], hidden: Sequence[torch.Tensor], tokens: Sequenc
         own = lane.blocks[:count]
         tables[index, : len(own)] = own
     flat = np.array([token for own in tokens for token in own], np.int64)
-    return Owed(array(hidden[0] if len(hidden) == 1 else torch.cat(list(hidden))), flat, first, starts, tables)
+    return Owed(
+        array(hidden[0] if len(hidden) == 1 else torch.cat(list(hidden))), flat, first, starts, starts - 1, tables
+    )

@@ -82,7 +82,7 @@ class VerifyProgram:
             marks=_integers(marks).reshape(-1, 3),
         )
         positions = np.concatenate([np.arange(row.start, row.reach) for row in rows])
-        return VerifyStep(where, *self.program.rotary.at(positions))
+        return VerifyStep(where, *self.program.angles(positions))
 
     def _mix(self, layer: LayerProgram, projected: Array, step: VerifyStep, out: Array) -> None:
         mixer = layer.mixer

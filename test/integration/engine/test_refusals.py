@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from shapes import CONFIG, MOE_CONFIG
 
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
+from qwen36_neuron.rope import YarnConfig
 from vllm_integration.description import describe
 
 
@@ -137,6 +139,60 @@ def test_an_override_is_in_the_one_description(shape_only, tmp_path, overrides, 
     if field == "rope.dim":
         changed = replace(changed, mrope_section=held.rope.mrope_section)
     assert held == replace(plain, **{name: changed})
+
+
+CARD = {
+    "mrope_interleaved": True,
+    "mrope_section": [3, 3, 2],
+    "rope_type": "yarn",
+    "rope_theta": 10000000,
+    "partial_rotary_factor": 0.25,
+    "factor": 4.0,
+    "original_max_position_embeddings": 32768,
+}
+"""YaRN as the 35B's card has it, for a model of 32,768 positions and 16 rotary dimensions."""
+
+
+@pytest.mark.usefixtures("engines")
+class TestYarn:
+    def test_the_cards_override_reaches_the_network_and_the_length(self, shape_only):
+        plain = ModelConfig.from_pretrained(shape_only)
+        config = build(shape_only, hf_overrides={"text_config": {"rope_parameters": CARD}}, max_model_len=131072)
+        held = describe(config.model_config)
+        yarn = YarnConfig(4.0, 32768, 0.1 * math.log(4) + 1)
+        assert held == replace(plain, rope=replace(plain.rope, yarn=yarn))
+        assert config.model_config.max_model_len == held.max_positions == 131072
+
+    @pytest.mark.parametrize("overrides", [{}, {"text_config": {"rope_parameters": CARD}}])
+    def test_more_needs_the_consent_that_vllm_asks_for(self, shape_only, monkeypatch, overrides):
+        most = 131072 if overrides else 32768
+        monkeypatch.delenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", raising=False)
+        with pytest.raises(ConfigError, match="VLLM_ALLOW_LONG_MAX_MODEL_LEN") as caught:
+            build(shape_only, hf_overrides=overrides, max_model_len=most + 1)
+        assert (caught.value.field, caught.value.value) == ("max_model_len", most + 1)
+        assert "hf-overrides" in caught.value.remedy
+        monkeypatch.setenv("VLLM_ALLOW_LONG_MAX_MODEL_LEN", "1")
+        assert build(shape_only, hf_overrides=overrides, max_model_len=most + 1).model_config.max_model_len == most + 1
+
+    @pytest.mark.parametrize(
+        ("changes", "named"),
+        [
+            ({"rope_type": "dynamic"}, "rope_parameters.rope_type"),
+            ({"attn_factor": 1.0}, "rope_parameters.attn_factor"),
+            ({"mscale": 1.0}, "rope_parameters.mscale"),
+            ({"type": "linear"}, "rope_parameters.type"),
+        ],
+    )
+    def test_a_key_that_is_not_done_is_refused_by_name(self, shape_only, changes, named):
+        with pytest.raises(ConfigError) as caught:
+            build(shape_only, hf_overrides={"text_config": {"rope_parameters": CARD | changes}}, max_model_len=64)
+        assert caught.value.field == named
+
+    def test_a_key_that_vllm_misses_is_named(self, shape_only):
+        short = {name: value for name, value in CARD.items() if name != "original_max_position_embeddings"}
+        with pytest.raises(ConfigError, match="original_max_position_embeddings") as caught:
+            build(shape_only, hf_overrides={"text_config": {"rope_parameters": short}}, max_model_len=64)
+        assert caught.value.field == "hf_overrides"
 
 
 def test_the_runtime_is_given_the_description(fake_engine):

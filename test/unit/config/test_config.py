@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from qwen36_neuron.config import LayerType, ModelConfig, RopeConfig
+from qwen36_neuron.config import LayerType, ModelConfig
 from qwen36_neuron.errors import ConfigError, UnsupportedModelError
+from qwen36_neuron.rope import RopeConfig, YarnConfig
 
 Raw = dict[str, Any]
 
@@ -92,6 +94,8 @@ def test_kv_heads_that_neither_split_nor_repeat(published_27b: Raw) -> None:
         ModelConfig.from_dict(published_27b).rank(4)
 
 
+YARN: Raw = {"rope_type": "yarn", "rope_theta": 1e7, "factor": 4.0, "original_max_position_embeddings": 262144}
+
 BAD_VALUES: list[tuple[str, Any, str]] = [
     *(
         (field, value, field)
@@ -127,7 +131,35 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("rope_parameters", 3, "rope_parameters"),
     ("rope_parameters", {}, "rope_theta"),
     ("rope_parameters", {"rope_theta": 0}, "rope_theta"),
-    ("rope_parameters", {"rope_theta": 1e7, "rope_type": "yarn"}, "rope_parameters.rope_type"),
+    *(
+        ("rope_parameters", {"rope_theta": 1e7, "rope_type": kind, "factor": 4.0}, "rope_parameters.rope_type")
+        for kind in ("dynamic", "linear", "longrope", "llama3", "proportional", "ntk", "deepseek_yarn", 3)
+    ),
+    ("rope_parameters", {"rope_theta": 1e7, "factor": 4.0}, "rope_parameters.factor"),
+    ("rope_parameters", {"rope_theta": 1e7, "rope_type": "default", "type": "yarn"}, "rope_parameters.type"),
+    ("rope_parameters", {**YARN, "rope_theta": 1.0}, "rope_theta"),
+    *(
+        ("rope_parameters", {**YARN, name: value}, f"rope_parameters.{name}")
+        for name, values in {
+            "factor": (None, 0.5, "4", True, float("nan")),
+            "original_max_position_embeddings": (0, 2.5, "262144"),
+            "beta_fast": (0, -1, "32", 0.5),
+            "beta_slow": (0, "1"),
+            "truncate": (1, "yes"),
+            "attention_factor": (0, -1.0, "1"),
+            "mscale": (1.0,),
+            "mscale_all_dim": (0.5,),
+            "attn_factor": (1.0,),
+            "extrapolation_factor": (1.0,),
+            "apply_yarn_scaling": (True,),
+            "short_factor": ([1.0],),
+        }.items()
+        for value in values
+    ),
+    ("rope_parameters", {**YARN, "attention_factor": 1.0, "mscale": 1.0}, "rope_parameters.mscale"),
+    ("rope_parameters", {**YARN, "mscale": 0, "mscale_all_dim": 1.0}, "rope_parameters.mscale"),
+    ("rope_scaling", 3, "rope_scaling"),
+    ("rope_scaling", {"rope_theta": 5e5}, "rope_scaling.rope_theta"),
     ("rope_parameters", {"rope_theta": 1e7, "mrope_interleaved": False}, "rope_parameters.mrope_interleaved"),
     *(
         ("rope_parameters", {"rope_theta": 1e7, "mrope_section": section}, "rope_parameters.mrope_section")
@@ -262,6 +294,37 @@ def test_tokens_that_end_an_answer_come_from_the_generation_config(published_27b
     with pytest.raises(ConfigError) as caught:
         ModelConfig.from_pretrained(tmp_path)
     assert caught.value.field == "generation_config.json"
+
+
+def test_yarn_multiplies_the_positions(published_27b: Raw, big: ModelConfig) -> None:
+    assert big.max_positions == big.max_position_embeddings == 262144
+    published_27b["text_config"]["rope_parameters"] |= YARN
+    long = ModelConfig.from_dict(published_27b)
+    assert long.rope.yarn == YarnConfig(4.0, 262144, 0.1 * math.log(4) + 1)
+    assert (long.max_positions, long.max_position_embeddings) == (1048576, 262144)
+
+
+def test_original_positions_are_the_models_own_where_nothing_says_them(published_27b: Raw) -> None:
+    """As transformers has it; beside `rope_parameters` they may be given too."""
+    text = published_27b["text_config"]
+    text["rope_parameters"] |= {"rope_type": "yarn", "factor": 2}
+    assert ModelConfig.from_dict(published_27b).max_positions == 2 * 262144
+    text["original_max_position_embeddings"] = 131072
+    assert ModelConfig.from_dict(published_27b).max_positions == 2 * 131072
+    text["rope_parameters"]["original_max_position_embeddings"] = 65536
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(published_27b)
+    assert caught.value.field == "rope_parameters.original_max_position_embeddings"
+
+
+def test_an_older_configuration_says_the_same(published_27b: Raw) -> None:
+    text = published_27b["text_config"]
+    text["rope_parameters"] |= YARN
+    new = ModelConfig.from_dict(published_27b)
+    rope = text.pop("rope_parameters")
+    text |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
+    text["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    assert ModelConfig.from_dict(published_27b) == new
 
 
 @pytest.mark.parametrize("checkpoint", ["tiny_checkpoint", "demo_checkpoint"])

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qwen36_neuron.config import RopeConfig
 from qwen36_neuron.ops.attention.rope import rotary_tables
 from qwen36_neuron.ops.gated_delta_rule.triangular import unit_lower_inverse
 from qwen36_neuron.ops.kept import may_keep
 from qwen36_neuron.ops.norm import rms_norm
+from qwen36_neuron.rope import RopeConfig
 
 # Sizes that nothing else asks for, so that the tracer is the first to.
 ROPE = RopeConfig(dim=22, theta=1234.5, mrope_section=(4, 4, 3))

@@ -6,7 +6,7 @@ sequence whose blocks are neighbours is read in place, without a copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,15 @@ import torch.nn.functional as F
 
 from ...config import BLOCK_SIZE
 from ..fp8 import replace_rows_in_place
+
+SEGMENT = 1 << 15
+"""Tokens held before that are read at once."""
+
+Read = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
+"""Keys and values of tokens from the first one to before the second."""
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+"""Its scores are held a tile at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +56,16 @@ class PagedRow:
             return PagedRow(slice(self.index.start + 1, self.index.stop), self.start - 1, self.end - 1)
         return PagedRow(self.index[1:], self.start - 1, self.end - 1)
 
+    def of_tokens(self, first: int, stop: int) -> slice | torch.Tensor:
+        """Positions of tokens first .. stop - 1."""
+        if isinstance(self.index, slice):
+            return slice(self.index.start + first, self.index.start + stop)
+        return self.index[first:stop]
+
     @property
     def new(self) -> slice | torch.Tensor:
         """Positions of tokens start .. end - 1."""
-        if isinstance(self.index, slice):
-            return slice(self.index.start + self.start, self.index.stop)
-        return self.index[self.start :]
+        return self.of_tokens(self.start, self.end)
 
 
 def write_kv(cache: tuple[torch.Tensor, torch.Tensor], k: torch.Tensor, v: torch.Tensor, row: PagedRow) -> None:
@@ -68,7 +81,8 @@ def attend(q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], row: Paged
     """Causal attention of a row's new tokens over all its tokens; scores are scaled by head_dim^-0.5.
 
     The tokens held before and the new ones are attended to apart, neither needing a mask, and merged by their
-    log-sum-exp, so that the cost is that of the unmasked part alone.
+    log-sum-exp, so that the cost is that of the unmasked part alone. Of those held before `SEGMENT` are read at a time:
+    what is gathered of a sequence whose blocks are no neighbours stays small, and where its blocks lie changes no bit.
 
     Args:
         q: [tokens, query_heads, head_dim]; query head h reads kv head h // (query_heads / kv_heads).
@@ -78,23 +92,39 @@ def attend(q: torch.Tensor, cache: tuple[torch.Tensor, torch.Tensor], row: Paged
         [tokens, query_heads, head_dim].
     """
     tokens, query_heads, head_dim = q.shape
-    keys, values = (half[row.index].to(q.dtype) for half in cache)
-    kv_heads = keys.shape[1]
+    kv_heads = cache[0].shape[1]
     group = query_heads // kv_heads
+
+    def read(first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of tokens first .. stop - 1, each [kv_heads, 1, stop - first, head_dim]."""
+        where = row.of_tokens(first, stop)
+        keys, values = (half[where].to(q.dtype).transpose(0, 1).unsqueeze(1) for half in cache)
+        return keys, values
+
     if tokens == 1:
         # One token: the heads of a group are the queries, and keys are read once for all of them.
-        out = F.scaled_dot_product_attention(
-            q.view(kv_heads, 1, group, head_dim), keys.transpose(0, 1).unsqueeze(1), values.transpose(0, 1).unsqueeze(1)
-        )
+        queries = q.view(kv_heads, 1, group, head_dim)
+        if row.end <= SEGMENT:
+            return F.scaled_dot_product_attention(queries, *read(0, row.end)).view(1, query_heads, head_dim)
+        out = _with_segments(queries, read, SEGMENT, row.end, *_flash(queries, *read(0, SEGMENT)))
         return out.view(1, query_heads, head_dim)
     queries = q.view(tokens, kv_heads, group, head_dim).permute(1, 2, 0, 3)
 
-    def spread(x: torch.Tensor) -> torch.Tensor:
-        return x.transpose(0, 1).unsqueeze(1).expand(-1, group, -1, -1)
+    def spread(first: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        keys, values = read(first, stop)
+        return keys.expand(-1, group, -1, -1), values.expand(-1, group, -1, -1)
 
-    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, lse = flash(queries, spread(keys[row.start :]), spread(values[row.start :]), is_causal=True)
-    if row.start:
-        past, past_lse = flash(queries, spread(keys[: row.start]), spread(values[: row.start]))
-        out = torch.lerp(out, past, torch.sigmoid(past_lse - lse).unsqueeze(-1).to(out.dtype))
+    own = _flash(queries, *spread(row.start, row.end), is_causal=True)
+    out = _with_segments(queries, spread, 0, row.start, *own)
     return out.permute(2, 0, 1, 3).reshape(tokens, query_heads, head_dim)
+
+
+def _with_segments(
+    queries: torch.Tensor, read: Read, begin: int, end: int, out: torch.Tensor, lse: torch.Tensor
+) -> torch.Tensor:
+    """What was found of other tokens, `out` and its log-sum-exp, and of tokens begin .. end - 1, segment by segment."""
+    for first in range(begin, end, SEGMENT):
+        found, other = _flash(queries, *read(first, min(first + SEGMENT, end)))
+        out = torch.lerp(out, found, torch.sigmoid(other - lse).unsqueeze(-1).to(out.dtype))
+        lse = torch.logaddexp(lse, other)
+    return out

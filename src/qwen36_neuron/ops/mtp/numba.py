@@ -55,6 +55,7 @@ class Owed(NamedTuple):
         tokens: int64 [positions], the token at each.
         first: int64 [rows + 1], the positions of a row are first[row] .. first[row + 1] of all.
         starts: int64 [rows], the first position of each row, in its sequence.
+        origins: int64 [rows], the first position of a row's cosines and sines.
         tables: int32 [rows, n], the blocks of each sequence, those that drafts will need among them.
     """
 
@@ -62,6 +63,7 @@ class Owed(NamedTuple):
     tokens: Array
     first: Array
     starts: Array
+    origins: Array
     tables: Array
 
 
@@ -70,7 +72,7 @@ def make_drafts(layer: DraftWeights, cos: Array, sin: Array, owed: Owed, counts:
     """Greedy drafts that follow each row's last token; keys and values of all positions but the last drafts' are kept.
 
     Args:
-        cos, sin: fp32 [positions or more, dim / 2], by position.
+        cos, sin: fp32 [rows, positions or more, dim / 2], by position from each row's origin on.
         counts: int64 [rows], drafts wanted, at least one, and most first.
         drafts: int64 [rows, most], the result; what is not wanted stays as it is.
     """
@@ -95,7 +97,9 @@ def make_drafts(layer: DraftWeights, cos: Array, sin: Array, owed: Owed, counts:
             rows -= 1
         if not rows:
             return
-        following = Owed(normed[:rows], tokens[:rows], np.arange(rows + 1), ends[:rows], owed.tables[:rows])
+        following = Owed(
+            normed[:rows], tokens[:rows], np.arange(rows + 1), ends[:rows], owed.origins[:rows], owed.tables[:rows]
+        )
         hidden = _run_layer(layer, cos, sin, following)
         for row in range(rows):
             ends[row] += 1
@@ -131,16 +135,16 @@ def _inputs(layer: DraftWeights, cos: Array, sin: Array, owed: Owed) -> tuple[Ar
     """Both inputs of the layer, normed, side by side, [positions, 2 hidden]; cos and sin, [positions, dim / 2]."""
     positions, size = owed.hidden.shape
     joined = np.empty((positions, 2 * size), np.float32)
-    turned, sines = np.empty((positions, cos.shape[1]), np.float32), np.empty((positions, cos.shape[1]), np.float32)
+    turned, sines = np.empty((positions, cos.shape[2]), np.float32), np.empty((positions, cos.shape[2]), np.float32)
     embedded = np.empty(size, np.float32)
     for row in range(owed.starts.shape[0]):
         for at in range(owed.first[row], owed.first[row + 1]):
-            before = owed.starts[row] + at - owed.first[row] - 1
+            before = owed.starts[row] + at - owed.first[row] - 1 - owed.origins[row]
             take_row(layer.embedding, owed.tokens[at], embedded)
             norm_row(embedded, layer.norm_embedding.weight, layer.norm_embedding.eps, one, joined[at, :size])
             norm_row(owed.hidden[at], layer.norm_hidden.weight, layer.norm_hidden.eps, one, joined[at, size:])
-            copy(cos[before], turned[at])
-            copy(sin[before], sines[at])
+            copy(cos[row, before], turned[at])
+            copy(sin[row, before], sines[at])
     return joined, turned, sines
 
 
