@@ -28,6 +28,7 @@ from qwen36_neuron.graph.profile import Profile, shipped
 from qwen36_neuron.planning.plan import GIB, MIB
 from qwen36_neuron.runtime.environment import FP8_ENVIRONMENT
 
+from .overrides import OVERRIDES, described, long_allowed
 from .plan import plan_json, plan_table
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ def compile_model(
             help="Instead of the profile's: drafts that the model's own draft layer makes at once, 0 to leave it out."
         ),
     ] = None,
+    hf_overrides: Annotated[str | None, typer.Option(help=f"With --dry-run: {OVERRIDES}")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, print the plan, write nothing.")] = False,
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Convert, and compile nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
@@ -83,6 +85,9 @@ def compile_model(
     """
     if as_json and not dry_run:
         raise ConfigError("json", True, "prints what --dry-run finds", "Give --dry-run with it")
+    if hf_overrides and not dry_run:
+        remedy = "Write it into the checkpoint's config.json, which is what is compiled and served"
+        raise ConfigError("hf-overrides", hf_overrides, "is for --dry-run", remedy)
     if weights_only:
         if dry_run:
             raise ConfigError("weights-only", True, "converts, and --dry-run writes nothing", "Give one of the two")
@@ -92,7 +97,8 @@ def compile_model(
     drafts = max_drafts, max_proposals
     chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, *drafts, kv_cache_dtype)
     folder = locate(model, sizes_only=dry_run)
-    checked = check(chosen_profile, ModelConfig.from_pretrained(folder))
+    model_config = described(folder, hf_overrides) if dry_run else ModelConfig.from_pretrained(folder)
+    checked = check(chosen_profile, model_config, long_allowed())
     if dry_run and as_json:
         print(json.dumps(as_dict(checked), indent=2))
     else:

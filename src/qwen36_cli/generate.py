@@ -19,6 +19,7 @@ from qwen36_neuron.runtime.generate import generate as continued
 from qwen36_neuron.runtime.threads import ThreadGovernor, usable_cores
 
 from .compare import KVNumber
+from .overrides import long_allowed
 
 DEMO = Path(__file__).resolve().parents[2] / "assets" / "demo-checkpoint"
 """The shipped checkpoint, where the command runs from the repository."""
@@ -59,6 +60,7 @@ def generate(
     """Generate one answer offline, without a server."""
     folder = _demo_checkpoint() if model is None else locate(model)
     config = ModelConfig.from_pretrained(folder)
+    config.check_length(max_model_len, long_allowed())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if raw:
         ids = tokenizer(prompt)["input_ids"]

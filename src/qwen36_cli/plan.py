@@ -13,9 +13,11 @@ from rich.table import Table
 
 from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
-from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.devices import FP8_KV
+from qwen36_neuron.planning.contexts import NUMBERS, contexts
 from qwen36_neuron.planning.plan import GIB, Plan, PlanRequest
+
+from .overrides import OVERRIDES, described, long_allowed
 
 
 class KVType(StrEnum):
@@ -50,21 +52,55 @@ def plan(
     ] = None,
     mtp: Annotated[bool, typer.Option(help="Hold the multi-token-prediction layer.")] = False,
     max_drafts: Annotated[int, typer.Option(help="Drafts that a row may have verified.")] = 0,
+    hf_overrides: Annotated[str | None, typer.Option(help=OVERRIDES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit."""
+    """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit.
+
+    A mixture of experts is planned from its config.json too; nothing else can be done with one yet.
+    """
     sizes = max_model_len, max_num_seqs, slots, tp
-    request = PlanRequest(*sizes, weights, kv_dtype.dtype, num_blocks, mtp, max_drafts, kv_dtype in FP8_KV)
-    result = Plan(ModelConfig.from_pretrained(locate(model, sizes_only=True)), request)
+    request = PlanRequest(
+        *sizes, weights, kv_dtype.dtype, num_blocks, mtp, max_drafts, kv_dtype in FP8_KV, long_allowed()
+    )
+    result = Plan(described(locate(model, sizes_only=True), hf_overrides), request)
     if as_json:
-        print(json.dumps(plan_json(result), indent=2))
+        print(json.dumps(plan_json(result) | {"contexts": [each.as_dict() for each in contexts(result)]}, indent=2))
     else:
-        console = Console()
+        console = Console(width=max(140, Console().width))
         console.print(plan_table(result))
+        console.print(context_table(result))
         limits = ", ".join(f"{field} {'none' if value is None else value}" for field, value in result.limits.items())
         console.print(f"Changing one limit alone, the largest that fits: {limits}.")
         console.print(f"All figures are modelled. Reserve: {result.machine.reserve_source}.", style="dim")
     result.check()
+
+
+def context_table(result: Plan) -> Table:
+    """Keys and values of one sequence by length, and what fits with weights of each format."""
+    found, config, tp = contexts(result), result.config, result.request.tp
+    replicas = config.rank(tp).kv_replicas
+    heads = f"{len(config.attention_layers)} layers x {config.num_kv_heads} heads x {config.head_dim} x 2"
+    token = ", ".join(f"{name} {config.kv_bytes_per_token(size) / 1024:g} KiB" for name, size in NUMBERS.items())
+    table = Table(title=f"One sequence, GiB on all {tp} ranks. A token: {heads}: {token}")
+    table.add_column("tokens", justify="right")
+    for name in NUMBERS:
+        table.add_column(f"KV, {name}", justify="right")
+    if replicas > 1:
+        for name in NUMBERS:
+            table.add_column(f"held {replicas} times, {name}", justify="right")
+    for weights, name in found[0].used_bytes:
+        table.add_column(f"used: {weights}, {name} KV", justify="right")
+    for each in found:
+        columns = [each.kv_bytes[name] for name in NUMBERS]
+        columns += [each.held_bytes[name] for name in NUMBERS] if replicas > 1 else []
+        used = [f"{size / GIB:.1f}{'' if each.fits[pair] else ' !'}" for pair, size in each.used_bytes.items()]
+        table.add_row(
+            f"{each.tokens}{' *' if each.stretched else ''}", *(f"{size / GIB:.2f}" for size in columns), *used
+        )
+    held = f" {config.num_kv_heads} KV heads over {tp} ranks: {replicas} ranks hold each." if replicas > 1 else ""
+    table.caption = f"! does not fit; * beyond the {config.max_position_embeddings} positions of training: YaRN.{held}"
+    return table
 
 
 def plan_table(result: Plan) -> Table:

@@ -50,14 +50,17 @@ class Checked:
             raise ConfigError("profile", self.profile.name, f"cannot be compiled:{listed}\n", "Correct the profile")
 
 
-def check(profile: Profile, model: ModelConfig) -> Checked:
+def check(profile: Profile, model: ModelConfig, allow_long: bool = False) -> Checked:
     """Derive the memory and the graphs, and look for everything known to fail. Findings are listed, not raised.
 
+    Args:
+        allow_long: sequences may be longer than the model was made for.
     Raises:
         ConfigError: the model cannot be split or run in these sizes at all.
     """
-    plan, listed = plan_profile(profile, model), graphs(profile, model)
+    plan, listed = plan_profile(profile, model, allow_long), graphs(profile, model)
     findings = [
+        *_model(model),
         *_memory(plan),
         *_buckets(profile),
         *_compiler(profile),
@@ -65,6 +68,12 @@ def check(profile: Profile, model: ModelConfig) -> Checked:
         *_graphs(plan, listed),
     ]
     return Checked(profile, model, plan, listed, findings)
+
+
+def _model(model: ModelConfig) -> Iterator[Finding]:
+    if model.moe is not None:
+        problem = f"a mixture of {model.moe.num_experts} experts is planned from its sizes alone"
+        yield Finding(False, "model_type", model.model_type, problem, "It can neither be compiled nor served yet")
 
 
 def _memory(plan: Plan) -> Iterator[Finding]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..config import BLOCK_SIZE, ModelConfig
+from ..config import BLOCK_SIZE, ModelConfig, RankShape
 from ..graph.compiler import decode_options, prefill_options
 from ..graph.inputs import GraphInputs, empty_decode, empty_draft, empty_prefill, empty_verify
 from ..graph.profile import Profile
+from ..ops.attention import segment_blocks
 
 PREFILL, DECODE, VERIFY = "context_encoding_model", "token_generation_model", "speculation_model"
 DRAFT = "draft_model"
@@ -29,8 +30,9 @@ class Graph:
         inputs: shape of every input by name; all are int32, but for `sampling`, which is fp32.
         states: outputs that are the memory of the next call, beside the tokens and the logits.
         arguments: command line of the compiler.
-        scratch_bytes: attention scores (fp32) and probabilities of one layer, and its gathered keys and values, on one
-            rank; what plain operations hold at once. 0 with the NKI kernels, which walk over the prefix.
+        scratch_bytes: attention scores (fp32) and probabilities of one segment of one layer, its gathered keys and
+            values, and what has been summed, on one rank: what plain operations hold at once. 0 with the NKI kernels,
+            which walk over the prefix.
     """
 
     tag: str
@@ -60,6 +62,23 @@ class Graph:
         return asdict(self) | {"name": self.name, "inputs": {name: list(size) for name, size in self.inputs.items()}}
 
 
+def attention_scratch(
+    rows: int, new: int, blocks: int, rank: RankShape, head_dim: int, width: int, kv_width: int
+) -> int:
+    """Bytes of plain attention of `new` tokens a row over a table of so many blocks and over themselves.
+
+    Args:
+        width: bytes of a number of the model's dtype; kv_width: of one that is gathered.
+    """
+    heads, kv_heads = rank.num_query_heads, rank.num_kv_heads
+    segment = segment_blocks(blocks, rows, new, heads, kv_heads, head_dim)
+    # At once with the new tokens; of several segments apart from them, beside sums in fp32 of before and after.
+    held = segment * BLOCK_SIZE + (new if segment == blocks else 0)
+    scores = rows * heads * new * max(held, new) * (4 + width)
+    gathered = rows * 2 * held * kv_heads * head_dim * kv_width
+    return scores + gathered + (2 * rows * heads * new * head_dim * 4 if segment < blocks else 0)
+
+
 def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     """Every graph of the profile, context encoding first."""
     options, rank = profile.options, model.rank(profile.options.tp_degree)
@@ -72,10 +91,10 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
         compiler = prefill_options if tag == PREFILL else decode_options
         arguments = compiler(options.max_model_len, options.logical_cores).arguments()
         rows, new = example.tokens.shape
-        held = example.table.shape[1] * BLOCK_SIZE + (0 if tag == PREFILL else new)
-        scores = rows * rank.num_query_heads * new * held * (4 + width)
-        gathered = rows * 2 * held * rank.num_kv_heads * model.head_dim * (width + options.fp8_kv)  # and their codes
-        scratch = scores + gathered if options.stages.prefill == "torch" else 0
+        prior = example.table.shape[1] - (new // BLOCK_SIZE if tag == PREFILL else 0)
+        widths = width, width + options.fp8_kv  # of gathered ones that are codes, their numbers and they
+        plain = options.stages.prefill == "torch"
+        scratch = attention_scratch(rows, new, prior, rank, model.head_dim, *widths) if plain else 0
         shapes = {name: tuple(tensor.shape) for name, tensor in example._asdict().items() if tensor is not None}
         return Graph(tag, bucket, shapes, states, f"{arguments} {extra}", scratch)
 

@@ -68,6 +68,7 @@ class PlanRequest:
         mtp: hold the multi-token-prediction layer and its KV.
         max_drafts: drafts that a row may have verified: what is pending of them is held for every lane.
         fp8_kv: hold keys and values in FP8.
+        allow_long: `max_model_len` may be beyond what the model was made for.
     """
 
     max_model_len: int
@@ -80,6 +81,7 @@ class PlanRequest:
     mtp: bool = False
     max_drafts: int = 0
     fp8_kv: bool = False
+    allow_long: bool = False
 
     def __post_init__(self) -> None:
         for field, minimum in (("max_model_len", 1), ("max_num_seqs", 1), ("slots", 0), ("max_drafts", 0)):
@@ -123,15 +125,12 @@ class Plan:
     machine: Machine = TRN2_3XLARGE
 
     def __post_init__(self) -> None:
-        tp, limit = self.request.tp, self.config.max_position_embeddings
+        tp = self.request.tp
         if tp > self.machine.cores:
             raise ConfigError(
                 "tp", tp, f"{self.machine.name} has {self.machine.cores} logical cores", f"Use {self.machine.cores}"
             )
-        if self.request.max_model_len > limit:
-            raise ConfigError(
-                "max_model_len", self.request.max_model_len, f"the model was made for {limit} tokens", "Lower it"
-            )
+        self.config.check_length(self.request.max_model_len, self.request.allow_long)
 
     @cached_property
     def lines(self) -> tuple[Line, ...]:
@@ -155,7 +154,8 @@ class Plan:
     @cached_property
     def limits(self) -> dict[str, int | None]:
         """For each limit, the largest value that fits while the others stay; None when no value does."""
-        highest = {"max_model_len": self.config.max_position_embeddings, "max_num_seqs": 1 << 16, "slots": 1 << 20}
+        longest = max(self.config.max_positions, self.request.max_model_len)
+        highest = {"max_model_len": longest, "max_num_seqs": 1 << 16, "slots": 1 << 20}
         if self.request.num_blocks is not None:
             highest["num_blocks"] = self.request.num_blocks
         return {field: self._largest(field, value) for field, value in highest.items()}
@@ -201,24 +201,36 @@ class Plan:
             for name, weight in layout.items():
                 if weight.part is not part:
                     continue
-                shape, in_fp8 = weight.shape(shapes), self._in_fp8(name)
+                shape, in_fp8, copies = weight.shape(shapes), self._in_fp8(name), self._copies(name)
                 formats.add("fp8" if in_fp8 else "fp32" if weight.fp32 else "bf16")
-                size += prod(shape) * (1 if in_fp8 else 4 if weight.fp32 else 2)
-                scales += shape[0] * SCALE_BYTES if in_fp8 else 0
+                size += round(prod(shape) * copies) * (1 if in_fp8 else 4 if weight.fp32 else 2)
+                scales += round(shape[0] * copies) * SCALE_BYTES if in_fp8 else 0
             if size:
                 detail = ", ".join(sorted(formats)) + (f", {scales / MIB:.1f} MiB of scales" if scales else "")
                 lines.append(Line(f"weights: {part.value}", size + scales, detail))
+        if self.config.moe is not None:
+            layers, experts = self.config.num_layers + self.request.mtp, self.config.moe.num_experts
+            detail = f"bf16, of {experts} experts and the gate of the shared one, whole on every rank"
+            lines.append(Line("weights: routers", layers * self.config.hidden_size * (experts + 1) * 2, detail))
         return lines
+
+    def _copies(self, name: str) -> float:
+        """How often a matrix of the layout is there: a mixture's feed-forward block is described by one expert."""
+        moe = self.config.moe
+        if moe is None or ".mlp." not in name:
+            return 1
+        return moe.num_experts + moe.shared_expert_intermediate_size / moe.moe_intermediate_size
 
     def _in_fp8(self, name: str) -> bool:
         return name.endswith(QUANTISED[self.request.weights]) and not name.startswith("mtp.")
 
     def _cache_lines(self) -> list[Line]:
-        request, spec = self.request, self.spec
+        request, spec, replicas = self.request, self.spec, self.config.rank(self.request.tp).kv_replicas
         dtype = "fp8_e4m3" if request.fp8_kv else str(request.kv_dtype).removeprefix("torch.")
         token = spec.block_bytes // BLOCK_SIZE
         state = f"{spec.lane_bytes / 1e6:.2f} MB each, fp32 state"
         kv = f"{dtype}, {spec.num_blocks} blocks of {BLOCK_SIZE} tokens, {token} B a token"
+        kv += f", each head on {replicas} ranks" if replicas > 1 else ""
         lanes = (request.max_num_seqs + 1) * spec.lane_bytes
         lines = [
             Line("KV", spec.num_blocks * spec.block_bytes, kv),
@@ -247,7 +259,7 @@ class Plan:
         return Line("reserve", self.machine.reserve_bytes, "graphs, scratchpad, runtime (estimate)")
 
 
-def plan_profile(profile: Profile, model: ModelConfig) -> Plan:
+def plan_profile(profile: Profile, model: ModelConfig, allow_long: bool = False) -> Plan:
     """The device memory of a profile. Raises ConfigError if the model cannot be split or run so."""
     options = profile.options
     model.rank(options.tp_degree)
@@ -262,5 +274,6 @@ def plan_profile(profile: Profile, model: ModelConfig) -> Plan:
         mtp=options.draft_layer,
         max_drafts=options.max_drafts,
         fp8_kv=options.fp8_kv,
+        allow_long=allow_long,
     )
     return Plan(model, request)

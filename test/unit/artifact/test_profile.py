@@ -107,9 +107,9 @@ def test_every_shipped_profile_can_hold_the_draft_layer(file: Path, big: ModelCo
     assert lines["KV"] == {line.name: line.rank_bytes for line in verifying.plan.lines}["KV"]
 
 
-def test_there_are_profiles_for_4k_32k_and_128k() -> None:
+def test_there_are_profiles_for_4k_to_256k() -> None:
     lengths = {file.stem: Profile.load(file).options.max_model_len for file in SHIPPED}
-    assert lengths == {"4k": 4096, "32k": 32768, "128k": 131072}
+    assert lengths == {"4k": 4096, "32k": 32768, "128k": 131072, "256k": 262144}
 
 
 def test_128k_holds_8_sequences_at_32k_or_one_at_128k_with_64_slots_in_96_gib(checked: Callable[..., Checked]) -> None:
@@ -195,7 +195,7 @@ def test_a_missing_field_and_a_missing_file_are_named(raw: dict[str, Any], tmp_p
         ([[128, 65536]], "NCC_ITIN902"),
         ([[64, 0]], "Use 128 or more"),
         ([[512, 262144]], "no sequence of max_model_len=131072"),
-        ([[2048, 131072]], "GiB a rank"),
+        ([[16384, 131072]], "GiB a rank"),
     ],
 )
 def test_buckets_known_to_fail_are_found(checked: Callable[..., Checked], pairs: list[list[int]], problem: str) -> None:
@@ -203,6 +203,16 @@ def test_buckets_known_to_fail_are_found(checked: Callable[..., Checked], pairs:
     assert problem in fatal(result)
     with pytest.raises(ConfigError, match="cannot be compiled"):
         result.require()
+
+
+def test_no_graph_of_a_long_profile_holds_all_scores(big: ModelConfig) -> None:
+    """512 tokens of 6 heads after 262,144: 4.8 GB of scores and weights at once; a segment's are below 1 GiB."""
+    (profile,) = (Profile.load(file) for file in SHIPPED if file.stem == "256k")
+    result = check(profile, big)
+    assert result.findings == []
+    assert max(graph.scratch_bytes for graph in result.graphs) <= 5 * GIB // 4
+    longest = next(graph for graph in result.graphs if graph.tag == PREFILL and graph.bucket == (512, 262144))
+    assert longest.scratch_bytes < 512 * 6 * 262144 * 6 / 6
 
 
 @pytest.mark.parametrize("pair", [[1024, 1536], [512, 512], [256, 8192], [512, 16384]])
