@@ -27,6 +27,12 @@ from .parse import ParsedArguments
 _SLOTS_OF_ARTIFACTS = 64
 """Checkpoint slots of the profiles, which a start on a device asks for unless told otherwise."""
 
+_TOKEN_BYTES = 16
+"""Of a request's body for each token of its prompt: a token id in JSON, or the text of a token."""
+
+_SLOW_PROMPT = 250.0
+"""Tokens a second, below which no prompt is expected to run: until its first token the backend sends nothing."""
+
 DEFAULT_PORT = next(field.default for field in fields(ProxySettings) if field.name == "port")
 
 _SHARED = ("host", "port", "api_key")
@@ -191,12 +197,21 @@ def _front(values: Mapping[str, Any], engine: Engine, name: _Names, environment:
         limits = envelope.read(engine.envelope, name("envelope"))
         envelope.within(limits, asked, {field: name(field) for field in limits})
         asked = {**limits, **asked}
+    if engine.proxy:
+        asked = _long_limits(engine.max_model_len) | asked
     if asked.get("api_key") is None:
         asked["api_key"] = environment.get("VLLM_API_KEY") or None
     try:
         return ProxySettings(backend=f"http://127.0.0.1:{backend_port}", **asked)
     except ConfigError as error:
         raise _refusal(error, name) from error
+
+
+def _long_limits(max_model_len: int) -> dict[str, Any]:
+    """Limits of the proxy that a prompt of that length would not pass: where they are not asked for, they grow."""
+    needed = {"max_body_bytes": max_model_len * _TOKEN_BYTES, "response_timeout": max_model_len / _SLOW_PROMPT}
+    defaults = {field.name: field.default for field in fields(ProxySettings)}
+    return {name: value for name, value in needed.items() if value > defaults[name]}
 
 
 def _blocks(name: _Names, device: str) -> str | None:

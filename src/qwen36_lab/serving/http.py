@@ -32,7 +32,7 @@ class HttpServer:
     """
 
     def __init__(self, config: SideConfig) -> None:
-        port, backend_port = _free_port(), _free_port()
+        port, backend_port = free_port(), free_port()
         command = [
             *(SCRIPT, "--model", config.checkpoint, "--port", port, "--backend-port", backend_port),
             *("--served-model-name", "bench", "--max-model-len", config.max_model_len),
@@ -109,7 +109,7 @@ def _flag(field: str, value: Any) -> tuple[str, str]:
     return f"--{field.replace('_', '-')}", value if isinstance(value, str) else json.dumps(value)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
