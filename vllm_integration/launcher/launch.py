@@ -210,8 +210,8 @@ def _front(values: Mapping[str, Any], engine: Engine, name: _Names, environment:
 def _long_limits(max_model_len: int) -> dict[str, Any]:
     """Limits of the proxy that a prompt of that length would not pass: where they are not asked for, they grow."""
     needed = {"max_body_bytes": max_model_len * _TOKEN_BYTES, "response_timeout": max_model_len / _SLOW_PROMPT}
-    defaults = {field.name: field.default for field in fields(ProxySettings)}
-    return {name: value for name, value in needed.items() if value > defaults[name]}
+    plain = ProxySettings(backend="http://127.0.0.1")
+    return {name: value for name, value in needed.items() if value > getattr(plain, name)}
 
 
 def _blocks(name: _Names, device: str) -> str | None:

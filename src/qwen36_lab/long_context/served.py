@@ -59,7 +59,7 @@ class Watch:
         self._thread.join()
 
     def _look(self) -> None:
-        import psutil
+        import psutil  # type: ignore[import-untyped]
 
         while not self._ended.wait(0.25):
             try:

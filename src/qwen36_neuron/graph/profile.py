@@ -34,8 +34,9 @@ SHIPPED = Path(__file__).with_name("profiles")
 
 
 def shipped() -> list[str]:
-    """Their names, the shortest sequences first."""
-    return sorted((file.stem for file in SHIPPED.glob("*.yaml")), key=lambda name: (len(name), name))
+    """Their names, which are lengths in K and M of tokens, the shortest sequences first."""
+    units = {"k": 10, "m": 20}
+    return sorted((file.stem for file in SHIPPED.glob("*.yaml")), key=lambda name: int(name[:-1]) << units[name[-1]])
 
 
 @dataclass(frozen=True, slots=True)

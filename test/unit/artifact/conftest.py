@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.graph.profile import Profile
+from qwen36_neuron.rope import YarnConfig
 
 PROFILES = Path(__file__).resolve().parents[3] / "profiles"
 
@@ -25,6 +28,12 @@ def raw() -> dict[str, Any]:
 def big(published_27b: dict[str, Any]) -> ModelConfig:
     """Qwen3.6-27B."""
     return ModelConfig.from_dict(published_27b)
+
+
+@pytest.fixture
+def stretched(big: ModelConfig) -> ModelConfig:
+    """The same, its positions stretched to four times as many as its card says."""
+    return replace(big, rope=replace(big.rope, yarn=YarnConfig(4.0, 262144, 0.1 * math.log(4) + 1)))
 
 
 @pytest.fixture

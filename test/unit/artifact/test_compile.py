@@ -106,7 +106,7 @@ def test_what_is_missing_is_said_in_one_line(run: Callable[..., Ended], tiny_che
         (("--model", tiny_checkpoint, "--weights-only", "--weights", "fp8-mlp"), "Give --out"),
         (("--model", tiny_checkpoint), "Give --profile"),
         (("--model", tiny_checkpoint, "--profile", tmp_path / "none.yaml"), "no such file"),
-        (("--model", tiny_checkpoint, "--profile", "64k"), "one of: 4k, 32k, 128k, 256k"),
+        (("--model", tiny_checkpoint, "--profile", "64k"), "one of: 4k, 32k, 128k, 256k, 1m"),
         (("--model", tmp_path, "--profile", "4k"), "no config.json"),
         (("--model", "Qwen/None", "--profile", "4k", "--dry-run"), "`hf download Qwen/None`"),
         (("--model", tiny_checkpoint, "--weights-only", "--weights", "fp8-mlp", "--dry-run"), "Give one of the two"),

@@ -56,7 +56,7 @@ def test_profiles_are_found_by_name(installed: Path, tmp_path: Path, published_2
     assert estimated.returncode == 0, estimated.stderr
     unknown = run(installed, tmp_path, "estimate", "--model", "config.json", "--profile", "64k")
     assert (unknown.returncode, unknown.stdout) == (2, "")
-    assert "one of: 4k, 32k, 128k, 256k" in unknown.stderr
+    assert "one of: 4k, 32k, 128k, 256k, 1m" in unknown.stderr
 
 
 def test_there_is_no_checkpoint_in_it_and_it_says_so(installed: Path, tmp_path: Path) -> None:
