@@ -17,7 +17,7 @@ from ..errors import ConfigError
 from ..ops.attention import MOST_POSITIONS
 from ..ops.fp8 import STORAGE
 from ..ops.fused import TOKENS, check_fused
-from ..ops.kernels import check_shapes, check_tokens
+from ..ops.kernels import check_places, check_shapes, check_tokens
 from ..ops.sampling import MOST_CANDIDATES
 from .buckets import Buckets, PrefillBucket
 from .stages import StageKernels
@@ -124,6 +124,7 @@ class GraphOptions:
         if not isinstance(self.kernels, StageKernels):
             StageKernels.read(self.kernels)
         check_tokens(self._form, [pair.active for pair in self.buckets.prefill])
+        check_places(self._form, self.num_blocks)
         self._check_fused()
         needed = -(-self.max_model_len // BLOCK_SIZE) + 1
         if self.num_blocks < needed:

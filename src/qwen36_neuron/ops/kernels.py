@@ -24,6 +24,9 @@ HEAD_DIM, STATE_DIM, TAPS = 256, 128, 4
 MLP_COLUMNS = 512
 """Hidden channels that the MLP kernel works on at once."""
 
+MOST_PLACES = 1 << 24
+"""Whole numbers that fp32 holds exactly: places of the cache are computed in it."""
+
 ROWS = 128
 """Tokens, or channels, of a kernel's tile."""
 
@@ -216,3 +219,11 @@ def check_tokens(choice: GraphKernels, sizes: list[int]) -> None:
     if choice != "torch" and wrong:
         problem = f"kernels={choice} take {BLOCK_SIZE} new tokens, or a multiple of {ROWS}"
         raise ConfigError("prefill_buckets", wrong, problem, "Round them up, or use kernels=torch")
+
+
+def check_places(choice: GraphKernels, num_blocks: int) -> None:
+    """Raises ConfigError unless the NKI kernels reach so many KV blocks: they count places in fp32."""
+    most = MOST_PLACES // BLOCK_SIZE
+    if choice != "torch" and num_blocks > most:
+        problem = f"has places of {MOST_PLACES} and more, which the kernels cannot tell apart"
+        raise ConfigError("num_blocks", num_blocks, problem, f"Use {most} at most, or kernels=torch")

@@ -74,3 +74,17 @@ def test_decode_graphs_and_which_one_a_call_takes() -> None:
 def test_bad_values_are_refused_by_name(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match="decode_buckets" if field == "max_model_len" else field):
         make(**{field: value})
+
+
+def test_positions_and_places_that_a_graph_cannot_count_are_refused() -> None:
+    """A position is taken in two parts of 11 bits; NKI kernels compute places of the cache in fp32."""
+    long = {"buckets": Buckets.grid((128,), (1 << 22,), (1 << 22,)), "num_blocks": (1 << 16) + 1, "num_lanes": 1}
+    assert make(max_model_len=1 << 22, **long).max_model_len == 1 << 22
+    with pytest.raises(ConfigError, match="beyond the 4194304 positions") as caught:
+        make(max_model_len=(1 << 22) + 1, **long)
+    assert caught.value.field == "max_model_len"
+    assert make(kernels="nki", num_blocks=1 << 18).num_blocks == 1 << 18
+    assert make(num_blocks=(1 << 18) + 1).num_blocks == (1 << 18) + 1
+    with pytest.raises(ConfigError, match="cannot tell apart") as caught:
+        make(kernels="nki", num_blocks=(1 << 18) + 1)
+    assert caught.value.field == "num_blocks"
