@@ -285,11 +285,11 @@ def mlp_of_rows() -> Example:
 
 
 @register("causal_conv1d")
-def conv() -> Example:
+def conv(tokens: int = 512, channels: int = CHANNELS) -> Example:
     """The convolution over a prompt, with the windows of two boundaries."""
-    args = (_normal(512, CHANNELS, dtype=BF16), _normal(3, CHANNELS, dtype=BF16), _normal(CHANNELS, 4, dtype=BF16))
-    bounds = (np.array([[0, 512]], dtype=np.int32), np.array([[448, 512]], dtype=np.int32))
-    return Example(causal_conv1d, (*args, *bounds), note=f"512 tokens, {CHANNELS} channels")
+    args = (_normal(tokens, channels, dtype=BF16), _normal(3, channels, dtype=BF16), _normal(channels, 4, dtype=BF16))
+    bounds = (np.array([[0, tokens]], dtype=np.int32), np.array([[tokens - 64, tokens]], dtype=np.int32))
+    return Example(causal_conv1d, (*args, *bounds), note=f"{tokens} tokens, {channels} channels")
 
 
 def conv_step(batch: int = 8, channels: int = CHANNELS) -> Example:
@@ -322,10 +322,10 @@ register("causal_conv1d_verify")(conv_verify)
 
 
 @register("gated_rms_norm")
-def norm(tokens: int = 512) -> Example:
+def norm(tokens: int = 512, heads: int = HEADS) -> Example:
     """The gated norm of a prompt."""
-    args = (_normal(tokens, HEADS, D), _normal(tokens, HEADS, D, dtype=BF16), _normal(1, D, dtype=BF16))
-    return Example(gated_rms_norm, args, note=f"{tokens} tokens, {HEADS} heads")
+    args = (_normal(tokens, heads, D), _normal(tokens, heads, D, dtype=BF16), _normal(1, D, dtype=BF16))
+    return Example(gated_rms_norm, args, note=f"{tokens} tokens, {heads} heads")
 
 
 @register("qk_l2norm")

@@ -19,6 +19,7 @@ from matplotlib import pyplot
 
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.graph.profile import Profile
+from qwen36_neuron.planning.bars import bars_json
 from qwen36_neuron.planning.delta_rule import DeltaRuleCost, Prefill, RowByRow
 from qwen36_neuron.planning.estimate import Estimate, single_sequence
 from qwen36_neuron.planning.report import CAVEAT, estimate_json
@@ -31,7 +32,8 @@ PUBLISHED: dict[str, dict[str, list[float]]] = {
 }
 """Measured by others on a trn2.3xlarge, 27B, TP=4, LNC=2. The first three of the last are numerically unsafe."""
 
-PROFILE, SINGLE, SINGLE_FP8 = "the profile", "one sequence", "one sequence, all FP8"
+PROFILE, SINGLE = "the profile", "one sequence"
+FUSED, FUSED_FP8 = "the profile with fused kernels", "the same, all FP8"
 BASELINE = "published row-by-row solve"
 
 
@@ -42,16 +44,21 @@ def main(
 ) -> None:
     """Estimate the profile and the baseline, and plot both beside what was published."""
     config, sizes = ModelConfig.from_pretrained(model), Profile.load(profile)
-    full = replace(sizes, options=replace(sizes.options, weights="fp8"))
+    fused, full = (
+        replace(sizes, options=replace(sizes.options, kernels="fused", weights=weights))
+        for weights in ("fp8-mlp", "fp8")
+    )
     sides: dict[str, tuple[Profile, DeltaRuleCost]] = {
         PROFILE: (sizes, Prefill()),
         SINGLE: (single_sequence(sizes), Prefill()),
-        SINGLE_FP8: (single_sequence(full), Prefill()),
+        FUSED: (fused, Prefill()),
+        FUSED_FP8: (full, Prefill()),
         BASELINE: (single_sequence(sizes), RowByRow()),
     }
     estimates = {name: estimate_json(Estimate(side, config, kernel)) for name, (side, kernel) in sides.items()}
     result = {
         "estimates": estimates,
+        "bars": bars_json(Estimate(fused, config, Prefill())),
         "published": PUBLISHED,
         "caveat": CAVEAT,
         "provenance": provenance("modelled").as_dict(),
@@ -64,11 +71,11 @@ def main(
 def plot(estimates: dict[str, Any], file: Path) -> None:
     """Prefill by prompt length, and time a token by context."""
     figure, (prefill, decode) = pyplot.subplots(1, 2, figsize=(12, 4.5), layout="constrained")
-    for name in (PROFILE, BASELINE):
+    for name in (PROFILE, FUSED, BASELINE):
         entries = estimates[name]["prefill"]
         rates = [entry["tokens_per_s"] for entry in entries]
         prefill.plot([entry["prompt"] for entry in entries], rates, "o-", label=f"{name}, modelled")
-    for name in (PROFILE, SINGLE, SINGLE_FP8):
+    for name in (PROFILE, SINGLE, FUSED, FUSED_FP8):
         rows = max(entry["batch"] for entry in estimates[name]["decode"])
         entries = [entry for entry in estimates[name]["decode"] if entry["batch"] == rows]
         times = [1e3 * entry["token_s"] for entry in entries]

@@ -11,36 +11,20 @@ from dataclasses import dataclass, field, replace
 
 from nki_kernels.interpreter.price_list import Level
 
-from ..checkpoint.names import mtp_shapes, text_shapes
-from ..checkpoint.sharding import Part, rank_weights
 from ..checkpoint.weight_format import QUANTISED
-from ..config import BLOCK_SIZE, LayerType, ModelConfig
+from ..config import ModelConfig
 from ..graph.buckets import PrefillBucket
 from ..graph.profile import Profile
 from .delta_rule import DeltaRuleCost
 from .kernel_prices import KernelPrices
+from .plain import FUSED, GATHERED, PlainOperations
 from .rates import Phase, Rates
-
-SCORE_BYTES = 40
-"""Traffic of one attention score in plain operations: written and read as fp32 by product, mask, softmax and cast."""
-
-SCORE_OPERATIONS = 6
-"""VectorE passes over it: scale and mask, maximum, difference, sum, division, cast."""
-
-GATHERED = 3
-"""How often a gathered key or value passes HBM: read, written, read."""
 
 STATE_OPERATIONS = 5
 """VectorE passes over the recurrent state for one token: decay (1), prediction (2, a product and a sum), update (2)."""
 
 ABSORB_OPERATIONS = 2 * 2
 """The same for taking accepted drafts in, however many: decay and sum, of the lane's state and of a checkpoint's."""
-
-FUSED = (".mlp.", ".mixer.in_proj_qkvz.", ".mixer.in_proj_ba.", ".mixer.out_proj.")
-"""Projections of a layer that fused kernels have: the feed-forward block's, then those of a DeltaNet mixer."""
-
-MTP_KEYS = ("mtp.fc.", "mtp.layer.mixer.in_proj")
-"""Projections of the draft layer that its keys and values take."""
 
 
 def single_sequence(profile: Profile) -> Profile:
@@ -66,6 +50,10 @@ class Estimate:
     def at(self, level: Level) -> Estimate:
         """The same with the kernels' prices at their cheapest, centre or dearest."""
         return replace(self, delta_rule=self.delta_rule.at(level), rates=self.rates.at(level), level=level)
+
+    @property
+    def _plain(self) -> PlainOperations:
+        return PlainOperations(self.profile, self.model, self.rates)
 
     # ---- what is asked ---------------------------------------------------------------------------------------------
 
@@ -103,19 +91,22 @@ class Estimate:
         # The draft layer is shown the last layer's result of every token. Without it, one token alone asks in that
         # layer, like a decoded one: of a gathered cache.
         whole, asked = options.draft_layer, new if options.draft_layer else 1
-        alone = int(self._attention_is_last and not whole)
+        alone = int(self._plain.attention_is_last and not whole)
         states = 1 + 1 + options.prefill_commits if options.num_slots else 2
+        mlp = self._mlps(new, asked)
         return [
-            self._matrices(new, 1, whole),
+            *mlp,
+            self._plain.matrices(new, 1, whole, FUSED[:1] if mlp else ()),
+            *self._around_the_rule(new),
             self._prompt_attention(attention - alone, alone, new, bucket.prefix),
             Phase(
                 "delta rule",
                 fixed=layers * self.delta_rule.seconds(model, rank, new),
                 fixed_bound=self.delta_rule.bound(model, rank),
             ),
-            Phase("states", hbm_bytes=2 * states * self._state_bytes),
-            self._activations(new, asked),
-            self._collectives(new, asked),
+            Phase("states", hbm_bytes=2 * states * self._plain.state_bytes),
+            self._plain.activations(new, asked),
+            self._plain.collectives(new, asked),
         ]
 
     def decode_phases(self, batch: int, context: int, drafts: int = 0) -> list[Phase]:
@@ -131,14 +122,16 @@ class Estimate:
         """One call of a graph for so many rows that hold so many tokens, whether the profile has one or not."""
         model, options, tokens = self.model, self.profile.options, rows * (1 + drafts)
         fused = (options.stages.verify if drafts else options.stages.decode) == "fused"
+        blocks = self._fused_blocks(tokens) if fused else self._mlps(tokens, tokens)
+        without = FUSED[: len(FUSED) if fused else 1] if blocks else ()
         return [
-            *(self._fused_blocks(tokens) if fused else []),
-            self._matrices(tokens, tokens, bool(drafts) or options.draft_layer, FUSED if fused else ()),
+            *blocks,
+            self._plain.matrices(tokens, tokens, bool(drafts) or options.draft_layer, without),
             self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held),
             self._row_states(rows, 1 + drafts),
-            self._activations(tokens, tokens, fused),
-            self._collectives(tokens, tokens, fused),
-            self._small_operations(fused),
+            self._plain.activations(tokens, tokens, fused),
+            self._plain.collectives(tokens, tokens, fused),
+            self._plain.small_operations(fused),
         ]
 
     def draft_phases(self, batch: int, context: int) -> list[Phase]:
@@ -155,7 +148,7 @@ class Estimate:
         options = self.profile.options
         layer = self._row_attention("draft: attention", 1, rows, 1, held)
         sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
-        return [self._products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums]
+        return [self._plain.products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums]
 
     # ---- what has two forms: kernels, and plain operations ---------------------------------------------------------
 
@@ -168,30 +161,20 @@ class Estimate:
             pairs = whole * (new * prefix + new * (new + 1) // 2) + alone * held
             heads = self.model.rank(self.profile.options.tp_degree).num_query_heads
             return Phase(
-                "attention", 4.0 * pairs * heads * self.model.head_dim, (whole + alone) * held * self._kv_bytes,
+                "attention", 4.0 * pairs * heads * self.model.head_dim, (whole + alone) * held * self._plain.kv_bytes,
                 fixed=whole * seconds + last, fixed_bound=bound, priced=True,
             )  # fmt: skip
         scores = (whole * new + alone) * self.model.rank(self.profile.options.tp_degree).num_query_heads * held
-        return self._plain_attention("attention", scores, (2 * whole + GATHERED * alone) * held)
+        return self._plain.attention("attention", scores, (2 * whole + GATHERED * alone) * held)
 
     def _row_attention(self, name: str, layers: int, rows: int, tokens: int, held: int) -> Phase:
         """Attention of a few tokens of each row."""
         scores = layers * self.model.rank(self.profile.options.tp_degree).num_query_heads * rows * tokens * held
         if self._kernels:
             seconds, bound = self._kernels.attention(rows, tokens, held)
-            flops, read = 4.0 * scores * self.model.head_dim, layers * rows * held * self._kv_bytes
+            flops, read = 4.0 * scores * self.model.head_dim, layers * rows * held * self._plain.kv_bytes
             return Phase(name, flops, read, fixed=layers * seconds, fixed_bound=bound, priced=True)
-        return self._plain_attention(name, scores, GATHERED * layers * rows * held)
-
-    def _plain_attention(self, name: str, scores: int, passed: int) -> Phase:
-        """passed: tokens whose keys and values pass HBM, each time counted."""
-        return Phase(
-            name,
-            flops=4 * scores * self.model.head_dim,
-            hbm_bytes=scores * SCORE_BYTES + passed * self._kv_bytes,
-            vector_elements=scores * SCORE_OPERATIONS,
-            needed_bytes=passed / GATHERED * self._kv_bytes,
-        )
+        return self._plain.attention(name, scores, GATHERED * layers * rows * held)
 
     def _row_states(self, rows: int, tokens: int) -> Phase:
         """The delta rule of a few tokens of each row; as a kernel with the convolution's, whose traffic is small."""
@@ -199,16 +182,36 @@ class Estimate:
         layers = len(model.deltanet_layers)
         if self._kernels:
             seconds, bound = self._kernels.states(rows, tokens)
-            passed = 2 * rows * self._state_bytes
+            if (options.stages.decode if tokens == 1 else options.stages.verify) != "fused":
+                seconds += self._kernels.gated_norm(rows * tokens)[0]
+            passed = 2 * rows * self._plain.state_bytes
             return Phase("states", hbm_bytes=passed, fixed=layers * seconds, fixed_bound=bound, priced=True)
         heads = model.rank(options.tp_degree).num_value_heads
         passes = STATE_OPERATIONS * tokens + (ABSORB_OPERATIONS if tokens > 1 else 0)
         commits = options.decode_commits if options.num_slots else 0
         return Phase(
             "states",
-            hbm_bytes=2 * (rows + commits) * self._state_bytes,
+            hbm_bytes=2 * (rows + commits) * self._plain.state_bytes,
             vector_elements=layers * rows * heads * model.key_head_dim * model.value_head_dim * passes,
         )
+
+    def _around_the_rule(self, new: int) -> list[Phase]:
+        """Convolution and gated norm of a chunk, where they are kernels."""
+        if not self._kernels:
+            return []
+        layers, (seconds, bound) = len(self.model.deltanet_layers), self._kernels.around_the_rule(new)
+        return [Phase("convolution and gated norm", fixed=layers * seconds, fixed_bound=bound, priced=True)]
+
+    def _mlps(self, tokens: int, asked: int) -> list[Phase]:
+        """MLPs of `tokens` tokens, in the last layer of `asked` ones, where they are the kernel for FP8 weights."""
+        if not self.profile.options.mlp_kernel:
+            return []
+        assert self._kernels is not None
+        last = f"layers.{self.model.num_layers - 1}."
+        (seconds, bound), (alone, _) = self._kernels.fp8_mlp(tokens), self._kernels.fp8_mlp(asked)
+        work = self._plain.products("MLPs", ("layers.",), tokens, asked, (last,), only=FUSED[:1])
+        total = (self.model.num_layers - 1) * seconds + alone
+        return [replace(work, fixed=total, fixed_bound=bound, priced=True)]
 
     def _fused_blocks(self, tokens: int) -> list[Phase]:
         """Feed-forward blocks and DeltaNet projections, a kernel each with its norm and its sum over the ranks."""
@@ -219,7 +222,7 @@ class Estimate:
         around, bound_around = kernels.delta_projections(tokens, "out_proj.weight" in endings)
         return [
             replace(
-                self._products(name, ("layers.",), tokens, tokens, only=only),
+                self._plain.products(name, ("layers.",), tokens, tokens, only=only),
                 fixed=count * seconds,
                 fixed_bound=found,
                 priced=True,
@@ -236,114 +239,3 @@ class Estimate:
         if options.stages.prefill == "torch":
             return None
         return KernelPrices(self.model, options.tp_degree, options.logical_cores, self.level)
-
-    # ---- the rest --------------------------------------------------------------------------------------------------
-
-    def _matrices(self, tokens: int, asked: int, drafting: bool, without: tuple[str, ...] = ()) -> Phase:
-        """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.
-
-        Args:
-            drafting: write the draft layer's keys and values too, for which the last layer runs every token.
-            without: what kernels have of the layers, parts of names.
-        """
-        last = f"layers.{self.model.num_layers - 1}."
-        of_last = [f"{last}mlp."] + [f"{last}mixer.o_proj."] * self._attention_is_last
-        used, of_asked = ("layers.", "lm_head."), ("lm_head.", *(() if drafting else of_last))
-        drafted = MTP_KEYS if drafting else ()
-        return self._products("weights", used + drafted, tokens, asked, of_asked, without=without)
-
-    def _products(
-        self,
-        name: str,
-        used: tuple[str, ...],
-        tokens: int,
-        asked: int,
-        of_asked: tuple[str, ...] = (),
-        only: tuple[str, ...] = ("",),
-        without: tuple[str, ...] = (),
-    ) -> Phase:
-        """Projections whose names begin with `used`; those with `of_asked` are of `asked` tokens.
-
-        Args:
-            only, without: parts of names, one of which a name has, or none if it is one of the layers'.
-        """
-        options, shapes = self.profile.options, text_shapes(self.model) | mtp_shapes(self.model)
-        endings, drafting = QUANTISED[self.profile.weights], any(part.startswith("mtp.") for part in used)
-        read = flops = 0.0
-        for held, weight in rank_weights(self.model, options.tp_degree, include_mtp=drafting).items():
-            shape = weight.shape(shapes)
-            of_layers = held.startswith("layers.")
-            if len(shape) != 2 or not held.startswith(used) or not any(part in held for part in only):
-                continue
-            if of_layers and any(part in held for part in without):
-                continue
-            size = shape[0] * shape[1]
-            in_fp8 = endings and held.endswith(endings) and weight.part is not Part.MTP
-            read += size * (1 if in_fp8 else 2)
-            flops += 2 * size * (asked if held.startswith(of_asked) else tokens)
-        return Phase(name, flops=flops, hbm_bytes=read, streams=True)
-
-    def _activations(self, tokens: int, asked: int, fused: bool = False) -> Phase:
-        """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU.
-
-        Numbers of two bytes: those of `tokens` tokens, and in the last layer those of the `asked` ones.
-
-        Args:
-            fused: what is left of it, attention layers' without their second norm and their feed-forward blocks.
-        """
-        model, rank = self.model, self.model.rank(self.profile.options.tp_degree)
-        entry = 2 * model.hidden_size  # the first norm, of one in, one out
-        rest = (2 + 2 * 3) * model.hidden_size  # the second norm; two additions of two in, one out
-        rest += 3 * rank.intermediate_size + 2 * (2 * rank.intermediate_size)  # SwiGLU, and the products' outputs
-        deltanet = 4 * rank.conv_channels + 6 * rank.num_value_heads * model.value_head_dim
-        queries, keys = (2 * heads * model.head_dim for heads in (rank.num_query_heads, rank.num_kv_heads))
-        attention = 6 * (queries + keys)  # queries and gates, keys and values
-        if fused:
-            added = 3 * model.hidden_size  # two in, one out
-            passed = len(model.attention_layers) * (entry + attention + added)
-            return Phase("activations", hbm_bytes=2 * tokens * passed, needed_bytes=0.0)
-        passed = model.num_layers * entry + (model.num_layers - 1) * rest
-        passed += len(model.deltanet_layers) * deltanet + len(model.attention_layers) * attention
-        of_asked = rest
-        if self._attention_is_last:  # of 6 passes, the input projection's output is the one of all tokens
-            passed -= 5 * queries
-            of_asked += 5 * queries
-        return Phase("activations", hbm_bytes=2 * (tokens * passed + asked * of_asked), needed_bytes=0.0)
-
-    def _small_operations(self, fused: bool) -> Phase:
-        """What plain operations of a few tokens take beside what they read: of blocks that are not all kernels."""
-        plain = len(self.model.attention_layers) if fused else 2 * self.model.num_layers
-        return Phase("small operations", fixed=plain * self.rates.half_layer)
-
-    def _collectives(self, tokens: int, asked: int, fused: bool = False) -> Phase:
-        """Two sums over the ranks a layer, through device memory: a rank reads and writes its parts.
-
-        Those after the last layer's MLP and, if it is attention, after its output projection are of `asked` tokens.
-        With `fused` blocks those of attention are left: the others are in the kernels.
-        """
-        tp = self.profile.options.tp_degree
-        if tp == 1:
-            return Phase("collectives")
-        count = 2 * self.model.num_layers
-        of_asked = 1 + self._attention_is_last
-        summed = (count - of_asked) * tokens + of_asked * asked
-        moved = 2 * 2 * (tp - 1) / tp * self.model.hidden_size * 2
-        if fused:
-            count = len(self.model.attention_layers)
-            summed = count * tokens
-        return Phase("collectives", hbm_bytes=summed * moved, fixed=count * self.rates.collective, needed_bytes=0.0)
-
-    @property
-    def _attention_is_last(self) -> bool:
-        return self.model.layer_types[-1] is LayerType.ATTENTION
-
-    @property
-    def _kv_bytes(self) -> float:
-        """Of one token and layer, on one rank."""
-        spec = self.profile.options.cache_spec(self.model)
-        return spec.block_bytes / BLOCK_SIZE / max(1, len(spec.kv_layers))
-
-    @property
-    def _state_bytes(self) -> int:
-        """Of one lane, on one rank."""
-        return self.profile.options.cache_spec(self.model).lane_bytes

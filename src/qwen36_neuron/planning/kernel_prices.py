@@ -19,6 +19,9 @@ from nki_kernels.interpreter.price_list import LEVELS, Level
 from ..config import BLOCK_SIZE, ModelConfig
 from . import price_record
 
+MLP_TOKENS = 512
+"""Tokens that a launch of the FP8 MLP kernel takes at most."""
+
 TOKENS = (1, 8, 40)
 """Tokens at which fused kernels are priced."""
 
@@ -28,6 +31,9 @@ KERNELS = {
     "conv_step": ("causal_conv1d",),
     "verify": ("gated_delta_rule_verify",),
     "conv_verify": ("causal_conv1d_verify",),
+    "mlp": ("fp8_mlp",),
+    "conv": ("causal_conv1d",),
+    "norm": ("gated_rms_norm",),
     "mlp_step": ("decode_mlp",),
     "input_projection": ("decode_projection",),
     "output_projection": ("decode_projection",),
@@ -73,6 +79,23 @@ class KernelPrices:
             (near, _), (far, bound) = at(NEAR), at(FAR)
             seconds = far + (far - near) * (held - FAR) / (FAR - NEAR)
         return groups * seconds, bound
+
+    def around_the_rule(self, tokens: int) -> tuple[float, str]:
+        """Seconds for the convolution of a prompt's chunk and the gated norm of its result."""
+        rank = self.model.rank(self.tp)
+        conv, bound = self._price("conv", tokens, rank.conv_channels // self.cores)
+        return conv + self.gated_norm(tokens)[0], bound
+
+    def gated_norm(self, tokens: int) -> tuple[float, str]:
+        """Seconds for the gated norm of so many tokens, and what binds it."""
+        return self._price("norm", tokens, self.model.rank(self.tp).num_value_heads // self.cores)
+
+    def fp8_mlp(self, tokens: int) -> tuple[float, str]:
+        """Seconds for the MLP kernel of FP8 weights, without norm and sum, and what binds it."""
+        launches = -(-tokens // MLP_TOKENS)
+        inner = self.model.intermediate_size // self.tp // self.cores
+        seconds, bound = self._price("mlp", -(-tokens // launches), self.model.hidden_size, inner)
+        return launches * seconds, bound
 
     def feed_forward(self, tokens: int, codes: bool) -> tuple[float, str]:
         """Seconds for a fused feed-forward block, and what binds it. `codes`: of FP8 weights."""

@@ -1,0 +1,156 @@
+"""What plain operations of a graph read, multiply and wait for. Everything is modelled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checkpoint.names import mtp_shapes, text_shapes
+from ..checkpoint.sharding import Part, rank_weights
+from ..checkpoint.weight_format import QUANTISED
+from ..config import BLOCK_SIZE, LayerType, ModelConfig
+from ..graph.profile import Profile
+from .rates import Phase, Rates
+
+SCORE_BYTES = 40
+"""Traffic of one attention score in plain operations: written and read as fp32 by product, mask, softmax and cast."""
+
+SCORE_OPERATIONS = 6
+"""VectorE passes over it: scale and mask, maximum, difference, sum, division, cast."""
+
+GATHERED = 3
+"""How often a gathered key or value passes HBM: read, written, read."""
+
+FUSED = (".mlp.", ".mixer.in_proj_qkvz.", ".mixer.in_proj_ba.", ".mixer.out_proj.")
+"""Projections of a layer that fused kernels have: the feed-forward block's, then those of a DeltaNet mixer."""
+
+MTP_KEYS = ("mtp.fc.", "mtp.layer.mixer.in_proj")
+"""Projections of the draft layer that its keys and values take."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlainOperations:
+    """Those of a profile of a model, on one rank."""
+
+    profile: Profile
+    model: ModelConfig
+    rates: Rates
+
+    def attention(self, name: str, scores: int, passed: int) -> Phase:
+        """passed: tokens whose keys and values pass HBM, each time counted."""
+        return Phase(
+            name,
+            flops=4 * scores * self.model.head_dim,
+            hbm_bytes=scores * SCORE_BYTES + passed * self.kv_bytes,
+            vector_elements=scores * SCORE_OPERATIONS,
+            needed_bytes=passed / GATHERED * self.kv_bytes,
+        )
+
+    def matrices(self, tokens: int, asked: int, drafting: bool, without: tuple[str, ...] = ()) -> Phase:
+        """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.
+
+        Args:
+            drafting: write the draft layer's keys and values too, for which the last layer runs every token.
+            without: what kernels have of the layers, parts of names.
+        """
+        last = f"layers.{self.model.num_layers - 1}."
+        of_last = [f"{last}mlp."] + [f"{last}mixer.o_proj."] * self.attention_is_last
+        used, of_asked = ("layers.", "lm_head."), ("lm_head.", *(() if drafting else of_last))
+        drafted = MTP_KEYS if drafting else ()
+        return self.products("weights", used + drafted, tokens, asked, of_asked, without=without)
+
+    def products(
+        self,
+        name: str,
+        used: tuple[str, ...],
+        tokens: int,
+        asked: int,
+        of_asked: tuple[str, ...] = (),
+        only: tuple[str, ...] = ("",),
+        without: tuple[str, ...] = (),
+    ) -> Phase:
+        """Projections whose names begin with `used`; those with `of_asked` are of `asked` tokens.
+
+        Args:
+            only, without: parts of names, one of which a name has, or none if it is one of the layers'.
+        """
+        options, shapes = self.profile.options, text_shapes(self.model) | mtp_shapes(self.model)
+        endings, drafting = QUANTISED[self.profile.weights], any(part.startswith("mtp.") for part in used)
+        read = flops = 0.0
+        for held, weight in rank_weights(self.model, options.tp_degree, include_mtp=drafting).items():
+            shape = weight.shape(shapes)
+            of_layers = held.startswith("layers.")
+            if len(shape) != 2 or not held.startswith(used) or not any(part in held for part in only):
+                continue
+            if of_layers and any(part in held for part in without):
+                continue
+            size = shape[0] * shape[1]
+            in_fp8 = endings and held.endswith(endings) and weight.part is not Part.MTP
+            read += size * (1 if in_fp8 else 2)
+            flops += 2 * size * (asked if held.startswith(of_asked) else tokens)
+        return Phase(name, flops=flops, hbm_bytes=read, streams=True)
+
+    def activations(self, tokens: int, asked: int, fused: bool = False) -> Phase:
+        """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU.
+
+        Numbers of two bytes: those of `tokens` tokens, and in the last layer those of the `asked` ones.
+
+        Args:
+            fused: what is left of it, attention layers' without their second norm and their feed-forward blocks.
+        """
+        model, rank = self.model, self.model.rank(self.profile.options.tp_degree)
+        entry = 2 * model.hidden_size  # the first norm, of one in, one out
+        rest = (2 + 2 * 3) * model.hidden_size  # the second norm; two additions of two in, one out
+        rest += 3 * rank.intermediate_size + 2 * (2 * rank.intermediate_size)  # SwiGLU, and the products' outputs
+        deltanet = 4 * rank.conv_channels + 6 * rank.num_value_heads * model.value_head_dim
+        deltanet = deltanet if self.profile.options.stages.prefill == "torch" else 0  # convolution and gated norm
+        queries, keys = (2 * heads * model.head_dim for heads in (rank.num_query_heads, rank.num_kv_heads))
+        attention = 6 * (queries + keys)  # queries and gates, keys and values
+        if fused:
+            added = 3 * model.hidden_size  # two in, one out
+            passed = len(model.attention_layers) * (entry + attention + added)
+            return Phase("activations", hbm_bytes=2 * tokens * passed, needed_bytes=0.0)
+        passed = model.num_layers * entry + (model.num_layers - 1) * rest
+        passed += len(model.deltanet_layers) * deltanet + len(model.attention_layers) * attention
+        of_asked = rest
+        if self.attention_is_last:  # of 6 passes, the input projection's output is the one of all tokens
+            passed -= 5 * queries
+            of_asked += 5 * queries
+        return Phase("activations", hbm_bytes=2 * (tokens * passed + asked * of_asked), needed_bytes=0.0)
+
+    def small_operations(self, fused: bool) -> Phase:
+        """What plain operations of a few tokens take beside what they read: of blocks that are not all kernels."""
+        plain = len(self.model.attention_layers) if fused else 2 * self.model.num_layers
+        return Phase("small operations", fixed=plain * self.rates.half_layer)
+
+    def collectives(self, tokens: int, asked: int, fused: bool = False) -> Phase:
+        """Two sums over the ranks a layer, through device memory: a rank reads and writes its parts.
+
+        Those after the last layer's MLP and, if it is attention, after its output projection are of `asked` tokens.
+        With `fused` blocks those of attention are left: the others are in the kernels.
+        """
+        tp = self.profile.options.tp_degree
+        if tp == 1:
+            return Phase("collectives")
+        count = 2 * self.model.num_layers
+        of_asked = 1 + self.attention_is_last
+        summed = (count - of_asked) * tokens + of_asked * asked
+        moved = 2 * 2 * (tp - 1) / tp * self.model.hidden_size * 2
+        if fused:
+            count = len(self.model.attention_layers)
+            summed = count * tokens
+        return Phase("collectives", hbm_bytes=summed * moved, fixed=count * self.rates.collective, needed_bytes=0.0)
+
+    @property
+    def attention_is_last(self) -> bool:
+        return self.model.layer_types[-1] is LayerType.ATTENTION
+
+    @property
+    def kv_bytes(self) -> float:
+        """Of one token and layer, on one rank."""
+        spec = self.profile.options.cache_spec(self.model)
+        return spec.block_bytes / BLOCK_SIZE / max(1, len(spec.kv_layers))
+
+    @property
+    def state_bytes(self) -> int:
+        """Of one lane, on one rank."""
+        return self.profile.options.cache_spec(self.model).lane_bytes
