@@ -121,7 +121,8 @@ class Estimate:
     def step_phases(self, rows: int, held: int, drafts: int = 0) -> list[Phase]:
         """One call of a graph for so many rows that hold so many tokens, whether the profile has one or not."""
         model, options, tokens = self.model, self.profile.options, rows * (1 + drafts)
-        fused = (options.stages.verify if drafts else options.stages.decode) == "fused"
+        choice = options.stages.verify if drafts else options.stages.decode
+        fused = choice == "fused"
         blocks = self._fused_blocks(tokens) if fused else self._mlps(tokens, tokens)
         without = FUSED[: len(FUSED) if fused else 1] if blocks else ()
         return [
@@ -131,7 +132,7 @@ class Estimate:
             self._row_states(rows, 1 + drafts),
             self._plain.activations(tokens, tokens, fused),
             self._plain.collectives(tokens, tokens, fused),
-            self._plain.small_operations(fused),
+            self._plain.small_operations(choice),
         ]
 
     def draft_phases(self, batch: int, context: int) -> list[Phase]:

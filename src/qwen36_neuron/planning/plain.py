@@ -8,6 +8,7 @@ from ..checkpoint.names import mtp_shapes, text_shapes
 from ..checkpoint.sharding import Part, rank_weights
 from ..checkpoint.weight_format import QUANTISED
 from ..config import BLOCK_SIZE, LayerType, ModelConfig
+from ..devices import NeuronKernels
 from ..graph.profile import Profile
 from .rates import Phase, Rates
 
@@ -75,7 +76,7 @@ class PlainOperations:
         """
         options, shapes = self.profile.options, text_shapes(self.model) | mtp_shapes(self.model)
         endings, drafting = QUANTISED[self.profile.weights], any(part.startswith("mtp.") for part in used)
-        read = flops = 0.0
+        read = flops = fed = 0.0
         for held, weight in rank_weights(self.model, options.tp_degree, include_mtp=drafting).items():
             shape = weight.shape(shapes)
             of_layers = held.startswith("layers.")
@@ -86,8 +87,9 @@ class PlainOperations:
             size = shape[0] * shape[1]
             in_fp8 = endings and held.endswith(endings) and weight.part is not Part.MTP
             read += size * (1 if in_fp8 else 2)
+            fed += size if in_fp8 else 0
             flops += 2 * size * (asked if held.startswith(of_asked) else tokens)
-        return Phase(name, flops=flops, hbm_bytes=read, streams=True)
+        return Phase(name, flops=flops, hbm_bytes=read, fed=fed, streams=True)
 
     def activations(self, tokens: int, asked: int, fused: bool = False) -> Phase:
         """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU.
@@ -117,9 +119,14 @@ class PlainOperations:
             of_asked += 5 * queries
         return Phase("activations", hbm_bytes=2 * (tokens * passed + asked * of_asked), needed_bytes=0.0)
 
-    def small_operations(self, fused: bool) -> Phase:
-        """What plain operations of a few tokens take beside what they read: of blocks that are not all kernels."""
-        plain = len(self.model.attention_layers) if fused else 2 * self.model.num_layers
+    def small_operations(self, kernels: NeuronKernels) -> Phase:
+        """What plain operations of a few tokens take beside what they read, of blocks that are not all kernels.
+
+        Half of a DeltaNet mixer's are kernels with "nki", taken for half of their time; an attention mixer's rate comes
+        of a model whose attention was a kernel.
+        """
+        layers, mixers = self.model.num_layers, len(self.model.deltanet_layers)
+        plain = {"torch": 2.0 * layers, "nki": 2.0 * layers - mixers / 2, "fused": layers - mixers}[kernels]
         return Phase("small operations", fixed=plain * self.rates.half_layer)
 
     def collectives(self, tokens: int, asked: int, fused: bool = False) -> Phase:

@@ -7,6 +7,7 @@ efficiencies comes from one published measurement of another implementation of t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import inf
 
 from nki_kernels.interpreter.cost_table import Costs
 from nki_kernels.interpreter.price_list import Level, PriceList
@@ -28,6 +29,8 @@ class Rates:
         hbm_efficiency: of plain operations between the products, and of their attention. Published: 54.2 ms a token
             decoding in bf16, where reading the weights takes 18.5.
         stream_efficiency: of weights of a few tokens. Published: 305 of 362 bytes a ns and core.
+        feed: weights/s that TensorE takes of a few tokens, whose loads nothing hides: what binds FP8 weights. Published
+            timings, see `nki_kernels.weight_stream`: 227 a ns and core.
         half_layer: seconds that the plain operations of a mixer, or of a feed-forward block, take of a few tokens
             beside reading weights and summing over ranks, the host's share in them. From one published figure: 19.7 ms
             a token of a dense 8B in bf16 at four ranks (36 layers; weights 6.2, sums 1.1).
@@ -40,6 +43,7 @@ class Rates:
     tensor_efficiency: float = 0.53
     hbm_efficiency: float = 0.34
     stream_efficiency: float = 0.84
+    feed: float = 227e9 * CORES
     half_layer: float = 172e-6
     collective: float = Costs.all_reduce_ns * 1e-9
 
@@ -49,7 +53,7 @@ class Rates:
 
     def ideal(self) -> Rates:
         """The same with every engine at its peak."""
-        peaks = {"tensor_efficiency": 1.0, "hbm_efficiency": 1.0, "stream_efficiency": 1.0}
+        peaks = {"tensor_efficiency": 1.0, "hbm_efficiency": 1.0, "stream_efficiency": 1.0, "feed": inf}
         return replace(self, **peaks, half_layer=0.0, collective=0.0)
 
 
@@ -63,6 +67,7 @@ class Phase:
         vector_elements: fp32 elements through VectorE, counted once an operation.
         fixed: seconds that depend on none of these: a priced kernel, or a latency.
         fixed_bound: what `fixed` is bound by.
+        fed: weights of a byte, which TensorE may take slower than HBM brings them; their bytes are among the others.
         streams: the bytes are weights, read in long runs.
         priced: `fixed` is the price of kernels, which is all of it: their resources are for the roofline alone.
         needed_bytes: what of the bytes any implementation reads and writes; None for all.
@@ -74,15 +79,17 @@ class Phase:
     vector_elements: float = 0.0
     fixed: float = 0.0
     fixed_bound: str = "latency"
+    fed: float = 0.0
     streams: bool = False
     priced: bool = False
     needed_bytes: float | None = None
 
     def times(self, rates: Rates) -> dict[str, float]:
         """Seconds that each resource is busy."""
+        rate = rates.hbm * (rates.stream_efficiency if self.streams else rates.hbm_efficiency)
         return {
             "TensorE": self.flops / (rates.tensor * rates.tensor_efficiency),
-            "HBM": self.hbm_bytes / (rates.hbm * (rates.stream_efficiency if self.streams else rates.hbm_efficiency)),
+            "HBM": (self.hbm_bytes - self.fed) / rate + self.fed / min(rate, rates.feed),
             "VectorE": self.vector_elements / rates.vector,
         }
 
@@ -96,7 +103,10 @@ class Phase:
             return self.fixed_bound
         times = self.times(rates)
         slowest = max(times, key=lambda name: times[name])
-        return slowest if times[slowest] >= self.fixed else self.fixed_bound
+        if times[slowest] < self.fixed:
+            return self.fixed_bound
+        feeding = slowest == "HBM" and 2 * self.fed / rates.feed > times[slowest]
+        return "TensorE's feed" if feeding else slowest
 
 
 def roofline(phases: list[Phase], rates: Rates) -> tuple[float, str]:
