@@ -40,7 +40,7 @@ def bars_json(estimate: Estimate) -> list[dict[str, Any]]:
         ("decode, 8K, batch 1, FP8 MLPs", estimate, 45, 1, step(1, 8192)),
         ("decode, 1K, batch 8, all FP8", eight, 300, 8, step(8, 1024)),
         ("decode with 3 drafts, 2.8 tokens a round, 8K, batch 1, all FP8", eight, 120, TOKENS_A_ROUND, drafted),
-        *((f"prefill, {tokens // 1024}K, FP8 MLPs", estimate, bar, tokens, prompt(tokens))
+        *((f"prefill, {round(tokens / 1024)}K, FP8 MLPs", estimate, bar, tokens, prompt(tokens))
           for tokens, bar in ((4096, 5000), (16384, 5000), (131008, 2500))),
     ]  # fmt: skip
     return [_bar(*row) for row in rows]

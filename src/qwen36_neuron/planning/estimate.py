@@ -149,7 +149,8 @@ class Estimate:
         options = self.profile.options
         layer = self._row_attention("draft: attention", 1, rows, 1, held)
         sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
-        return [self._plain.products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums]
+        rest = Phase("draft: small operations", fixed=2 * self.rates.half_layer)
+        return [self._plain.products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums, rest]
 
     # ---- what has two forms: kernels, and plain operations ---------------------------------------------------------
 
