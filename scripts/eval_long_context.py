@@ -4,7 +4,7 @@ The model is made by hand (qwen36_lab.long_context.model): it tells whether ever
 its position, for those that come after, and nothing about how well a trained model reads. YaRN stretches its positions
 by 4, as published model cards have it.
 
-    python scripts/eval_long_context.py --tokens 1048448 --out profile_artifacts/long_context
+    python scripts/eval_long_context.py --tokens 1048575 --out profile_artifacts/long_context
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from qwen36_neuron.provenance import provenance
 
 
 def main(
-    tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1048448,
+    tokens: Annotated[int, typer.Option(help="Tokens of the prompt.")] = 1048575,
     positions: Annotated[
         int, typer.Option(help="Positions of the model, a quarter of what it is served with.")
     ] = 262144,
