@@ -33,6 +33,9 @@ class DType(str):
         self.is_int = kind in "iu"
         return self
 
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return as_dtype, (str(self),)
+
     def __repr__(self) -> str:
         return f"nl.{self!s}"
 

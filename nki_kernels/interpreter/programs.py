@@ -13,6 +13,7 @@ from .context import Core
 from .dtypes import DType
 from .enums import MemoryRegion
 from .errors import DivergenceError, UndefinedReadError, fail
+from .races import Contest, settle
 from .rules import RULES, raise_broken, rules_of
 from .storage import Storage, StorageInfo
 from .target import Target, current_target
@@ -34,6 +35,7 @@ class Launch:
 
     Attributes:
         cores: State and traces of the programs that run, rank by rank, after the run.
+        contests: By rank and tensor, what both cores have written since they last met.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Launch:
         self.cores = [Core(c, self.lnc, lnc is not None, self, rank, at) for at, (rank, c) in enumerate(places)]
         self._shared: list[list[Storage]] = [[] for _ in range(running)]
         self._arguments: frozenset[int] = frozenset()
+        self.contests: list[dict[int, Contest]] = [{} for _ in range(running)]
         self._turns = Turns([self._label(core) for core in self.cores])
 
     def _label(self, core: Core) -> str:
@@ -80,6 +83,7 @@ class Launch:
         """
         values = self._turns.meet(core.index, self._pair(core), self._pair_members(core), key, payload)
         core.meetings += 1
+        settle(self.contests[core.rank])
         return values[1 - core.program_id]
 
     def gather(self, core: Core, group: tuple[int, ...], both: bool, key: tuple[Any, ...], payload: Any) -> list[Any]:
@@ -95,6 +99,7 @@ class Launch:
         values = self._turns.meet(core.index, self._group(core, group, both), members, key, payload)
         if both and self.lnc == 2:
             core.meetings += 1
+            settle(self.contests[core.rank])
             values = values[::2]
         if self.across is not None:
             return self.across.exchange(group, key, values[0])
@@ -168,6 +173,7 @@ class Launch:
         return [m.to_caller(results[rank * self.lnc]) for rank, m in enumerate(marshals)]
 
     def _check_rank(self, cores: list[Core], results: list[Any], marshal: Arguments) -> None:
+        settle(self.contests[cores[0].rank])
         self._check_same_control_flow(cores, results)
         returned = self._returned(results[0])
         for storage in {id(s): s for s in [*returned, *marshal.written()]}.values():

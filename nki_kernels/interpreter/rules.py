@@ -179,6 +179,12 @@ _TABLE: tuple[Rule, ...] = (
         "silent", "nki-moe-megakernel; aws-samples, SDK 2.29",
     ),
     Rule(
+        "memset-float",
+        "memset fills an integer tensor with an int, also where the float is a whole number.",
+        "write the value without a point",
+        "refused", "NKI 0.3 migration guide; AWS's cross_partition_copy fills uint32 with 0.0, SDK 2.29", disputed=True,
+    ),
+    Rule(
         "activation-bias",
         "An activation that only copies takes a number as its bias, no tensor.",
         "add the tensor with VectorE, or use relu where all is positive",
@@ -258,7 +264,7 @@ _TABLE: tuple[Rule, ...] = (
     ),
     Rule(
         "written-twice",
-        "The two cores write no element of HBM with different values between two rendezvous.",
+        "The two cores leave no element of HBM with different values between two rendezvous.",
         "let one core write it, or give each its own",
         "silent", "nki-moe-megakernel, SDK 2.29",
     ),

@@ -135,6 +135,14 @@ def both_write(same, barrier=False):
         nisa.core_barrier(shared, (0, 1))
 
 
+def both_write_over(mine):
+    """Each core its own number first, then `mine` of it."""
+    shared, me = nl.ndarray((4, 8), dtype=F32, buffer=nl.shared_hbm), nl.program_id(0)
+    nisa.dma_copy(shared, sb(4, 8, value=float(me)))
+    nisa.dma_copy(shared[0:2], sb(2, 8, value=mine(me)))
+    nisa.dma_copy(shared[2:4], sb(2, 8, value=mine(me)))
+
+
 ALONE = ncc.ReplicaGroup([[0]])
 
 
@@ -273,6 +281,10 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
         [(lambda x: exchange(x, True), r"sendrecv: operand 'src'.*part of each partition.*tiles of their own")],
         [lambda x: exchange(x, False)],
     ),
+    "memset-float": (
+        [(lambda x: nisa.memset(sb(4, 8, dtype=I32), 0.0), r"memset: operand 'value': 0.0 is a float, dst is int32")],
+        [lambda x: nisa.memset(sb(4, 8, dtype=I32), 0), lambda x: nisa.memset(sb(4, 8), 0)],
+    ),
     "activation-bias": (
         [(lambda x: act(nl.copy, bias=sb(4, 1)), r"activation: operand 'bias'.*tensor \(4, 1\).*NCC_IBVF043")],
         [lambda x: act(nl.copy, bias=1.0), lambda x: act(nl.relu, bias=sb(4, 1))],
@@ -366,8 +378,15 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
         ],
     ),
     "written-twice": (
-        [(lambda x: both_write(False), r"dma_copy: operand 'dst'.*other values from core 0 since the last")],
-        [lambda x: both_write(True), lambda x: both_write(False, barrier=True)],
+        [
+            (lambda x: both_write(False), r"dma_copy: operand 'dst'.*other values from core 0 since the last"),
+            (lambda x: both_write_over(lambda me: 3.0 + me), r"dma_copy: operand 'dst'.*other values from core 0"),
+        ],
+        [
+            lambda x: both_write(True),
+            lambda x: both_write(False, barrier=True),
+            lambda x: both_write_over(lambda me: 3.0),
+        ],
     ),
 }  # fmt: skip
 BREAKS = [(rule, act, match) for rule, (bad, _) in CASES.items() for act, match in bad]

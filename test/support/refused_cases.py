@@ -299,7 +299,7 @@ CASES: dict[str, tuple[Callable, str]] = {
         r"tensor_reduce.*trailing",
     ),
     "reduce by a comparison": (lambda x: nisa.tensor_reduce(sb(4, 1), nl.less, sb(4, 8), axis=1), r"cannot reduce"),
-    "memset an int with a float": (lambda x: nisa.memset(sb(4, 8, dtype=I32), 1.0), r"memset.*'value'.*takes an int"),
+    "memset an int with a float": (lambda x: nisa.memset(sb(4, 8, dtype=I32), 1.5), r"memset.*'value'.*no whole"),
     "memset out of range": (lambda x: nisa.memset(sb(4, 8, dtype=nl.uint8), 256), r"memset.*does not fit"),
     "predicate of floats": (
         lambda x: nisa.tensor_copy_predicated(sb(4, 8), sb(4, 8), sb(4, 8)),

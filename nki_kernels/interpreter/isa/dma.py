@@ -8,7 +8,7 @@ from .. import context
 from ..context import refuse
 from ..enums import DgeMode, Engine, OobMode, require_enum
 from ..errors import fail
-from ..races import check_overwrite, check_read, note_write
+from ..races import check_read, note_overwrite, note_write
 from ..tensor import Access, Tensor
 from ..undefined import defined
 from .dma_common import cast, check_scatter, flat, gathered_known, mark_flat, rows_of, side, store
@@ -89,7 +89,7 @@ def dma_copy(
             check_read(core, ins, "src", src)
         values = cast(ins, src.array, src, dst)
         if shared and dst.storage.info.core < 0:
-            check_overwrite(core, ins, dst, values)
+            note_overwrite(core, ins, dst)
             note_write(core, dst)
         store(dst, values, defined(ins, dst, "src", src))
     if dynamic or indirect:

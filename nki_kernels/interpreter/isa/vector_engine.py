@@ -46,7 +46,7 @@ def tensor_copy(dst: Tensor, src: Tensor, engine: Any = Engine.unknown, name: st
 
 
 def memset(dst: Tensor, value: Any, engine: Any = Engine.unknown, name: str | None = None) -> None:
-    """Fill with a constant; an integer tensor takes an int."""
+    """Fill with a constant; an integer tensor takes a whole number."""
     ins = "memset"
     dst = operand(ins, "dst", dst)
     eng = pick_engine(ins, engine, (_V, _G), _V)
@@ -54,7 +54,9 @@ def memset(dst: Tensor, value: Any, engine: Any = Engine.unknown, name: str | No
     if isinstance(value, (bool, Tensor)) or not isinstance(value, (int, float, np.floating, np.integer)):
         fail(ins, "value", f"must be a number, not {value!r}")
     if dst.dtype.is_int and not isinstance(value, (int, np.integer)):
-        fail(ins, "value", f"{value!r} is a float, dst is {dst.dtype}: an integer tensor takes an int")
+        if not float(value).is_integer():
+            fail(ins, "value", f"{value!r} is no whole number, dst is {dst.dtype}")
+        context.refuse("memset-float", ins, "value", f"{value!r} is a float, dst is {dst.dtype}")
     if dst.dtype.kind == "x" and value != 0:
         fail(ins, "value", f"{dst.dtype} takes only 0")
     if dst.dtype.is_int:

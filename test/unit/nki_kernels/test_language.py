@@ -1,5 +1,7 @@
 """``nki.language`` functions against numpy, configuration objects, and who provides ``nki``."""
 
+import copy
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -186,3 +188,11 @@ def test_a_field_that_is_never_used_need_not_be_given():
     for use in (lambda v: v + 1, lambda v: range(v), lambda v: v > 0, bool, lambda v: v.shape):
         with pytest.raises(KernelError, match=r"Sizes: operand 'spare'.*never given"):
             use(sizes.spare)
+
+
+@pytest.mark.parametrize("kind", [nl.bool_, nl.uint32, nl.bfloat16, nl.tfloat32, nl.float8_e5m2])
+def test_a_type_stays_itself_when_what_holds_it_is_copied(kind):
+    """Configuration objects that name types are copied by kernels that derive one from another."""
+    assert copy.deepcopy({"type": kind})["type"] is kind
+    assert copy.copy(kind) is kind
+    assert pickle.loads(pickle.dumps(kind)) is kind
