@@ -1,7 +1,8 @@
 """Depthwise causal convolution of four taps with SiLU: a prompt with its carried window, and a few tokens a sequence.
 
-TensorE does the taps: with inputs turned to channels on partitions, a product with diag(w_d) scales and turns back, and
-the four taps add up in PSUM.
+Of a prompt TensorE does the taps: with inputs turned to channels on partitions, a product with diag(w_d) scales and
+turns back, and the four taps add up in PSUM. Of few tokens the product that turns inputs picks those of every tap, and
+VectorE adds them up.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,8 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .delta_rule_tiles import TILE, Bank, identity, index_tiles, make_banks, on_every_row, sbuf, split, turn_into
-
-TAPS = 4
-PAST = TAPS - 1
+from .causal_conv1d_taps import PAST, TAPS, load_silu, load_taps, own_channels, store_silu, sum_taps
+from .delta_rule_tiles import TILE, Bank, identity, index_tiles, make_banks, on_every_row, sbuf, split
 
 
 @nki.jit
@@ -178,8 +177,9 @@ def causal_conv1d_step(
     places = write.shape[1] // (batch * steps)
     where_from = index_tiles(read, batch, nisa.engine.vector)
     where_to = index_tiles(write, batch * steps * places, nisa.engine.gpsimd)
-    psum, eye = make_banks(), identity(dt)
-    taps = _taps(weight, eye, first, blocks)
+    load_silu()
+    psum, eye, pool = make_banks(), identity(dt), nisa.dge_mode.swdge
+    taps = load_taps(weight, first, blocks)
     group = TILE // length
     for begin in range(0, batch, group):
         n = min(group, batch - begin)
@@ -191,7 +191,7 @@ def causal_conv1d_step(
             )  # fmt: skip
             new = x.ap(pattern=[[channels, steps], [1, own]], offset=at * steps * channels + first)
             nisa.dma_copy(dst=joined[row : row + PAST], src=src)
-            nisa.dma_copy(dst=joined[row + PAST : row + length], src=new)
+            nisa.dma_copy(dst=joined[row + PAST : row + length], src=new, dge_mode=pool)
         for b in range(n):
             for m in range(steps):
                 row = b * length + m + 1
@@ -200,49 +200,15 @@ def causal_conv1d_step(
                     dst = lanes.ap(
                         pattern=[[channels, PAST], [1, own]], offset=first, scalar_offset=where_to[at], indirect_dim=0,
                     )  # fmt: skip
-                    nisa.dma_copy(dst=dst, src=joined[row : row + PAST], oob_mode=nisa.oob_mode.skip)
-        out = sbuf(dt, (n * steps, own))
-        for part in split(blocks, 4):
-            turned, bank, result = sbuf(dt, (TILE, part[1] - part[0], n, length)), psum.take(), psum.take()
-            for c in range(part[0], part[1]):
-                at = (c - part[0]) * n * length
-                turn_into(bank[:, at : at + n * length], joined[:, c * TILE : (c + 1) * TILE], eye)
-            nisa.tensor_copy(dst=turned, src=bank[:, 0 : (part[1] - part[0]) * n * length], engine=nisa.engine.vector)
-            for c in range(part[0], part[1]):
-                at = (c - part[0]) * TILE
-                for d in range(TAPS):
-                    # [c, (b, m)] x [c, c'] -> [(b, m), c']
-                    nisa.nc_matmul(
-                        dst=result[0 : n * steps, at : at + TILE],
-                        stationary=turned[:, c - part[0] : c - part[0] + 1, :, d : d + steps],
-                        moving=taps[:, c : c + 1, d : d + 1], accumulate=d > 0,
+                    nisa.dma_copy(
+                        dst=dst, src=joined[row : row + PAST], oob_mode=nisa.oob_mode.skip,
+                        dge_mode=pool if at % 2 == 1 else nisa.dge_mode.unknown,
                     )  # fmt: skip
-            nisa.activation(
-                dst=out[:, part[0] * TILE : part[1] * TILE], op=nl.silu,
-                data=result[0 : n * steps, 0 : (part[1] - part[0]) * TILE],
-            )  # fmt: skip
-        rows = y.ap(pattern=[[channels, n * steps], [1, own]], offset=begin * steps * channels + first)
-        nisa.dma_copy(dst=rows, src=out)
+        # Column (b, m, d) of the identity's view has its one in row m + d of sequence b.
+        picks = eye.ap(pattern=[[TILE, n * length], [length, n], [1, steps], [1, TAPS]])
+        summed = sum_taps(joined, picks, taps, n * steps, psum)
+        store_silu(y, summed, begin * steps, first, psum)
     return y, lanes
-
-
-def own_channels(channels: int) -> tuple:
-    """The first channel of this core, and how many it has."""
-    cores = nl.num_programs()
-    assert channels % (TILE * cores) == 0, f"{channels} channels are not a multiple of {TILE} for each of {cores} cores"
-    own = channels // cores
-    return (nl.program_id(0) * own if cores > 1 else 0, own)
-
-
-def load_taps(weight: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
-    """The weight of every block of 128 channels: fp32 [c, blocks, 4]."""
-    raw, columns = sbuf(weight.dtype, (TILE, blocks, TAPS)), sbuf(nl.float32, (TILE, blocks, TAPS))
-    nisa.dma_copy(
-        dst=raw,
-        src=weight.ap(pattern=[[TAPS, TILE], [TILE * TAPS, blocks], [1, TAPS]], offset=first * TAPS),
-    )
-    nisa.tensor_copy(dst=columns, src=raw, engine=nisa.engine.vector)
-    return columns
 
 
 def _taps(weight: nl.ndarray, eye: nl.ndarray, first: int, blocks: int) -> nl.ndarray:

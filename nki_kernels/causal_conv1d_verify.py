@@ -8,8 +8,8 @@ import nki
 import nki.isa as nisa
 import nki.language as nl
 
-from .causal_conv1d import PAST, TAPS, load_taps, own_channels
-from .delta_rule_tiles import BANK_COLUMNS, TILE, Bank, index_tiles, make_banks, sbuf, split
+from .causal_conv1d_taps import PAST, TAPS, load_silu, load_taps, own_channels, store_silu, sum_taps
+from .delta_rule_tiles import BANK_COLUMNS, TILE, index_tiles, make_banks, sbuf, split
 
 
 @nki.jit
@@ -73,9 +73,8 @@ def causal_conv1d_verify(
     assert PAST * kept <= TILE, f"{kept} windows to leave, at most {TILE // PAST}"
     y = nl.ndarray((batch, tokens, channels), dtype=dt, buffer=nl.shared_hbm)
 
-    warm, blocks, pool = sbuf(nl.float32, (TILE, 1)), own // TILE, nisa.dge_mode.swdge
-    nisa.memset(dst=warm, value=0.0, engine=nisa.engine.vector)
-    nisa.activation(dst=warm, op=nl.silu, data=warm)  # its table is loaded while the inputs come
+    blocks, pool = own // TILE, nisa.dge_mode.swdge
+    load_silu()
     joined, table = sbuf(dt, (rows, own)), sbuf(dt, relations.shape)
     old, drafted = _rows(held[0 : batch * PAST]), _rows(held[batch * PAST : rows - fresh])
     new = joined[rows - fresh : rows]
@@ -94,7 +93,7 @@ def causal_conv1d_verify(
             nisa.dma_copy(dst=dst, src=joined[at + 1 : at + tokens], oob_mode=nisa.oob_mode.skip)
 
     psum = make_banks()
-    summed, left = _sum(joined, table, taps, fresh, psum), sbuf(dt, (PAST * kept, own))
+    summed, left = sum_taps(joined, table[:, 0:taken], taps, fresh, psum), sbuf(dt, (PAST * kept, own))
     for part in split(blocks, BANK_COLUMNS // TILE):
         # [r, w] x [r, c] -> [w, c]
         bank, begin, end = psum.take(), part[0] * TILE, part[1] * TILE
@@ -112,7 +111,7 @@ def causal_conv1d_verify(
             dst=dst, src=left[n * PAST : (n + 1) * PAST], oob_mode=nisa.oob_mode.skip,
             dge_mode=pool if n % 2 == 1 else nisa.dge_mode.unknown,
         )  # fmt: skip
-    _finish(y, summed, first, psum)
+    store_silu(y, summed, 0, first, psum)
     return y, lanes, pending
 
 
@@ -128,36 +127,3 @@ def _gather(dst: nl.ndarray, bank: nl.ndarray, rows: nl.ndarray, first: int) -> 
     (entries, each, channels), (count, own) = bank.shape, dst.shape
     flat = bank.reshape((entries * each, channels))
     nisa.dma_copy(dst=dst, src=flat.ap(pattern=[[channels, count], [1, own]], offset=first, vector_offset=rows))
-
-
-def _sum(joined: nl.ndarray, table: nl.ndarray, taps: nl.ndarray, fresh: int, psum: Bank) -> nl.ndarray:
-    """The taps of every new token added up, fp32 [c, blocks, tokens]."""
-    blocks, taken, vector = taps.shape[1], TAPS * fresh, nisa.engine.vector
-    summed = sbuf(nl.float32, (TILE, blocks, fresh))
-    for part in split(blocks, BANK_COLUMNS // taken):
-        bank, n = psum.take(), part[1] - part[0]
-        for c in range(part[0], part[1]):
-            at = (c - part[0]) * taken
-            # [r, c] x [r, (b, m, d)] -> [c, (b, m, d)]
-            nisa.nc_matmul(
-                dst=bank[:, at : at + taken], stationary=joined[:, c * TILE : (c + 1) * TILE],
-                moving=table[:, 0:taken], is_moving_onezero=True, accumulate=False,
-            )  # fmt: skip
-        single = sbuf(nl.float32, (TILE, n, fresh, TAPS))
-        by = taps.ap(pattern=[[blocks * TAPS, TILE], [TAPS, n], [0, fresh], [1, TAPS]], offset=part[0] * TAPS)
-        nisa.tensor_tensor(dst=single, data1=bank[:, 0 : n * taken], data2=by, op=nl.multiply, engine=vector)
-        nisa.tensor_reduce(dst=summed[:, part[0] : part[1]], op=nl.add, data=single, axis=3)
-    return summed
-
-
-def _finish(y: nl.ndarray, summed: nl.ndarray, first: int, psum: Bank) -> None:
-    """SiLU, tokens on partitions again."""
-    blocks, fresh, channels = summed.shape[1], summed.shape[2], y.shape[2]
-    out = sbuf(y.dtype, (fresh, blocks * TILE))
-    for part in split(blocks, BANK_COLUMNS // TILE):
-        bank = psum.take()[0:fresh, 0 : (part[1] - part[0]) * TILE]
-        for c in range(part[0], part[1]):
-            at = (c - part[0]) * TILE
-            nisa.nc_transpose(dst=bank[:, at : at + TILE], data=summed[:, c : c + 1])
-        nisa.activation(dst=out[:, part[0] * TILE : part[1] * TILE], op=nl.silu, data=bank)
-    nisa.dma_copy(dst=y.ap(pattern=[[channels, fresh], [1, blocks * TILE]], offset=first), src=out)

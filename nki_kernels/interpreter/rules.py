@@ -118,6 +118,12 @@ _TABLE: tuple[Rule, ...] = (
         "refused", "nki-moe-megakernel, SDK 2.29",
     ),
     Rule(
+        "dma-flat",
+        "Also where SBUF has one partition, HBM has a leading count of one.",
+        "reshape or .ap the HBM side so that its first dimension counts the partitions",
+        "refused", "nki-moe-megakernel, SDK 2.29; AWS's attention_tkg reads (n,) into (1, n)", disputed=True,
+    ),
+    Rule(
         "constant-argument",
         "A constant array comes in as a kernel argument (or a .npy file), not as a numpy array from the module.",
         "make it an argument of the kernel",

@@ -214,12 +214,19 @@ CASES: dict[str, tuple[list[tuple[Callable, str]], list[Callable]]] = {
         [
             (lambda x: nisa.dma_copy(sb(8, 4), x.reshape((4, 2, 4))), r"dma_copy: .*'src'.*\(4, 2, 4\).*\(8, 4\)"),
             (lambda x: nisa.dma_copy(x.reshape((2, 16)), sb(4, 8)), r"src is \(4, 8\), dst is \(2, 16\)"),
-            (lambda x: nisa.dma_copy(sb(1, 32), x.reshape((32,))), r"\(32,\).*reshape or .ap"),
+            (lambda x: nisa.dma_copy(sb(4, 8), x.reshape((32,))), r"\(32,\).*reshape or .ap"),
         ],
         [
             lambda x: nisa.dma_copy(sb(8, 4), x.reshape((8, 4))), lambda x: nisa.dma_copy(sb(4, 2, 4), x),
             lambda x: nisa.dma_copy(scratch((2, 16)), x),
         ],
+    ),
+    "dma-flat": (
+        [
+            (lambda x: nisa.dma_copy(sb(1, 32), x.reshape((32,))), r"\(32,\).*reshape or .ap"),
+            (lambda x: nisa.dma_copy(scratch((32,)), sb(1, 32)), r"dst is \(32,\).*reshape or .ap"),
+        ],
+        [lambda x: nisa.dma_copy(sb(1, 32), x.reshape((1, 32)))],
     ),
     "constant-argument": (
         [(lambda x: nl.shared_constant(np.eye(4, dtype=np.float32)), r"shared_constant.*is a ndarray.*an argument")],

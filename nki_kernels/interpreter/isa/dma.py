@@ -37,7 +37,9 @@ def dma_copy(
     if src.size != dst.size:
         fail(ins, "src", f"has {src.size} elements {src.shape}, dst has {dst.size} {dst.shape}")
     if (src.on_chip or dst.on_chip) and src.shape[0] != dst.shape[0]:
-        refuse("dma-leading", ins, "src", f"src is {src.shape}, dst is {dst.shape}")
+        memory, chip = (dst, src) if src.on_chip else (src, dst)
+        flat = not memory.on_chip and len(memory.shape) == 1 and chip.shape[0] == 1
+        refuse("dma-flat" if flat else "dma-leading", ins, "src", f"src is {src.shape}, dst is {dst.shape}")
     if src.scalar_offset is not None and dst.scalar_offset is not None and not (src.on_chip or dst.on_chip):
         refuse("dynamic-copy", ins, "dst", f"'{src.name}' and '{dst.name}' both have a dynamic offset")
     if dst.reshaped:

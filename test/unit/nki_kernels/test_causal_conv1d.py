@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from nki_kernels import examples
 from nki_kernels.causal_conv1d import causal_conv1d, causal_conv1d_step
 from nki_kernels.causal_conv1d_torch import causal_conv1d_step_torch, causal_conv1d_torch
+from nki_kernels.interpreter import profile
 
 BARS = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 
@@ -93,3 +95,9 @@ def test_a_step_continues_a_prompt():
     index = torch.zeros(1, 1, dtype=torch.int32)
     y, _ = causal_conv1d_step(x[69:].unsqueeze(0).contiguous(), windows.clone(), weight, index, index)
     assert close(y[0], direct(torch.cat((window, x)), weight)[-1:], 2e-5)
+
+
+@pytest.mark.parametrize(("batch", "bar"), [(1, 11), (8, 18)])
+def test_modelled_price_of_a_step(batch, bar):
+    example = examples.conv_step(batch)
+    assert profile(example.kernel, *example.args)[1].time_us <= bar
