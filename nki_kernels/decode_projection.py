@@ -20,6 +20,7 @@ def norm_projection(
     scale: nl.ndarray = None,
     eps: float = 1e-6,
     few: nl.ndarray = None,
+    has_few: bool = False,
 ) -> nl.ndarray:
     """The RMS norm of x times a weight whose output channels are divided among ranks and cores: nothing is summed.
 
@@ -39,6 +40,7 @@ def norm_projection(
         scale (nl.ndarray): [C, N / C], float32, with codes only
         eps (float): added to the mean of squares
         few (nl.ndarray): [C, 128, L * M / C], bfloat16
+        has_few (bool): it is given: a kernel cannot ask a tensor
 
     Returns:
         y (nl.ndarray): [R, N], of x's type; with `few` also z (nl.ndarray): [R, M], of x's type
@@ -61,8 +63,8 @@ def norm_projection(
     nisa.dma_copy(dst=factor, src=gamma)
     normed = normed_lines(x, factor, group, banks[BANKS], eps)
     beside: tuple = ()
-    if few is not None:
-        beside = (_few(few, count, core), banks[BANKS])
+    if has_few:
+        beside = (few_weights(few, count, core), banks[BANKS])
     stream.fetch(2)
     if scaled:
         nisa.dma_copy(dst=channel, src=scale.ap(pattern=[[0, rows], [1, own]], offset=core * own))
@@ -73,7 +75,7 @@ def norm_projection(
     project(stream, tuple(banks[0:BANKS]), lines, out, group, scaled, channel, channel, 0, beside)
     y = nl.ndarray((rows, own * cores), dtype=x.dtype, buffer=nl.shared_hbm)
     store(y, out, core * own)
-    if few is None:
+    if not has_few:
         return y
     more = beside[0].shape[2]
     rest = sbuf(nl.float32, (rows, more))
@@ -83,7 +85,7 @@ def norm_projection(
     return y, z
 
 
-def _few(few: nl.ndarray, lines: int, core: int) -> nl.ndarray:
+def few_weights(few: nl.ndarray, lines: int, core: int) -> nl.ndarray:
     """This core's part of the weights of a few channels: [128, lines, channels]."""
     row = few.shape[2]
     own = row // lines

@@ -50,13 +50,14 @@ def norm_projection_torch(
     scale: torch.Tensor | None = None,
     eps: float = 1e-6,
     few: torch.Tensor | None = None,
+    has_few: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """See `norm_projection`: fp32."""
     wide = x.float()
     normed = wide * gamma.reshape(-1) * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     rounded = normed.to(torch.bfloat16).float()
     y = rounded @ by_input(values_of(weight), x.shape[1]) * (1.0 if scale is None else scale.reshape(-1))
-    return y if few is None else (y, rounded @ by_input(few.float(), x.shape[1]))
+    return y if few is None or not has_few else (y, rounded @ by_input(few.float(), x.shape[1]))
 
 
 def gated_norm_projection_torch(

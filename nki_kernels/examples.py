@@ -12,6 +12,7 @@ from .causal_conv1d_verify import causal_conv1d_verify
 from .decode_attention import decode_attention
 from .decode_head import decode_head
 from .decode_mlp import decode_mlp
+from .decode_mlp_projection import decode_mlp_projection
 from .decode_projection import gated_norm_projection, norm_projection
 from .delta_rule_relations import relations
 from .fp8_mlp import fp8_mlp
@@ -181,6 +182,22 @@ def mlp_step(
     return Example(decode_mlp[cores], args, kwargs, note, ranks)
 
 
+def mlp_and_input(rows: int, fp8: bool = True, cores: int = 2) -> Example:
+    """A decode step's feed-forward block and the next DeltaNet mixer's input on the cores of a rank of four."""
+    block, into = mlp_step(rows, fp8, cores=cores), input_projection(rows, fp8, cores=cores)
+    _, gamma, weight, *scale = into.args
+    scales = (*block.args[4:], *scale) if fp8 else ()
+    args = (*block.args[:4], gamma, weight, *scales)
+    note = f"{block.note}, then {weight.shape[2] // gamma.shape[1] * cores} channels"
+    return Example(decode_mlp_projection[cores], args, block.kwargs | into.kwargs, note, block.ranks)
+
+
+@register("decode_mlp_projection")
+def mlp_and_input_of_a_token() -> Example:
+    """The feed-forward block and the next mixer's input of one token, FP8."""
+    return mlp_and_input(1)
+
+
 def input_projection(
     rows: int, fp8: bool = True, hidden: int = 5120, channels: int = 4096, gates: int = 24, cores: int = 2
 ) -> Example:
@@ -189,7 +206,9 @@ def input_projection(
     x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, hidden // D), dtype=np.float32)
     few, _ = _packed(hidden // D * gates // cores, 0, False, cores)
     note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {channels} and {gates} channels"
-    return Example(norm_projection[cores], (x, gamma, weight, *scale), {"few": few} if gates else {}, note)
+    return Example(
+        norm_projection[cores], (x, gamma, weight, *scale), {"few": few, "has_few": True} if gates else {}, note
+    )
 
 
 def output_projection(

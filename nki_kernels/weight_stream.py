@@ -137,9 +137,17 @@ def normed_lines(x: nl.ndarray, gamma: nl.ndarray, group: int, bank: nl.ndarray,
     """
     rows, hidden = x.shape
     lines = hidden // TILE
-    f32, vector = nl.float32, nisa.engine.vector
-    data, out = sbuf(x.dtype, (TILE, rows, lines)), sbuf(nl.bfloat16, (TILE, lines, group))
+    data = sbuf(x.dtype, (TILE, rows, lines))
     nisa.dma_copy(dst=data, src=x.ap(pattern=[[lines, TILE], [hidden, rows], [1, lines]]))
+    return norm_lines(data, gamma, group, bank, eps)
+
+
+def norm_lines(data: nl.ndarray, gamma: nl.ndarray, group: int, bank: nl.ndarray, eps: float) -> nl.ndarray:
+    """The same of rows in SBUF, [128, rows, lines], whichever channel lies where."""
+    rows, lines = data.shape[1], data.shape[2]
+    hidden = TILE * lines
+    f32, vector = nl.float32, nisa.engine.vector
+    out = sbuf(nl.bfloat16, (TILE, lines, group))
     nisa.memset(dst=out, value=0.0, engine=nisa.engine.gpsimd)
     ones = sbuf(f32, (TILE, TILE))
     nisa.memset(dst=ones, value=1.0, engine=nisa.engine.gpsimd)

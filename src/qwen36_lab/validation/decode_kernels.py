@@ -25,6 +25,8 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
     from nki_kernels.decode_head import decode_head
     from nki_kernels.decode_head_torch import decode_head_torch, pack_head, pack_scale
     from nki_kernels.decode_mlp import decode_mlp
+    from nki_kernels.decode_mlp_projection import decode_mlp_projection
+    from nki_kernels.decode_mlp_projection_torch import decode_mlp_projection_torch, pack_blocks, pack_gamma_blocks
     from nki_kernels.decode_mlp_torch import decode_mlp_torch, pack, pack_gamma
     from nki_kernels.decode_projection import gated_norm_projection, norm_projection
     from nki_kernels.decode_projection_torch import (
@@ -74,10 +76,13 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         packed = pack(*weights, cores, None if scales is None else (scales[0], scales[1], scales[2]))
         held = packed.gate_up, packed.down, packed.gate_up_scale, packed.down_scale
         yield Case(name, decode_mlp, decode_mlp_torch, (x, gamma, *held), BAR)
+        ahead = pack_gamma_blocks(1 + 0.2 * normal(HIDDEN)), pack_blocks(matrix(channels, HIDDEN, codes), cores)
+        chain = (x, gamma, *held[:2], *ahead, *held[2:], of_columns)
+        yield Case(name, decode_mlp_projection, decode_mlp_projection_torch, chain, BAR)
         into = pack_columns(matrix(channels, HIDDEN, codes), cores)
         few = pack_columns(matrix(2 * heads, HIDDEN, False), cores)
         yield Case(name, norm_projection, norm_projection_torch, (x, gamma, into, of_columns), BAR)
-        beside = (x, gamma, into, of_columns, 1e-6, few)
+        beside = (x, gamma, into, of_columns, 1e-6, few, True)
         yield Case(f"{name}, gates", norm_projection, norm_projection_torch, beside, BAR)
         out = pack_rows(matrix(HIDDEN, heads * D, codes), cores)
         args = (x, mixed, gate, factor, out, of_rows)

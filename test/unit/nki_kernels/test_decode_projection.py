@@ -64,10 +64,10 @@ def test_a_few_channels_in_bfloat16_beside_the_others(rows, channels, cores, fp8
     more, _, wide = weight(rng, channels, 256, False)
     x, factor = torch.from_numpy(rng.normal(0, 1, (rows, 256)).astype(np.float32)), torch.ones(256)
     args = (x, pack_gamma(factor), pack_columns(made, cores), None if scale is None else scale.reshape(cores, -1), EPS)
-    y, z = norm_projection[cores](*args, few=pack_columns(more, cores))
+    y, z = norm_projection[cores](*args, few=pack_columns(more, cores), has_few=True)
     assert torch.equal(y, norm_projection[cores](*args))
     want = x.double().numpy() / np.sqrt((x.double().numpy() ** 2).mean(-1, keepdims=True) + EPS) @ wide.T
-    check(z, norm_projection_torch(*args, few=pack_columns(more, cores))[1], want, 0.0)
+    check(z, norm_projection_torch(*args, few=pack_columns(more, cores), has_few=True)[1], want, 0.0)
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])

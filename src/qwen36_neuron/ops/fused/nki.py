@@ -46,7 +46,8 @@ def delta_net_input_nki(
     Returns:
         bfloat16 [batch, tokens, channels], those of the weight and those of the gates.
     """
-    y, z = launch(norm_projection, x.flatten(0, 1), pack_gamma(gamma), weight, scale, eps=eps, few=gates)
+    beside = {"few": gates, "has_few": True}
+    y, z = launch(norm_projection, x.flatten(0, 1), pack_gamma(gamma), weight, scale, eps=eps, **beside)
     return y.view(*x.shape[:2], -1), z.view(*x.shape[:2], -1)
 
 
