@@ -109,7 +109,7 @@ _TABLE: tuple[Rule, ...] = (
         "psum-tile",
         "A PSUM tile fits one bank, 2 KiB a partition.",
         "allocate one tile a bank",
-        "refused", "nki-moe-megakernel, SDK 2.29",
+        "refused", "nki-moe-megakernel, SDK 2.29; AWS's rotational_topk has tiles of two", disputed=True,
     ),
     Rule(
         "dma-leading",
