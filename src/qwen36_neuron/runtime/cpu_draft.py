@@ -9,7 +9,7 @@ it either: of the last layer a prompt needs its last token alone, and the rest o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -19,69 +19,10 @@ from ..model import Qwen36Model
 from ..model.state import Mixing
 from ..ops.attention import PagedRow, attend, write_kv
 from ..step import Commit, DraftRequest, Row
+from .draft_lanes import Lane, Segment, is_plain, of_one_length
 
 MOST_OWED = 64 << 20
 """Bytes that prompts may wait with, all lanes together; more is not put off."""
-MOST_AT_ONCE = 1024
-"""Tokens of prompts whose last layer is run in one call, which holds all that the layer computes of them."""
-
-
-@dataclass(slots=True)
-class Segment:
-    """Tokens of a lane that have run.
-
-    Attributes:
-        start: position of the first one.
-        tokens: their ids.
-        hidden: [tokens, hidden] after the final norm, or what goes into the last layer if not `complete`.
-        commits: checkpoints that wait for a hidden state of them.
-    """
-
-    start: int
-    tokens: Sequence[int]
-    hidden: torch.Tensor
-    complete: bool = True
-    commits: list[Commit] = field(default_factory=list)
-
-    @property
-    def end(self) -> int:
-        """Position after the last one."""
-        return self.start + len(self.tokens)
-
-
-@dataclass(slots=True)
-class Lane:
-    """What one lane has run and the layer has not seen yet.
-
-    Attributes:
-        written: positions below this one have the layer's key and value, except position 0.
-        end: position after the last token that is certain and has run.
-        segments: what has run, in order, from position `written` - 1 on.
-        drafts: the last row's drafts and their hidden states, uncertain yet.
-        crossed: a boundary that is not in `segments` any more and that the next row may take a checkpoint at, and the
-            hidden state before it.
-        blocks: the sequence's KV blocks.
-    """
-
-    written: int = 1
-    end: int = 0
-    segments: list[Segment] = field(default_factory=list)
-    drafts: Segment | None = None
-    crossed: tuple[int, torch.Tensor] | None = None
-    blocks: Sequence[int] = ()
-
-    @property
-    def owes(self) -> int:
-        """Positions that have run and have no key and value of the layer yet."""
-        return self.end - self.written
-
-    def confirm(self, count: int) -> None:
-        """So many of the last row's drafts were right; it may be said twice."""
-        if self.drafts is not None and count:
-            right = Segment(self.drafts.start, self.drafts.tokens[:count], self.drafts.hidden[:count])
-            self.segments.append(right)
-            self.end = right.end
-        self.drafts = None
 
 
 @dataclass(slots=True)
@@ -170,7 +111,7 @@ class CpuDraftLayer:
         """
         if self._steps and [row.lane for row in rows] != [row.lane for row in self._steps[-1][0]]:
             self._take_in()
-        if all(_is_plain(row) for row in rows):
+        if all(is_plain(row) for row in rows):
             self._steps.append((rows, hidden))
             return
         self._take_in()
@@ -334,7 +275,7 @@ class CpuDraftLayer:
         waiting = [
             (number, segment) for number in numbers for segment in self._lanes[number].segments if not segment.complete
         ]
-        for group in _of_one_length(waiting):
+        for group in of_one_length(waiting):
             lanes, segments = [self._lanes[number] for number, _ in group], [segment for _, segment in group]
             self._owed -= sum(map(self._bytes, segments))
             rows = [PagedRow.of(lane.blocks, own.start, own.end) for lane, own in zip(lanes, segments, strict=True)]
@@ -400,20 +341,3 @@ class CpuDraftLayer:
         ]
         state = CpuDraftState(self.cache, rows, [1] * len(rows))
         return self.model.draft(hidden, torch.tensor(tokens)[:, None], torch.tensor(ends)[:, None] - 1, state)
-
-
-def _is_plain(row: Row) -> bool:
-    """A row of one token that neither fills a block nor leaves anything behind."""
-    return len(row.tokens) == 1 and not row.drafts and not row.commits and row.end % BLOCK_SIZE != 0
-
-
-def _of_one_length(waiting: Sequence[tuple[int, Segment]]) -> list[list[tuple[int, Segment]]]:
-    """Segments of lanes in groups of as many tokens each, MOST_AT_ONCE in all or a single one."""
-    groups: list[list[tuple[int, Segment]]] = []
-    for number, segment in sorted(waiting, key=lambda one: len(one[1].tokens)):
-        length = len(segment.tokens)
-        if groups and len(groups[-1][0][1].tokens) == length and length * (1 + len(groups[-1])) <= MOST_AT_ONCE:
-            groups[-1].append((number, segment))
-        else:
-            groups.append([(number, segment)])
-    return groups

@@ -14,7 +14,8 @@ from ..model.mtp import MtpLayer
 from ..ops.mtp.numba import DraftWeights, Owed, make_drafts, write_entries
 from ..ops.numba.scalar import Array, array
 from ..step import DraftRequest
-from .cpu_draft import CpuDraftLayer, Lane
+from .cpu_draft import CpuDraftLayer
+from .draft_lanes import Lane
 from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of, weight_of
 from .fused_verify import MOST
 from .rotary import rotary_at

@@ -85,7 +85,7 @@ def test_kernels_must_be_those_that_were_compiled(tiny_checkpoint: Path, artifac
     assert "--kernels: compiled for 'torch', started with 'nki'. Start with --kernels torch" in result.stderr
     assert start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "torch").returncode == 0
     result = start(tiny_checkpoint, artifact, "--slots", "4", "--kernels", "interpreter")
-    assert "--kernels must be torch or nki on neuron, not 'interpreter'" in result.stderr
+    assert "--kernels must be fused, torch or nki on neuron, not 'interpreter'" in result.stderr
 
 
 def test_candidates_must_be_those_that_were_compiled_or_none(tiny_checkpoint: Path, artifact: Path) -> None:

@@ -319,7 +319,7 @@ def test_prompts_of_one_length_end_their_last_layer_together(
         rows_at_once.append(len(inputs))
         return plain(inputs, *rest)
 
-    monkeypatch.setattr("qwen36_neuron.runtime.cpu_draft.MOST_AT_ONCE", 2 * 70)
+    monkeypatch.setattr("qwen36_neuron.runtime.draft_lanes.MOST_AT_ONCE", 2 * 70)
     sequences = [Sequence_(runtime, ids(200, 30 + lane), lane) for lane in range(1, 5)]
     commit = Commit(BLOCK_SIZE, 1)
     runtime.run(Step(tuple(
