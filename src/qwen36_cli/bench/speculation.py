@@ -23,9 +23,8 @@ from qwen36_lab.serving.http import HttpServer
 from qwen36_lab.serving.sides import RemoteSide, SideConfig
 from qwen36_lab.serving.speculation import (
     CONFIG,
-    Answers,
+    BothSides,
     Pair,
-    Speculating,
     Workload,
     first_tokens,
     side_configs,
@@ -62,14 +61,16 @@ def speculation(
     base = SideConfig(folder, threads, MAX_MODEL_LEN, MAX_NUM_SEQS, 2048, share_cores=False)
     answers: dict[str, list[list[Pair]]] = {each.name: [] for each in loads}
     for http in (False, True):
+        asked = [each for each in loads if each.first_token is http]
         with closing_all({}) as sides:
-            for name, config in zip(SIDES, side_configs(base), strict=True):
-                sides[name] = HttpServer(config) if http else RemoteSide("engine", config, Speculating)
+            if http:
+                for name, config in zip(SIDES, side_configs(base), strict=True):
+                    sides[name] = HttpServer(config)
+            else:
+                sides["both"] = RemoteSide("engine", base, BothSides)
             for turn in range(rounds + 1):
                 console.print(f"round {turn} of {rounds}{', over HTTP' if http else ''}" if turn else "warming up")
-                for each in loads:
-                    if each.first_token is not http:
-                        continue
+                for each in asked:
                     pairs = [_pair(sides, group, turn + at) for at, group in enumerate(each.groups())]
                     if turn:
                         answers[each.name].append(pairs)
@@ -91,15 +92,11 @@ def speculation(
 
 def _pair(sides: dict[str, Any], group: Workload, turn: int) -> Pair:
     """Both sides' answers, by turns one or the other first."""
-    found = {name: _answer(sides[name], group) for name in (SIDES if turn % 2 else SIDES[::-1])}
-    return found["off"], found["on"]
-
-
-def _answer(side: HttpServer | RemoteSide, load: Workload) -> Answers:
-    if isinstance(side, HttpServer):
-        return first_tokens(side, load)
-    found: Answers = side.ask("answer", load)
-    return found
+    if "both" in sides:
+        found: Pair = sides["both"].ask("pair", group, turn % 2 == 0)
+        return found
+    answers = {name: first_tokens(sides[name], group) for name in (SIDES if turn % 2 else SIDES[::-1])}
+    return answers["off"], answers["on"]
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:

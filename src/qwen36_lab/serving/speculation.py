@@ -1,8 +1,9 @@
-"""Speculation on beside speculation off: the same engine, checkpoint and requests, each side in its own process.
+"""Speculation on beside speculation off: the same engine, checkpoint and requests, both sides in one process.
 
 Both sides answer the same requests, a group of those that run together in turns, and must give the same tokens, or the
-benchmark ends. A group's time is the median of its rounds: what else uses a machine comes and goes within seconds, so
-sides are compared as near to one another in time as can be. Ratios are of the sums of these times.
+benchmark ends. In one process they have the same threads, cores and memory: processes of the same side differ by up to
+a third from one start to the next. A group's time is the median of its rounds: what else uses a machine comes and goes
+within seconds, so sides are compared as near to one another in time as can be. Ratios are of the sums of these times.
 """
 
 from __future__ import annotations
@@ -95,6 +96,21 @@ class Speculating(Engine):
         found.tokens = [ended[name] for name in names]
         found.first = [first[name] for name in names]
         return found
+
+
+class BothSides:
+    """The two engines of `side_configs`, which answer in turns."""
+
+    def __init__(self, config: SideConfig) -> None:
+        self.off, self.on = map(Speculating, side_configs(config))
+
+    def pair(self, group: Workload, on_first: bool) -> Pair:
+        """Both sides' answers."""
+        if on_first:
+            on, off = self.on.answer(group), self.off.answer(group)
+        else:
+            off, on = self.off.answer(group), self.on.answer(group)
+        return off, on
 
 
 def workloads(checkpoint: Path, quick: bool) -> list[Workload]:
