@@ -13,71 +13,22 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
 from rich.console import Console
 from rich.table import Table
-from safetensors.torch import load_file
 
-from qwen36_neuron.checkpoint.maker import CheckpointSpec, make_checkpoint, write_weights
-from qwen36_neuron.checkpoint.names import canonical_name, matrix_layer
+from qwen36_lab.formats import Form, fp8, int8, write
+from qwen36_neuron.checkpoint.maker import CheckpointSpec, make_checkpoint
 from qwen36_neuron.provenance import provenance
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step, open_runtime
 from qwen36_neuron.runtime.fused import FusedRuntime
 from qwen36_neuron.runtime.held import held_bytes
 
-Tensors = dict[str, torch.Tensor]
-BLOCK, GROUP, CONTEXT = 128, 128, 64
-GATES, VOCABULARY = ("in_proj_a", "in_proj_b"), ("lm_head", "embed_tokens")
-
-
-@dataclass(frozen=True)
-class Form:
-    """`quantization_config`, what is stored of a matrix, and the layers that are stored as they are."""
-
-    config: dict[str, Any] | None
-    store: Callable[[torch.Tensor], Tensors]
-    kept: tuple[str, ...] = GATES + VOCABULARY
-
-
-def int8(group: int | None) -> Form:
-    """compressed-tensors, by groups or channels."""
-
-    def store(weight: torch.Tensor) -> Tensors:
-        groups = weight.float().unflatten(1, (-1, group or weight.shape[1]))
-        scale = (groups.abs().amax(-1) / 127).to(torch.bfloat16)
-        codes = (groups / scale.float()[..., None]).round().clamp(-128, 127).flatten(1) + 128
-        packed = codes.to(torch.uint8).view(torch.int32)
-        return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
-
-    weights = {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "group" if group else "channel"}
-    if group:
-        weights["group_size"] = group
-    ignore = ["lm_head", "re:.*in_proj_[ab]$", "re:.*visual.*"]
-    scheme = {"targets": ["Linear"], "weights": weights}
-    named = {"quant_method": "compressed-tensors", "format": "pack-quantized", "quantization_status": "compressed"}
-    return Form(named | {"config_groups": {"group_0": scheme}, "ignore": ignore}, store)
-
-
-def fp8(vocabulary: bool) -> Form:
-    """Blocks of E4M3, with or without the vocabulary."""
-
-    def store(weight: torch.Tensor) -> Tensors:
-        blocks = weight.float().unflatten(0, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
-        scale = (blocks.abs().amax((1, 3)) / 448).to(torch.bfloat16)
-        codes = (blocks / scale.float()[:, None, :, None]).clamp(-448, 448).to(torch.float8_e4m3fn)
-        return {"weight": codes.reshape(weight.shape), "weight_scale_inv": scale}
-
-    config: dict[str, Any] = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
-    kept = GATES if vocabulary else GATES + VOCABULARY
-    config |= {"lm_head": vocabulary, "embed_tokens": vocabulary, "modules_to_not_convert": list(kept)}
-    return Form(config, store, kept)
-
+GROUP, CONTEXT = 128, 64
 
 FORMS = {
     "fp32": Form(None, lambda weight: {"weight": weight.float() * 1.0001}),
@@ -88,24 +39,6 @@ FORMS = {
     "block FP8 and vocabulary": fp8(vocabulary=True),
 }
 """What is no bfloat16 is held in fp32: the fp32 side's numbers are a ten-thousandth off."""
-
-
-def write(source: Path, target: Path, form: Form) -> None:
-    """The checkpoint in `source` in another form."""
-    stored: Tensors = {}
-    for name, tensor in load_file(source / "model.safetensors").items():
-        layer = matrix_layer(canonical_name(name) or "")
-        if layer is None or (layer.endswith(form.kept) and form.config is not None):
-            stored[name] = tensor
-        else:
-            base = name.removesuffix("weight")
-            stored |= {base + ending: part.contiguous() for ending, part in form.store(tensor).items()}
-    target.mkdir()
-    write_weights(target, stored)
-    config = json.loads((source / "config.json").read_text())
-    (target / "config.json").write_text(
-        json.dumps(config if form.config is None else config | {"quantization_config": form.config})
-    )
 
 
 class Side:

@@ -79,7 +79,7 @@ class QualityMeter:
         kl = (a.exp() * (a - b)).masked_fill(a.isneginf(), 0.0).sum(-1).clamp_min(0.0)
         k = min(self.k, a.shape[-1])
         top_a, top_b = a.topk(k).indices, b.topk(k).indices
-        shared = (top_a[:, :, None] == top_b[:, None, :]).any(-1).double().mean(-1)
+        shared = torch.zeros_like(b, dtype=torch.bool).scatter_(1, top_b, True).gather(1, top_a).double().mean(-1)
         at = targets[:, None]
         sums = (kl, a.argmax(-1) == b.argmax(-1), shared, a.gather(-1, at), b.gather(-1, at))
         self._sums += torch.stack([part.double().sum() for part in sums])
