@@ -93,7 +93,7 @@ def speculation(
 def _pair(sides: dict[str, Any], group: Workload, turn: int) -> Pair:
     """Both sides' answers, by turns one or the other first."""
     if "both" in sides:
-        found: Pair = sides["both"].ask("pair", group, turn % 2 == 0)
+        found: Pair = sides["both"].ask("pair", group, turn % 2 == 1)
         return found
     answers = {name: first_tokens(sides[name], group) for name in (SIDES if turn % 2 else SIDES[::-1])}
     return answers["off"], answers["on"]
@@ -115,7 +115,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['on']:,.1f} {unit}",
             f"{row['ratio']:.3f}x",
             f"{low:.3f} to {high:.3f}",
-            f"{sign} {row['bar']}{'' if row['met'] else ', missed'}",
+            "" if row["bar"] is None else f"{sign} {row['bar']}{'' if row['met'] else ', missed'}",
             steps,
         )
     console.print(table)

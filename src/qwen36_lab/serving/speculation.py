@@ -37,7 +37,8 @@ class Workload:
         prompts: token ids.
         parameters: of sampling, vLLM's names.
         at_once: requests that run together.
-        bar: ratio of tokens a second to reach; of times to the first token, the most that is allowed.
+        bar: ratio of tokens a second to reach; of times to the first token, the most that is allowed; None for none.
+        side: what is compared with none: "on", or "never" for speculation that is asked for and never drafts.
         first_token: whether it is times to the first token that are compared, over HTTP.
     """
 
@@ -45,7 +46,8 @@ class Workload:
     prompts: tuple[tuple[int, ...], ...]
     parameters: dict[str, Any]
     at_once: int
-    bar: float
+    bar: float | None
+    side: str = "on"
     first_token: bool = False
 
     def groups(self) -> list[Workload]:
@@ -99,18 +101,18 @@ class Speculating(Engine):
 
 
 class BothSides:
-    """The two engines of `side_configs`, which answer in turns."""
+    """The engines of a process, which answer in turns."""
 
     def __init__(self, config: SideConfig) -> None:
-        self.off, self.on = map(Speculating, side_configs(config))
+        off, on = side_configs(config)
+        never = replace(off, engine={"speculative_config": NEVER})
+        self.sides = {name: Speculating(side) for name, side in (("off", off), ("on", on), ("never", never))}
 
-    def pair(self, group: Workload, on_first: bool) -> Pair:
-        """Both sides' answers."""
-        if on_first:
-            on, off = self.on.answer(group), self.off.answer(group)
-        else:
-            off, on = self.off.answer(group), self.on.answer(group)
-        return off, on
+    def pair(self, group: Workload, off_first: bool) -> Pair:
+        """The answers without speculation, and those of the side that is compared with it."""
+        order = ("off", group.side) if off_first else (group.side, "off")
+        found = {name: self.sides[name].answer(group) for name in order}
+        return found["off"], found[group.side]
 
 
 def workloads(checkpoint: Path, quick: bool) -> list[Workload]:
@@ -128,6 +130,8 @@ def workloads(checkpoint: Path, quick: bool) -> list[Workload]:
         Workload("drafts that fail, batch 1", noise[:4], failing, 1, 0.97),
         Workload("drafts that fail, batch 8", noise, failing, 8, 0.97),
         Workload("copying 500 tokens", (passage,), copying, 1, 4.0),
+        Workload("no draft at all, batch 1", noise[:4], failing, 1, None, "never"),
+        Workload("no draft at all, batch 8", noise, failing, 8, None, "never"),
     ]
     for length in (512,) if quick else (512, 2048, 4096):
         prompts = tuple(map(tuple, random_prompts(length, 2 if quick else 6, length, len(tokenizer) // 2)))
@@ -163,7 +167,7 @@ def summarize(load: Workload, rounds: Sequence[Sequence[Pair]]) -> dict[str, Any
         "ratio": ratio,
         "ratio_range": [min(ratios), max(ratios)],
         "bar": load.bar,
-        "met": ratio <= load.bar if load.first_token else ratio >= load.bar,
+        "met": None if load.bar is None else ratio <= load.bar if load.first_token else ratio >= load.bar,
     }
     if not load.first_token:
         steps = [statistics.median(sum(pair[side].steps for pair in pairs) for pairs in rounds) for side in (0, 1)]
@@ -204,6 +208,8 @@ def _passage(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], dict[
 
 
 CONFIG = {"method": "mtp", "num_speculative_tokens": 6}
+NEVER = {"method": "ngram", "num_speculative_tokens": 1, "prompt_lookup_min": 1 << 20}
+"""No text repeats so much: what is left is what speculation costs that does nothing, vLLM's own part and ours."""
 
 
 def side_configs(base: SideConfig) -> tuple[SideConfig, SideConfig]:

@@ -29,6 +29,7 @@ def test_ratios_are_of_the_groups_medians_and_are_held_to_the_bar() -> None:
     assert (row["ratio"], row["ratio_range"], row["met"]) == (2.0, [0.5, 5.5], True)
     assert (row["off"], row["on"], row["tokens"], row["steps"]) == (1.5, 3.0, 6, {"off": 6, "on": 2})
     assert not summarize(replace(LOAD, bar=2.5), rounds)["met"]
+    assert summarize(replace(LOAD, bar=None), rounds)["met"] is None
 
 
 def test_other_tokens_end_it() -> None:
@@ -51,7 +52,7 @@ def test_groups_are_of_requests_that_run_together() -> None:
 
 def test_workloads_are_those_of_the_bars() -> None:
     loads = {load.name: load for load in workloads(DEMO, quick=False)}
-    assert [load.at_once for load in loads.values()] == [1, 8, 1, 8, 1, 1, 1, 1]
+    assert [load.at_once for load in loads.values()] == [1, 8, 1, 8, 1, 1, 8, 1, 1, 1]
     assert len(loads["copying 500 tokens"].prompts[0]) >= PASSAGE
     prompts = loads["its own domain, batch 8"].prompts
     assert (len(prompts), len(set(prompts)) >= 28) == (32, True)
