@@ -11,6 +11,14 @@ from .errors import Refusal
 
 FIELDS = {"max_prompt_tokens": "prompt_tokens", "max_completion_tokens": "completion_tokens"}
 """The proxy's limits, by name of the result's."""
+RESULT = "gate.json"
+"""The result that lies in an artifact's folder, where the artifact is what was accepted."""
+
+
+def beside(artifact: str | None, *, proxy: bool) -> str | None:
+    """The result in an artifact's folder, which holds unless another is named; None without a proxy to keep to it."""
+    file = None if artifact is None or not proxy else Path(artifact) / RESULT
+    return str(file) if file is not None and file.is_file() else None
 
 
 def read(file: str, flag: str) -> dict[str, int]:

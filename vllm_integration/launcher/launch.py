@@ -194,8 +194,9 @@ def _front(values: Mapping[str, Any], engine: Engine, name: _Names, environment:
         for field in ("backend_port", "envelope", *asked):
             if field in name.given and field not in _SHARED:
                 raise Refusal(f"{name(field)} is the proxy's, which --no-proxy leaves out")
-    if engine.envelope is not None:
-        limits = envelope.read(engine.envelope, name("envelope"))
+    accepted = engine.envelope or envelope.beside(values.get("artifact"), proxy=engine.proxy)
+    if accepted is not None:
+        limits = envelope.read(accepted, name("envelope"))
         envelope.within(limits, asked, {field: name(field) for field in limits})
         asked = {**limits, **asked}
     if engine.proxy:

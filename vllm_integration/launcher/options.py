@@ -176,7 +176,7 @@ _DEFAULTS = {
     "python": "the one that runs this",
     "revision": "main",
     "speculative_config": "no speculation",
-    "envelope": "none",
+    "envelope": "the artifact's gate.json, or none",
 }
 
 _ALIASES = {

@@ -113,6 +113,19 @@ def test_an_envelope_bounds_what_the_proxy_answers(start: Start, tmp_path: Path)
     assert "--envelope is the proxy's" in refused(start, "--envelope", file, "--no-proxy")
 
 
+def test_an_artifacts_own_envelope_is_kept_to(start: Start, tmp_path: Path) -> None:
+    words = ("--device", "neuron", "--artifact", tmp_path)
+    assert start(*words).front.max_prompt_tokens is None
+    (tmp_path / "gate.json").write_text(json.dumps(ACCEPTED))
+    assert start(*words).front.max_prompt_tokens == 10000
+    assert start(*words, "--no-proxy").front.max_prompt_tokens is None
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**ACCEPTED, "envelope": {"prompt_tokens": 7, "completion_tokens": 7}}))
+    assert start(*words, "--envelope", other).front.max_prompt_tokens == 7
+    (tmp_path / "gate.json").write_text(json.dumps({**ACCEPTED, "accepted": False}))
+    assert "was not accepted" in refused(start, *words)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
