@@ -1,5 +1,6 @@
 """One run of a kernel: arguments in, one or two programs a rank run by turns, results out."""
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class Launch:
         self.cores = [Core(c, self.lnc, lnc is not None, self, rank, at) for at, (rank, c) in enumerate(places)]
         self._shared: list[list[Storage]] = [[] for _ in range(running)]
         self._arguments: frozenset[int] = frozenset()
-        self.contests: list[dict[int, Contest]] = [{} for _ in range(running)]
+        self.contests: defaultdict[int, dict[int, Contest]] = defaultdict(dict)
         self._turns = Turns([self._label(core) for core in self.cores])
 
     def _label(self, core: Core) -> str:
