@@ -19,7 +19,7 @@ from qwen36_neuron.ops.kernels import check_choice, check_shapes, check_tokens, 
     ("choice", "device", "problem"),
     [
         ("nki", "cpu", "does not run on device=cpu. Use one of: torch, fused, interpreter"),
-        ("interpreter", "neuron", "does not run on device=neuron. Use one of: torch, nki"),
+        ("interpreter", "neuron", "does not run on device=neuron. Use one of: torch, nki, fused"),
         ("triton", "cpu", "is not known. Use one of: torch, fused, interpreter"),
     ],
 )

@@ -19,6 +19,7 @@ def choose(monkeypatch: pytest.MonkeyPatch, published, blocks: int | None, **set
         settings=chosen,
         model=ModelConfig.from_dict(published),
         model_config=SimpleNamespace(dtype=torch.bfloat16),
+        kv_element=torch.bfloat16.itemsize,
         cache_config=SimpleNamespace(num_gpu_blocks_override=blocks),
         determine_available_memory=lambda: int(chosen.cache_gib * 2**30),
     )
