@@ -111,7 +111,7 @@ class CpuDraftLayer:
         """
         if self._steps and [row.lane for row in rows] != [row.lane for row in self._steps[-1][0]]:
             self._take_in()
-        if all(is_plain(row) for row in rows):
+        if all(is_plain(row, self._lanes[row.lane]) for row in rows):
             self._steps.append((rows, hidden))
             return
         self._take_in()

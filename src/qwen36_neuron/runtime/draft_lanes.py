@@ -72,9 +72,11 @@ class Lane:
         self.drafts = None
 
 
-def is_plain(row: Row) -> bool:
-    """A row of one token that neither fills a block nor leaves anything behind."""
-    return len(row.tokens) == 1 and not row.drafts and not row.commits and row.end % BLOCK_SIZE != 0
+def is_plain(row: Row, lane: Lane) -> bool:
+    """A row of one token that leaves nothing behind, of a lane whose full blocks are written."""
+    if len(row.tokens) != 1 or row.drafts or row.commits:
+        return False
+    return lane.written >= row.end // BLOCK_SIZE * BLOCK_SIZE
 
 
 def of_one_length(waiting: Sequence[tuple[int, Segment]]) -> list[list[tuple[int, Segment]]]:
