@@ -14,8 +14,8 @@ SLOWER, FASTER = 0.1, 0.3
 OUTLIER = 4.0
 """A measurement so many times what is known says something of the machine, not of the step."""
 REPEATED = 3
-RELAX = 0.05
-"""How far costs of drafts go back to what they first were in a step without any that is learnt from, 1 of 4 to 16."""
+RELAX = 0.01
+"""How far costs of drafts go back to what they were at first in a step that has none."""
 
 
 @dataclass(slots=True)

@@ -122,8 +122,6 @@ class Drafter:
         too low of late: what is known of the parts is only an estimate of the whole."""
         self._steps, self._drafted = 0, 0
         """Steps in all, and in a row those that had drafts."""
-        self._resting = False
-        """No request was looked at for the step that runs: nothing is learnt from it, so that it costs nothing."""
         self._token = 0.0
         """Seconds that a token takes, all requests together."""
         self._allowance = 0.0
@@ -136,9 +134,6 @@ class Drafter:
             seconds: of the device and of the sampler.
         """
         now = self._clock()
-        if self._resting and not any(state.drafts for state in states):
-            self._ended = now
-            return
         if self._expected:
             off = min(max((seconds + self._drafting) / self._expected, 1 / OUTLIER), OUTLIER)
             self._off += 0.1 * (off - self._off)
@@ -169,11 +164,6 @@ class Drafter:
 
     def draft(self, states: Sequence[RequestState]) -> list[list[int]]:
         """Drafts for the next step of requests that have just been given tokens, in their order."""
-        self._steps += 1
-        self._resting = self._nobody_is_due(states)
-        if self._resting:
-            self._wait(states)
-            return [[] for _ in states]
         started = self._clock()
         choices = self._choose(states)
         wanted = [
@@ -198,6 +188,9 @@ class Drafter:
     # ---- how many ----------------------------------------------------------------------------------------------------
 
     def _choose(self, states: Sequence[RequestState]) -> list[_Choice]:
+        self._steps += 1
+        if self._nobody_is_due(states):
+            return self._wait(states)
         options = [self._options(state, len(states)) if self._is_due(state) else [] for state in states]
         if not self.limits.adaptive:
             return [_Choice(one[-1], len(one[-1].expected)) if one else _Choice(None, 0) for one in options]
@@ -231,13 +224,14 @@ class Drafter:
     def _nobody_is_due(self, states: Sequence[RequestState]) -> bool:
         return not any(self._is_due(state) for state in states)
 
-    def _wait(self, states: Sequence[RequestState]) -> None:
+    def _wait(self, states: Sequence[RequestState]) -> list[_Choice]:
         """A step without drafts, of requests that have had none."""
         rows = len(states)
         self._earn(self.costs.between.of(rows) + self.costs.plain.of(rows))
         for state in states:
             self._history(state).unused += 1
         self._drafted = 0
+        return [_Choice(None, 0)] * rows
 
     def _earn(self, plain: float) -> None:
         """A step has taken so many seconds: a part of them may be used to try drafts."""
