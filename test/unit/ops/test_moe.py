@@ -1,0 +1,142 @@
+"""The mixture of experts: the definition against transformers and fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from bank_cases import normal
+from transformers.models.qwen3_5_moe.configuration_qwen3_5_moe import Qwen3_5MoeTextConfig
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeSparseMoeBlock, Qwen3_5MoeTopKRouter
+
+from qwen36_neuron.ops.moe import experts, route
+
+EXPERTS, TOP_K, HIDDEN, INNER = 16, 4, 48, 40
+
+ROUTERS = ("random", "ties", "one expert", "few experts", "large")
+
+
+def logits_of(router: str, tokens: int) -> torch.Tensor:
+    """fp32 [tokens, EXPERTS] of a router that is kind, or one that is not."""
+    logits = normal(tokens, EXPERTS, seed=5)
+    if router == "ties":
+        logits = logits.round()  # among the experts that are left in or out too
+        logits[::3] = 0.0
+    elif router == "one expert":
+        logits[:, 3] = 60.0  # the others' probabilities are next to nothing
+    elif router == "few experts":
+        logits[:, TOP_K:] -= 1e4  # underflow to exactly zero
+    elif router == "large":
+        logits *= 3e4  # exp of any of them overflows
+    return logits
+
+
+def exact_experts(
+    x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
+) -> torch.Tensor:
+    """fp64, a token and an expert at a time."""
+    out = torch.zeros(x.shape, dtype=torch.float64)
+    for token in range(len(x)):
+        for weight, expert in zip(weights[token].double(), chosen[token].tolist(), strict=True):
+            gate, up = (gate_up[expert].double() @ x[token].double()).chunk(2)
+            out[token] += weight * (down[expert].double() @ (gate * gate.sigmoid() * up))
+    return out
+
+
+def weights_of(experts: int = EXPERTS, inner: int = INNER) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gates with ups [experts, 2 inner, HIDDEN], and downs [experts, HIDDEN, inner]."""
+    return normal(experts, 2 * inner, HIDDEN, seed=1) / 7, normal(experts, HIDDEN, inner, seed=2) / 6
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("renormalise", [False, True])
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_route_by_its_definition(router: str, renormalise: bool, tokens: int) -> None:
+    """Weights of fp64 softmax, as many as asked, of different experts, the largest ones in descending order."""
+    logits = logits_of(router, tokens)
+    weights, chosen = route(logits, TOP_K, renormalise)
+    assert (weights.dtype, chosen.dtype, weights.shape) == (torch.float32, torch.int64, (tokens, TOP_K))
+    assert all(len(set(row)) == TOP_K for row in chosen.tolist())
+    exact = torch.softmax(logits.double(), -1)
+    largest = exact.topk(TOP_K).values
+    wanted = largest / largest.sum(-1, keepdim=True) if renormalise else largest
+    torch.testing.assert_close(weights.double(), wanted, rtol=2e-6, atol=1e-9)
+    torch.testing.assert_close(exact.gather(1, chosen), largest, rtol=1e-6, atol=1e-12)
+    assert torch.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_route_equals_transformers(router: str) -> None:
+    """Its choice as well, where experts tie."""
+    logits = logits_of(router, 9)
+    config = Qwen3_5MoeTextConfig(hidden_size=EXPERTS, num_experts=EXPERTS, num_experts_per_tok=TOP_K)
+    theirs = Qwen3_5MoeTopKRouter(config)
+    theirs.weight.data = torch.eye(EXPERTS)
+    with torch.no_grad():
+        _, weights, chosen = theirs(logits)
+    found = route(logits, TOP_K, True)
+    assert torch.equal(found[1], chosen)
+    torch.testing.assert_close(found[0], weights, rtol=1e-6, atol=1e-9)
+
+
+def test_a_row_is_routed_as_if_alone() -> None:
+    logits = logits_of("ties", 40)
+    weights, chosen = route(logits, TOP_K, True)
+    alone = [route(logits[row : row + 1], TOP_K, True) for row in range(40)]
+    assert torch.equal(weights, torch.cat([found[0] for found in alone]))
+    assert torch.equal(chosen, torch.cat([found[1] for found in alone]))
+
+
+@pytest.mark.parametrize("top_k", [0, EXPERTS + 1])
+def test_more_experts_than_there_are(top_k: int) -> None:
+    with pytest.raises(ValueError, match=rf"top_k is {top_k}, must be from 1 to the number of experts, {EXPERTS}"):
+        route(logits_of("random", 2), top_k, True)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("tokens", [1, 9])
+def test_experts_by_their_definition(router: str, tokens: int) -> None:
+    """fp32 sums of 48 and 40 products: 2e-6 of numbers around 1."""
+    x, both = normal(tokens, HIDDEN), weights_of()
+    routed = route(logits_of(router, tokens), TOP_K, True)
+    found = experts(x, *both, *routed)
+    assert (found - exact_experts(x, *both, *routed)).abs().max() <= 2e-6
+
+
+def test_experts_of_bfloat16() -> None:
+    """Two products rounded to 8 bits, summed in fp32: 2 % of what is largest."""
+    x, both = normal(9, HIDDEN).bfloat16(), [weight.bfloat16() for weight in weights_of()]
+    routed = route(logits_of("random", 9), TOP_K, True)
+    found, exact = experts(x, both[0], both[1], *routed), exact_experts(x, both[0], both[1], *routed)
+    assert found.dtype == torch.bfloat16
+    assert (found - exact).abs().max() <= 0.02 * exact.abs().max()
+
+
+def test_block_equals_transformers() -> None:
+    """Router and experts; the shared expert gives nothing, its last projection being zero."""
+    config = Qwen3_5MoeTextConfig(
+        hidden_size=HIDDEN,
+        moe_intermediate_size=INNER,
+        shared_expert_intermediate_size=INNER,
+        num_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+    )
+    theirs = Qwen3_5MoeSparseMoeBlock(config)
+    gate_up, down = weights_of()
+    x, router = normal(9, HIDDEN), normal(EXPERTS, HIDDEN, seed=3)
+    with torch.no_grad():
+        theirs.gate.weight.copy_(router)
+        theirs.experts.gate_up_proj.copy_(gate_up)
+        theirs.experts.down_proj.copy_(down)
+        theirs.shared_expert.down_proj.weight.zero_()
+        wanted = theirs(x[None])[0]
+    torch.testing.assert_close(
+        experts(x, gate_up, down, *route(x @ router.t(), TOP_K, True)), wanted, rtol=0, atol=2e-6
+    )
+
+
+def test_experts_that_nobody_chose_are_not_read() -> None:
+    x, both = normal(3, HIDDEN), weights_of()
+    routed = route(logits_of("few experts", 3), TOP_K, True)
+    for weight in both:
+        weight[TOP_K:] = torch.nan
+    assert torch.isfinite(experts(x, *both, *routed)).all()
