@@ -5,46 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from bank_cases import normal
+from moe_cases import EXPERTS, HIDDEN, INNER, ROUTERS, TOP_K, exact_experts, logits_of, weights_of
 from transformers.models.qwen3_5_moe.configuration_qwen3_5_moe import Qwen3_5MoeTextConfig
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeSparseMoeBlock, Qwen3_5MoeTopKRouter
 
 from qwen36_neuron.ops.moe import experts, route
-
-EXPERTS, TOP_K, HIDDEN, INNER = 16, 4, 48, 40
-
-ROUTERS = ("random", "ties", "one expert", "few experts", "large")
-
-
-def logits_of(router: str, tokens: int) -> torch.Tensor:
-    """fp32 [tokens, EXPERTS] of a router that is kind, or one that is not."""
-    logits = normal(tokens, EXPERTS, seed=5)
-    if router == "ties":
-        logits = logits.round()  # among the experts that are left in or out too
-        logits[::3] = 0.0
-    elif router == "one expert":
-        logits[:, 3] = 60.0  # the others' probabilities are next to nothing
-    elif router == "few experts":
-        logits[:, TOP_K:] -= 1e4  # underflow to exactly zero
-    elif router == "large":
-        logits *= 3e4  # exp of any of them overflows
-    return logits
-
-
-def exact_experts(
-    x: torch.Tensor, gate_up: torch.Tensor, down: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor
-) -> torch.Tensor:
-    """fp64, a token and an expert at a time."""
-    out = torch.zeros(x.shape, dtype=torch.float64)
-    for token in range(len(x)):
-        for weight, expert in zip(weights[token].double(), chosen[token].tolist(), strict=True):
-            gate, up = (gate_up[expert].double() @ x[token].double()).chunk(2)
-            out[token] += weight * (down[expert].double() @ (gate * gate.sigmoid() * up))
-    return out
-
-
-def weights_of(experts: int = EXPERTS, inner: int = INNER) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gates with ups [experts, 2 inner, HIDDEN], and downs [experts, HIDDEN, inner]."""
-    return normal(experts, 2 * inner, HIDDEN, seed=1) / 7, normal(experts, HIDDEN, inner, seed=2) / 6
 
 
 @pytest.mark.parametrize("router", ROUTERS)

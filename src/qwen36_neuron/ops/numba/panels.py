@@ -128,19 +128,20 @@ def loader(vectors: Vectors, kind: Any) -> Callable[[Any, Any], Any]:
 
 
 def _product_of(rows: int) -> Callable[..., Any]:
-    """An operation (x [n, inputs], at, panel [inputs, PANEL], scales, group, out [n, PANEL]): some rows of x panel.
+    """An operation (x [n, inputs], picks, at, panel [inputs, PANEL], scales, group, out [m, PANEL]): some rows x panel.
 
-    Those are at .. at + `rows`; scales [groups, PANEL] are of `group` inputs each.
+    Those of `out` are at .. at + `rows`; of x they are the same, or where picks, int64 [m], are given, those that are
+    picked for them. Scales [groups, PANEL] are of `group` inputs each.
     """
 
     @intrinsic
-    def multiply(_context: Any, x: Any, at: Any, panel: Any, scales: Any, group: Any, out: Any) -> Any:
-        signature = types.void(x, types.intp, panel, scales, types.intp, out)
+    def multiply(_context: Any, x: Any, picks: Any, at: Any, panel: Any, scales: Any, group: Any, out: Any) -> Any:
+        signature = types.void(x, picks, types.intp, panel, scales, types.intp, out)
 
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             vectors, integer = Vectors(builder), ir.IntType(64)
-            x, at, panel, scales, group, out = arguments
-            x_type, _, panel_type, scales_type, _, out_type = signature.args
+            x, picks, at, panel, scales, group, out = arguments
+            x_type, picks_type, _, panel_type, scales_type, _, out_type = signature.args
             inputs, weight, factors, result = (
                 context.make_array(kind)(context, builder, value)
                 for kind, value in ((x_type, x), (panel_type, panel), (scales_type, scales), (out_type, out))
@@ -152,16 +153,22 @@ def _product_of(rows: int) -> Callable[..., Any]:
             def constant(value: int) -> Any:
                 return ir.Constant(integer, value)
 
-            def rows_of(start: Any, width: Any) -> list[Any]:
-                return [builder.gep(start, [builder.mul(width, builder.add(at, constant(row)))]) for row in range(rows)]
+            ours, halves = [builder.add(at, constant(row)) for row in range(rows)], (0, LANES)
 
-            ours, halves = rows_of(inputs.data, depth), (0, LANES)
+            def rows_of(start: Any, width: Any, which: list[Any]) -> list[Any]:
+                return [builder.gep(start, [builder.mul(width, row)]) for row in which]
+
+            picked = ours
+            if picks_type != types.none:
+                places = context.make_array(picks_type)(context, builder, picks).data
+                picked = [builder.load(builder.gep(places, [row])) for row in ours]
+            starts = rows_of(inputs.data, depth, picked)
             totals = [[cgutils.alloca_once_value(builder, vectors.none) for _ in halves] for _ in range(rows)]
 
             def add(k: Any) -> None:
                 first = builder.mul(k, constant(PANEL))
                 parts = [load(weight.data, builder.add(first, constant(half))) for half in halves]
-                for start, sums in zip(ours, totals, strict=True):
+                for start, sums in zip(starts, totals, strict=True):
                     factor = vectors.spread(builder.load(builder.gep(start, [k])))
                     for part, total in zip(parts, sums, strict=True):
                         builder.store(vectors.add_product(factor, part, builder.load(total), IN_ORDER), total)
@@ -181,7 +188,7 @@ def _product_of(rows: int) -> Callable[..., Any]:
                     add(builder.add(begin, builder.add(done, loop.index)))
                 first = builder.mul(builder.udiv(begin, group), constant(PANEL))
                 shared = [vectors.load_at(factors.data, builder.add(first, constant(half))) for half in halves if codes]
-                for target, sums in zip(rows_of(result.data, constant(PANEL)), totals, strict=True):
+                for target, sums in zip(rows_of(result.data, constant(PANEL), ours), totals, strict=True):
                     for index, (half, total) in enumerate(zip(halves, sums, strict=True)):
                         place = vectors.at(target, constant(half))
                         before, found = vectors.load(place), builder.load(total)
@@ -191,7 +198,7 @@ def _product_of(rows: int) -> Callable[..., Any]:
                             after = builder.fadd(before, found)
                         builder.store(after, place, align=4)
 
-            for target in rows_of(result.data, constant(PANEL)):
+            for target in rows_of(result.data, constant(PANEL), ours):
                 for half in halves:
                     builder.store(vectors.none, vectors.at(target, constant(half)), align=4)
             blocks = builder.udiv(depth, constant(BLOCK))
@@ -213,22 +220,32 @@ _one, _two, _three, _four, _five, _six, _seven, _eight = (_product_of(rows) for 
 @compiled(inline=False)
 def times_panel(x: Array, weight: Packed, place: int, out: Array) -> None:
     """Rows x [rows, inputs], contiguous, times panel `place` of a weight: into out [rows, PANEL]."""
-    rows, panel, scales, group = x.shape[0], weight.data[place], weight.scales[place], weight.group
+    _times(x, None, weight.data[place], weight.scales[place], weight.group, x.shape[0], out)
+
+
+@compiled(inline=False)
+def times_panel_picked(x: Array, picks: Array, weight: Packed, place: int, out: Array) -> None:
+    """The same of rows that are picked, int64 [rows]. Each gives the bits that it gives in `times_panel`."""
+    _times(x, picks, weight.data[place], weight.scales[place], weight.group, picks.shape[0], out)
+
+
+@compiled()
+def _times(x: Array, picks: Array | None, panel: Array, scales: Array, group: int, rows: int, out: Array) -> None:
     for at in range(0, rows - 7, 8):
-        _eight(x, at, panel, scales, group, out)
+        _eight(x, picks, at, panel, scales, group, out)
     at = rows // 8 * 8
     left = rows - at
     if left == 7:
-        _seven(x, at, panel, scales, group, out)
+        _seven(x, picks, at, panel, scales, group, out)
     elif left == 6:
-        _six(x, at, panel, scales, group, out)
+        _six(x, picks, at, panel, scales, group, out)
     elif left == 5:
-        _five(x, at, panel, scales, group, out)
+        _five(x, picks, at, panel, scales, group, out)
     elif left == 4:
-        _four(x, at, panel, scales, group, out)
+        _four(x, picks, at, panel, scales, group, out)
     elif left == 3:
-        _three(x, at, panel, scales, group, out)
+        _three(x, picks, at, panel, scales, group, out)
     elif left == 2:
-        _two(x, at, panel, scales, group, out)
+        _two(x, picks, at, panel, scales, group, out)
     elif left == 1:
-        _one(x, at, panel, scales, group, out)
+        _one(x, picks, at, panel, scales, group, out)
