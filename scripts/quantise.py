@@ -39,6 +39,8 @@ KEPT = (
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 DRAFTS, INDEX = "mtp.safetensors", "model.safetensors.index.json"
+SAMPLES, LENGTH = 256, 2048
+"""Of a calibration text, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,10 @@ def main(
     data: Annotated[
         Path | None, typer.Option(help="UTF-8 text to calibrate by: like what the model will be asked.")
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Stretches of the text that are looked at.")] = 256,
-    length: Annotated[int, typer.Option(min=1, help="Tokens of each.")] = 2048,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help=f"Stretches of the text that are looked at. [default: {SAMPLES}]")
+    ] = None,
+    length: Annotated[int | None, typer.Option(min=1, help=f"Tokens of each. [default: {LENGTH}]")] = None,
 ) -> None:
     """Quantise a checkpoint by a recipe."""
     if recipe not in RECIPES:
@@ -191,11 +195,17 @@ def main(
     if chosen.needs_data != (data is not None):
         needs = "looks at a text: give --data" if chosen.needs_data else "looks at no text: leave --data out"
         raise typer.BadParameter(f"recipe {recipe} {needs}", param_hint="data")
+    for name, value in (("samples", samples), ("length", length)):
+        if value is not None and data is None:
+            raise typer.BadParameter(f"recipe {recipe} looks at no text: leave --{name} out", param_hint=name)
+    try:
+        text = None if data is None else data.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{data} cannot be read: {error}", param_hint="data") from error
     if importlib.util.find_spec(chosen.tool) is None:
         message = f"{chosen.package} is not installed for this Python: pip install {chosen.package}"
         raise typer.BadParameter(f"{message}, in an environment of its own", param_hint="recipe")
-    text = None if data is None else data.read_text(encoding="utf-8")
-    chosen.run(model, text, samples, length, out)
+    chosen.run(model, text, samples or SAMPLES, length or LENGTH, out)
     for name in TOKENIZER:
         if (model / name).is_file() and not (out / name).is_file():
             shutil.copy(model / name, out / name)

@@ -34,7 +34,9 @@ def gate(
         ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Of the candidate. [default: its first one]")] = None,
-    reference_model: Annotated[str | None, typer.Option(help="Of the reference. [default: its first one]")] = None,
+    reference_model: Annotated[
+        str | None, typer.Option(help="Of a reference that is a server. [default: its first one]")
+    ] = None,
     at_once: Annotated[int, typer.Option(min=1, help="Requests that are in flight.")] = 4,
     out: Annotated[Path, typer.Option(help="File for the result, which qwen36 serve --envelope takes.")] = Path(
         "gate.json"
@@ -47,6 +49,9 @@ def gate(
     asked = Suite.load(suite)
     if reference is None and asked.limits.agreement is not None:
         raise ConfigError("reference", None, "is what limits.agreement is measured against", "Give --reference")
+    if reference_model is not None and not _is_url(reference):
+        problem = "chooses among the models of a server, and the reference is none"
+        raise ConfigError("reference_model", reference_model, problem, "Leave it out, or give --reference a base URL")
     console = Console(width=max(110, Console().width))
     deployment = Server(candidate, os.environ.get(KEY), model)
     try:
@@ -69,6 +74,10 @@ def gate(
         raise typer.Exit(1)
 
 
+def _is_url(reference: str | None) -> bool:
+    return reference is not None and reference.startswith(("http://", "https://"))
+
+
 def _ask(server: Server, suite: Suite, at_once: int, console: Console, whose: str) -> dict[str, Answer]:
     with Progress(console=console) as progress:
         task = progress.add_task(whose, total=len(suite.rows))
@@ -77,7 +86,7 @@ def _ask(server: Server, suite: Suite, at_once: int, console: Console, whose: st
 
 def _reference(name: str, model: str | None, suite: Suite, at_once: int, console: Console) -> dict[str, Answer]:
     """The reference's answers, from wherever they come."""
-    if name.startswith(("http://", "https://")):
+    if _is_url(name):
         server = Server(name, os.environ.get(KEY), model)
         try:
             return _ask(server, suite, at_once, console, "reference")

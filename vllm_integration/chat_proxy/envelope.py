@@ -70,9 +70,14 @@ class Envelope:
                 return _refusal(f"{message}, and prompts of {self.prompt} tokens at most were accepted here.", "input")
             route, body = "/v1/chat/completions", chat
         counted = await count_prompt(route, body, backend, headers)
-        if counted is None or counted[0] <= self.prompt:
+        if counted is None:
             return None
-        message = f"The prompt has {counted[0]} tokens, and prompts of {self.prompt} at most were accepted here"
+        cut, tokens = body.get("truncate_prompt_tokens"), counted[0]
+        if isinstance(cut, int) and cut > 0:  # what the backend leaves of it
+            tokens = min(tokens, cut)
+        if tokens <= self.prompt:
+            return None
+        message = f"The prompt has {tokens} tokens, and prompts of {self.prompt} at most were accepted here"
         return _refusal(f"{message}. Shorten it.", None)
 
 

@@ -47,6 +47,20 @@ async def serving(app: ASGIApp, port: int = 0) -> AsyncIterator[str]:
         await task
 
 
+CONTEXT = 100
+"""Tokens that fit an engine that counts."""
+
+
+def length(body: dict[str, Any]) -> int:
+    """Of a prompt in tokens, a character each; of several, the longest."""
+    if "messages" in body:
+        return sum(len(message["content"]) for message in body["messages"])
+    prompt = body.get("prompt", body.get("input"))
+    if isinstance(prompt, list):
+        return len(prompt) if isinstance(prompt[0], int) else max(map(len, prompt))
+    return len(prompt)
+
+
 class FakeEngine:
     """Answers like vLLM's server; a test replaces `answer` by what it needs.
 
@@ -92,6 +106,24 @@ class FakeEngine:
 
     async def _metrics(self, _: Request) -> Response:
         return PlainTextResponse(self.metrics)
+
+    def count(self) -> FakeEngine:
+        """Count a token a character, and refuse what does not fit 100, as vLLM does."""
+        self.answer = self._count
+        return self
+
+    async def _count(self, body: dict[str, Any], _: Receive, send: Send) -> None:
+        bound = next((body[n] for n in ("max_completion_tokens", "max_output_tokens", "max_tokens") if body.get(n)), 0)
+        size, status, result = length(body), 200, body
+        if self.paths[-1] == "/tokenize":
+            result = {"count": size, "max_model_len": CONTEXT}
+        elif self.paths[-1] == "/v1/messages/count_tokens":
+            result = {"input_tokens": size}
+        elif size + bound > CONTEXT:
+            message = f"This model's maximum context length is {CONTEXT} tokens."
+            status, result = 400, {"error": {"message": message, "code": 400}}
+        await start(send, status, b"application/json")
+        await piece(send, json.dumps(result).encode(), more=False)
 
     async def echo(self, body: dict[str, Any], _: Receive, send: Send) -> None:
         await start(send, content_type=b"application/json")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -15,36 +14,6 @@ from vllm_integration.chat_proxy.envelope import as_chat
 from .conftest import FakeEngine
 
 ACCEPTED = {"max_prompt_tokens": 60, "max_completion_tokens": 20}
-CONTEXT = 100
-
-
-def size(body) -> int:
-    """Of a prompt in tokens: a character each."""
-    if "messages" in body:
-        return sum(len(message["content"]) for message in body["messages"])
-    prompt = body.get("prompt", body.get("input"))
-    if isinstance(prompt, list):
-        return len(prompt) if isinstance(prompt[0], int) else max(map(len, prompt))
-    return len(prompt)
-
-
-def counts(engine: FakeEngine) -> FakeEngine:
-    """Have an engine count a token a character, and refuse what does not fit 100, as vLLM does."""
-
-    async def answer(body, receive, send):
-        bound = next((body[n] for n in ("max_completion_tokens", "max_output_tokens", "max_tokens") if body.get(n)), 0)
-        status, result = 200, body
-        if engine.paths[-1] == "/tokenize":
-            result = {"count": size(body), "max_model_len": CONTEXT}
-        elif engine.paths[-1] == "/v1/messages/count_tokens":
-            result = {"input_tokens": size(body)}
-        elif size(body) + bound > CONTEXT:
-            status, result = 400, {"error": {"message": "This model's maximum context length is 100 tokens."}}
-        await engine.start(send, status, b"application/json")
-        await engine.piece(send, json.dumps(result).encode(), more=False)
-
-    engine.answer = answer
-    return engine
 
 
 def chat(tokens: int) -> dict[str, object]:
@@ -74,7 +43,7 @@ FIELDS = [
 
 @pytest.mark.parametrize(("path", "prompt"), PROMPTS)
 async def test_the_longest_prompt_is_answered_and_one_token_more_refused(engine, make, path, prompt):
-    counts(engine)
+    engine.count()
     stack = await make(**ACCEPTED)
     assert (await stack.client.post(path, json=prompt(60))).status_code == 200
     before = engine.paths.count(path)
@@ -89,7 +58,7 @@ async def test_the_longest_prompt_is_answered_and_one_token_more_refused(engine,
 
 @pytest.mark.parametrize(("path", "field", "body"), FIELDS)
 async def test_the_longest_answer_is_given_and_one_token_more_refused(engine, make, path, field, body):
-    counts(engine)
+    engine.count()
     stack = await make(**ACCEPTED)
     fits = await stack.client.post(path, json={**body, field: 20})
     assert fits.status_code == 200
@@ -103,7 +72,7 @@ async def test_the_longest_answer_is_given_and_one_token_more_refused(engine, ma
     ("path", "field", "body"), [case for case in FIELDS if case[0] != "/v1/messages" and case[1] != "max_tokens"]
 )
 async def test_an_answer_of_no_said_length_is_bounded(engine, make, path, field, body):
-    counts(engine)
+    engine.count()
     stack = await make(**ACCEPTED)
     assert (await stack.client.post(path, json=body)).json()[field] == 20
     open_ended = await make()
@@ -112,16 +81,24 @@ async def test_an_answer_of_no_said_length_is_bounded(engine, make, path, field,
 
 @pytest.mark.parametrize(("most", "filled"), [(15, 15), (16, None), (20, None)])
 async def test_a_completion_of_no_said_length_has_16_tokens_anyway(engine, make, most, filled):
-    counts(engine)
+    engine.count()
     stack = await make(max_completion_tokens=most)
     response = await stack.client.post("/v1/completions", json={"prompt": "x"})
     assert response.json().get("max_tokens") == filled
 
 
+@pytest.mark.parametrize(("left", "status"), [(60, 200), (61, 400), (-1, 400)])
+async def test_a_prompt_that_is_truncated_is_as_long_as_what_is_left(engine, make, left, status):
+    engine.count()
+    stack = await make(**ACCEPTED)
+    body = {**chat(70), "truncate_prompt_tokens": left}
+    assert (await stack.client.post("/v1/chat/completions", json=body)).status_code == status
+
+
 @pytest.mark.parametrize("cut", [True, False])
 async def test_what_was_filled_in_never_has_a_request_refused(engine, make, cut):
     """A prompt of 90 leaves 10 of 100: less than the 20 that are filled in, and nobody asked for those."""
-    counts(engine)
+    engine.count()
     stack = await make(max_completion_tokens=20, cut_max_tokens=cut)
     response = await stack.client.post("/v1/chat/completions", json=chat(90))
     assert response.status_code == 200
@@ -137,7 +114,7 @@ async def test_what_was_filled_in_never_has_a_request_refused(engine, make, cut)
     ],
 )
 async def test_a_prompt_of_unknown_length_is_beyond(engine, make, body):
-    counts(engine)
+    engine.count()
     stack = await make(**ACCEPTED)
     response = await stack.client.post("/v1/responses", json=body)
     assert response.status_code == 400
@@ -165,8 +142,8 @@ def test_a_response_is_counted_as_the_chat_that_it_renders():
 @pytest.fixture
 async def both(engine, fakes):
     """Two engines: what goes beyond the first one's lengths is the second one's."""
-    counts(engine)
-    far = counts(FakeEngine())
+    engine.count()
+    far = FakeEngine().count()
     async with contextlib.AsyncExitStack() as exits:
         near_url = await exits.enter_async_context(fakes.serving(engine.app))
         far_url = await exits.enter_async_context(fakes.serving(far.app))
@@ -206,7 +183,7 @@ async def test_an_answer_too_long_for_elsewhere_is_cut_there(both):
 
 
 async def test_a_server_elsewhere_that_is_not_there_fails_only_what_is_its_own(engine, fakes):
-    counts(engine)
+    engine.count()
     nobody = f"http://127.0.0.1:{fakes.free_port()}"
     async with (
         fakes.serving(engine.app) as url,

@@ -6,38 +6,10 @@ import json
 
 import pytest
 
-CONTEXT = 100
-LONG = {"error": {"message": "This model's maximum context length is 100 tokens.", "code": 400}}
-
 
 @pytest.fixture
 def counting(engine):
-    """An engine with a context of 100 tokens that refuses as vLLM does, and counts a token a character."""
-
-    def length(body) -> int:
-        prompt = body.get("prompt", body.get("input"))
-        if "messages" in body:
-            return sum(len(message["content"]) for message in body["messages"])
-        if isinstance(prompt, list):
-            return len(prompt) if isinstance(prompt[0], int) else max(map(len, prompt))
-        return len(prompt)
-
-    async def answer(body, receive, send):
-        bound = next((body[n] for n in ("max_completion_tokens", "max_output_tokens", "max_tokens") if body.get(n)), 0)
-        size = length(body)
-        if engine.paths[-1] == "/tokenize":
-            result, status = {"count": size, "max_model_len": CONTEXT}, 200
-        elif engine.paths[-1] == "/v1/messages/count_tokens":
-            result, status = {"input_tokens": size}, 200
-        elif size + bound > CONTEXT:
-            result, status = LONG, 400
-        else:
-            result, status = body, 200
-        await engine.start(send, status, b"application/json")
-        await engine.piece(send, json.dumps(result).encode(), more=False)
-
-    engine.answer = answer
-    return engine
+    return engine.count()
 
 
 def chat(size: int) -> dict[str, object]:

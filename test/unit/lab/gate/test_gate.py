@@ -152,6 +152,8 @@ def test_an_earlier_result_is_a_reference_for_its_own_suite_alone(server: str, t
     [
         (("--reference", "nowhere"), "reference"),
         (("--model", "third"), "Known: first, second"),
+        (("--reference-model", "first"), "reference_model"),
+        (("--reference", "earlier.json", "--reference-model", "first"), "reference_model"),
         (("--candidate", "http://127.0.0.1:9"), "does not list its models"),
         (("--candidate", "not a url"), "url"),
     ],
