@@ -2,7 +2,7 @@
 
 Text uses one position for all three axes, where mRoPE equals plain RoPE. Images use (time, height, width).
 
-An angle is a position times a frequency, of up to 1 radian a position. In fp32 that is wrong by 0.06 radians at a
+An angle is a position times a frequency, of up to 1 radian a position. In fp32 that is wrong by up to 0.06 radians at a
 million positions, so it is taken in fp64 on a CPU. A device has no fp64: there the product is taken in turns, in parts
 that fp32 holds exactly (`rotary_turns`), and only what is left of a turn becomes an angle.
 """

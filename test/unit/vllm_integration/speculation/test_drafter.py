@@ -130,6 +130,15 @@ def test_a_machine_that_was_busy_for_a_while_does_not_end_drafting() -> None:
     assert verify(drafter, one, 1.0, seed=1, steps=600)[-100:].count(3) >= 95
 
 
+@pytest.mark.parametrize("slower", [3.0, 10.0, 30.0])
+def test_a_start_on_a_busy_machine_does_not_end_drafting(slower: float) -> None:
+    """All that was measured at first is so many times what it is."""
+    layer, known = Layer(), costs(slower, 0.1 * slower, 0.05 * slower)
+    drafter = drafter_of(layer, MTP, known)
+    layer.seconds = 0.05
+    assert verify(drafter, state(max_tokens=9000), 1.0, seed=1, steps=600)[-100:].count(3) >= 95
+
+
 @pytest.mark.parametrize(
     ("position", "draft", "expected"), [(0.01, 0.01, 3), (0.3, 0.15, 1), (0.6, 0.3, 0), (0.4, 0.15, 1), (0.45, 0.17, 0)]
 )
