@@ -46,10 +46,15 @@ class Rate:
             weight = SLOWER if seconds > before else FASTER
             self.known[size] = before + weight * (min(seconds, OUTLIER * before) - before)
 
-    def relax(self) -> None:
-        """Forget a little of what made it dearer than at first."""
+    def of_first(self, rows: int) -> float:
+        """The cost at so many rows now, of what it was at first; 1 at most, and where nothing is known."""
+        size = rows.bit_length()
+        return min(1.0, self.known[size] / self.first[size]) if self.first.get(size) else 1.0
+
+    def relax(self, share: float = 1.0) -> None:
+        """Forget a little of what made it dearer than a share of what it was at first."""
         for size, seconds in self.known.items():
-            self.known[size] = seconds + RELAX * min(0.0, self.first[size] - seconds)
+            self.known[size] = seconds + RELAX * min(0.0, share * self.first[size] - seconds)
 
 
 @dataclass(slots=True)
@@ -95,14 +100,17 @@ class StepCosts:
         """A step of decoding rows alone has run, with so many drafts among them.
 
         What made drafts dear may have passed, as when other programs kept the machine busy; nothing would tell where
-        none are made any more. So their costs fade to what they were at first, and drafts are tried again.
+        none are made any more. So their costs fade to what they were at first, and drafts are tried again. Where the
+        machine was busy at first, steps without drafts are faster now: all was measured in one go, so costs fade to
+        as much less.
         """
         if drafts:
             self.position.observe(rows, (seconds - self.plain.of(rows) - self.verify.of(rows)) / drafts)
         else:
             self.plain.observe(rows, seconds)
-            for rate in (self.position, self.draft, self.catch_up):
-                rate.relax()
+            share = self.plain.of_first(rows)
+            for rate in (self.verify, self.position, self.draft, self.catch_up):
+                rate.relax(share)
 
 
 def measure(runtime: Runtime, costs: StepCosts, most: int, made: int) -> None:

@@ -132,11 +132,21 @@ def test_a_machine_that_was_busy_for_a_while_does_not_end_drafting() -> None:
 
 @pytest.mark.parametrize("slower", [3.0, 10.0, 30.0])
 def test_a_start_on_a_busy_machine_does_not_end_drafting(slower: float) -> None:
-    """All that was measured at first is so many times what it is."""
+    """All was measured so many times too slow, tries too dear to be made: plain steps tell what to make of it."""
     layer, known = Layer(), costs(slower, 0.1 * slower, 0.05 * slower)
+    known.verify.observe(1, slower)
     drafter = drafter_of(layer, MTP, known)
     layer.seconds = 0.05
     assert verify(drafter, state(max_tokens=9000), 1.0, seed=1, steps=600)[-100:].count(3) >= 95
+
+
+def test_plain_steps_that_become_slower_make_drafts_no_dearer() -> None:
+    known = costs()
+    for _ in range(200):
+        known.ran(1, 0, 5.0)
+    assert known.position.of(1) == pytest.approx(0.1)
+    assert known.plain.of_first(1) == 1.0
+    assert known.plain.of_first(8) == 1.0
 
 
 @pytest.mark.parametrize(
