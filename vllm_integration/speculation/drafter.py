@@ -60,7 +60,8 @@ class DraftHistory:
     Attributes:
         rates: by source.
         tokens: its tokens, for lookup.
-        source: who made the drafts of the step that runs; None if it has none.
+        proposed: drafts made for the step that runs, some of which the scheduler may have cut off.
+        source: who made them; None if there are none.
         length: of the match that they came from.
         unused: steps since it had drafts.
         seen: of its tokens that have run, those that the draft layer was shown.
@@ -70,6 +71,7 @@ class DraftHistory:
 
     rates: dict[Source, Acceptance]
     tokens: TokenHistory = field(default_factory=TokenHistory)
+    proposed: tuple[int, ...] = ()
     source: Source | None = None
     length: int = 0
     unused: int = 0
@@ -120,6 +122,8 @@ class Drafter:
         self._expected, self._drafting, self._off = 0.0, 0.0, 1.0
         """Seconds that the next step and its drafts should take, that the drafts did, and by what factor such sums were
         too low of late: what is known of the parts is only an estimate of the whole."""
+        self._proposed = 0
+        """Drafts made for the next step, all requests together."""
         self._steps, self._drafted = 0, 0
         """Steps in all, and in a row those that had drafts."""
         self._token = 0.0
@@ -134,13 +138,12 @@ class Drafter:
             seconds: of the device and of the sampler.
         """
         now = self._clock()
-        if self._expected:
+        if self._expected and sum(len(state.drafts) for state in states) == self._proposed:
             off = min(max((seconds + self._drafting) / self._expected, 1 / OUTLIER), OUTLIER)
             self._off += 0.1 * (off - self._off)
-            self._expected = 0.0
+        self._expected = 0.0
         for state in states:
-            if state.drafts:
-                self._learn(state, state.given - 1)
+            self._learn(state)
         if all(state.end - state.start == 1 for state in states):
             rows, drafts = len(states), sum(len(state.drafts) for state in states)
             self.costs.ran(rows, drafts, seconds)
@@ -150,14 +153,21 @@ class Drafter:
                 self.costs.between.observe(rows, now - self._ended - seconds)
         self._ended = now
 
-    def _learn(self, state: RequestState, accepted: int) -> None:
+    def _learn(self, state: RequestState) -> None:
+        """What the step gave tells of its drafts, and of the first one that was cut off too.
+
+        A grammar has those cut off that it does not allow. They were wrong like any other: were they left out, a source
+        that knows nothing of the grammar would go on making them.
+        """
         history = self._history(state)
-        if history.source is None:
+        if history.source is None or not state.given:
             return
         rates = history.rates[history.source]
-        for place in range(min(accepted + 1, len(state.drafts))):
+        for place, (draft, token) in enumerate(zip(history.proposed, state.output[-state.given :], strict=False)):
             kind = place if history.source is Source.MTP else history.length.bit_length()
-            rates.observe(kind, place < accepted)
+            rates.observe(kind, draft == token)
+        history.proposed, history.source = (), None
+        accepted = state.given - 1
         if accepted and history.unused:
             self._allowance += accepted * self._token
             history.unused, history.patience = history.patience, PROBE_FIRST  # one was right: try the next one too
@@ -178,8 +188,9 @@ class Drafter:
             match = choice.option.match if choice.option is not None else None
             found = list(match.drafts[: choice.count]) if match is not None else made.get(index, [])
             history.source = choice.option.source if choice.option is not None and found else None
-            history.length = match.length if match is not None else 0
+            history.proposed, history.length = tuple(found), match.length if match is not None else 0
             drafts.append(found)
+        self._proposed = sum(map(len, drafts))
         self._drafting = self._clock() - started
         if self._ended is not None:
             self._ended += self._drafting

@@ -56,6 +56,16 @@ def drafter_of(layer: Layer, limits: DraftLimits, known: StepCosts) -> Drafter:
     return Drafter(layer, limits, known, clock=lambda: layer.now)  # type: ignore[arg-type]
 
 
+WRONG = 9999
+"""A token that nobody proposes."""
+
+
+def gave(one: RequestState, drafts: Sequence[int], tokens: Sequence[int]) -> None:
+    """A step that verified `drafts` gave these tokens. Its output stays as long as it is."""
+    one.drafts, one.given, one.start, one.end = tuple(drafts), len(tokens), 0, 1
+    one.output[-len(tokens) :] = tokens
+
+
 def verify(drafter: Drafter, one: RequestState, rights: float, seed: int, steps: int = 60) -> list[int]:
     """Steps of a request whose drafts are right so often; how many drafts each had."""
     chance, counts = random.Random(seed), []
@@ -65,8 +75,7 @@ def verify(drafter: Drafter, one: RequestState, rights: float, seed: int, steps:
         accepted = 0
         while accepted < len(drafts) and chance.random() < rights:
             accepted += 1
-        one.drafts, one.given = tuple(drafts), accepted + 1
-        one.start, one.end = 0, 1
+        gave(one, drafts, [*drafts[:accepted], WRONG])
         drafter.stepped([one], 1.0 + 0.1 * len(drafts))
     return counts
 
@@ -108,8 +117,8 @@ def test_what_is_tried_is_tried_together_and_takes_a_fiftieth_of_the_time() -> N
         taken = 1.0 + (0.5 + 0.05 * count if count else 0.0)
         seconds += taken - 1.0 + (0.2 if count else 0.0)
         for one, own in zip(states, drafts, strict=True):
-            one.drafts, one.given, one.start, one.end = tuple(own), 1, 0, 1
-            one.output.append(1)
+            gave(one, own, [WRONG])
+            one.output.append(WRONG)
         drafter.stepped(states, taken)
     assert min(count for count in tried if count) >= 4
     assert 10 <= sum(count > 0 for count in tried) <= 60
@@ -212,6 +221,47 @@ def test_what_repeats_is_looked_up_and_chosen_where_it_gives_more() -> None:
         for kind in range(3):
             drafter._history(one).rates[Source.MTP].observe(kind, True)
     assert drafter.draft([one]) == [[1, 2, 3]]
+
+
+def test_drafts_that_a_grammar_cuts_off_are_wrong_ones() -> None:
+    """The draft layer was right until now; a grammar allows none of its drafts, but what the text repeats."""
+    drafter = drafter_of(Layer(), DraftLimits(mtp=3, lookup=3), costs())
+    for _ in range(100):
+        drafter._rates[Source.MTP].observe(0, True)
+    one, right = state(output=0, prompt=[*range(100, 140)] * 2, max_tokens=5000), 0
+    one.output += range(100, 104)
+    for step in range(60):
+        (drafts,) = drafter.draft([one])
+        expected = [100 + (len(one.output) + place) % 40 for place in range(len(drafts) + 1)]
+        kept = list(drafts) if drafts == expected[:-1] else []
+        one.drafts, one.given, one.start, one.end = tuple(kept), len(kept) + 1, 0, 1
+        one.output += expected[: len(kept) + 1]
+        drafter.stepped([one], 1.0 + 0.1 * len(kept))
+        right += bool(kept) and step >= 10
+    assert right >= 45
+
+
+@pytest.mark.parametrize(("token", "expected"), [(1, 1.0), (WRONG, 0.0)])
+def test_a_draft_that_was_cut_off_is_judged_by_the_token_that_came(token: int, expected: float) -> None:
+    drafter, one = drafter_of(Layer(), MTP, costs()), state()
+    (drafts,) = drafter.draft([one])
+    gave(one, [], [token])
+    drafter.stepped([one], 1.0)
+    rates = drafter._rates[Source.MTP]
+    assert (rates.right, rates.tried) == ({0: expected}, {0: 1.0})
+    assert drafts[0] == 1
+
+
+def test_a_step_that_gives_nothing_says_nothing_of_drafts() -> None:
+    """A request that was preempted runs its tokens again, a part at a time."""
+    drafter, one = drafter_of(Layer(), MTP, costs()), state()
+    drafter.draft([one])
+    one.drafts, one.given, one.start, one.end = (), 0, 0, 32
+    drafter.stepped([one], 1.0)
+    assert not drafter._rates[Source.MTP].tried
+    gave(one, [], [1])
+    drafter.stepped([one], 1.0)
+    assert drafter._rates[Source.MTP].right == {0: 1.0}
 
 
 def test_rates_start_from_what_is_known_of_others() -> None:
