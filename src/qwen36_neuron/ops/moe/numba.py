@@ -17,7 +17,9 @@ from numba import prange
 
 from ..numba.held import rounded_rows
 from ..numba.panels import PANEL, Packed, times_panel, times_panel_picked
+from ..numba.projections import Matrix, project_add_few
 from ..numba.scalar import Array, array, compiled, silu
+from .naive import route
 
 ROWS = 64
 """Tokens of an expert that a panel is multiplied with at once: what it gives stays in a core's own cache."""
@@ -72,6 +74,45 @@ def _by_panels(weight: torch.Tensor, parts: int) -> torch.Tensor:
     experts, rows, inputs = weight.shape
     split = weight.detach().reshape(experts * parts, rows // parts, inputs)
     return F.pad(split, (0, 0, 0, -split.shape[1] % PANEL)).reshape(-1, inputs)
+
+
+class Mixture(NamedTuple):
+    """All of a layer's feed-forward block but its norm: router, routed experts and shared expert.
+
+    The shared expert is one of a stack of one, which every token chose; how much of it, its gate says.
+
+    Attributes:
+        scores: fp32 or bfloat16 [experts + 1, hidden], of the router and, last, of the shared expert's gate.
+        gate_up, shared_gate_up: of two parts.
+        top_k, renormalise: see `route`.
+    """
+
+    scores: Packed
+    gate_up: Stack
+    down: Stack
+    shared_gate_up: Stack
+    shared_down: Stack
+    top_k: int
+    renormalise: bool
+
+    def add_to(self, x: Matrix, out: Matrix) -> None:
+        """out += the block of x, both [tokens, hidden]. A token's routing, too, is the same to the bit in any batch."""
+        tokens, count = len(x.array), self.gate_up.experts
+        scored = torch.zeros(tokens, count + 1)
+        project_add_few(x.array, self.scores, array(scored))
+        weights, chosen = route(scored[:, :count], self.top_k, self.renormalise)
+        every, share = np.zeros((tokens, 1), np.int64), array(scored[:, count:].sigmoid())
+        for stacks, weight, which in (
+            ((self.gate_up, self.down), array(weights), array(chosen)),
+            ((self.shared_gate_up, self.shared_down), share, every),
+        ):
+            gate_up, down = stacks
+            add_experts(x.array, gate_up.packed, down.packed, gate_up.experts, weight, which, out.array)
+
+    @property
+    def nbytes(self) -> int:
+        """Of memory."""
+        return sum(held.nbytes for held in self[:5])
 
 
 def experts(x: torch.Tensor, gate_up: Stack, down: Stack, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:

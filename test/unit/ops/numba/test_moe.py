@@ -6,13 +6,16 @@ import pytest
 import torch
 from bank_cases import normal
 from moe_cases import EXPERTS, HIDDEN, INNER, ROUTERS, TOP_K, exact_experts, logits_of, weights_of
+from transformers.models.qwen3_5_moe.configuration_qwen3_5_moe import Qwen3_5MoeTextConfig
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeSparseMoeBlock
 
 pytest.importorskip("numba")
 
 from qwen36_neuron.checkpoint.formats import QuantisedWeight, round_inputs
 from qwen36_neuron.ops import moe
-from qwen36_neuron.ops.moe.numba import ROWS, Stack, experts, sort_by_expert
-from qwen36_neuron.ops.numba.panels import PANEL
+from qwen36_neuron.ops.moe.numba import ROWS, Mixture, Stack, experts, sort_by_expert
+from qwen36_neuron.ops.numba.panels import PANEL, Packed
+from qwen36_neuron.ops.numba.projections import Matrix
 from qwen36_neuron.ops.numba.scalar import array, use_threads
 
 FP8 = torch.float8_e4m3fn
@@ -159,3 +162,50 @@ def test_sorted_pairs() -> None:
     pairs, first = sort_by_expert(array(chosen), 5)
     assert pairs.tolist() == [1, 2, 0, 4, 3, 5]
     assert first.tolist() == [0, 2, 2, 4, 6, 6]
+
+
+def block_of(shared: int) -> tuple[Mixture, Qwen3_5MoeSparseMoeBlock]:
+    """A whole block of ours and of transformers, with a shared expert of so many inner channels."""
+    config = Qwen3_5MoeTextConfig(
+        hidden_size=HIDDEN,
+        moe_intermediate_size=INNER,
+        shared_expert_intermediate_size=shared,
+        num_experts=EXPERTS,
+        num_experts_per_tok=TOP_K,
+    )
+    theirs = Qwen3_5MoeSparseMoeBlock(config)
+    for seed, parameter in enumerate(theirs.parameters()):
+        parameter.requires_grad_(False).copy_(normal(*parameter.shape, seed=seed) / parameter.shape[-1] ** 0.5)
+    theirs.gate.weight *= 4  # no near ties
+    gate_up = torch.cat((theirs.shared_expert.gate_proj.weight, theirs.shared_expert.up_proj.weight))
+    ours = Mixture(
+        Packed.of(torch.cat((theirs.gate.weight, theirs.shared_expert_gate.weight))),
+        Stack.of(theirs.experts.gate_up_proj, 2),
+        Stack.of(theirs.experts.down_proj),
+        Stack.of(gate_up[None], 2),
+        Stack.of(theirs.shared_expert.down_proj.weight[None]),
+        TOP_K,
+        True,
+    )
+    return ours, theirs
+
+
+@pytest.mark.parametrize("shared", [INNER, 70])
+@pytest.mark.parametrize("tokens", [1, 8, 2 * ROWS + 1])
+def test_block_equals_transformers(tokens: int, shared: int) -> None:
+    ours, theirs = block_of(shared)
+    x, out = Matrix.of(normal(tokens, HIDDEN)), Matrix.of(normal(tokens, HIDDEN, seed=9))
+    wanted = out.tensor + theirs(x.tensor[None])[0]
+    ours.add_to(x, out)
+    torch.testing.assert_close(out.tensor, wanted, rtol=0, atol=4e-6)
+
+
+def test_a_token_of_a_block_gives_the_same_bits_whatever_is_beside_it() -> None:
+    ours, _ = block_of(INNER)
+    x = normal(2 * ROWS + 1, HIDDEN)
+    every = Matrix.of(torch.zeros_like(x))
+    ours.add_to(Matrix.of(x), every)
+    for first, last in [(0, 1), (3, 10), (70, len(x))]:
+        part = Matrix.of(torch.zeros(last - first, HIDDEN))
+        ours.add_to(Matrix.of(x[first:last].clone()), part)
+        assert torch.equal(part.tensor, every.tensor[first:last])
