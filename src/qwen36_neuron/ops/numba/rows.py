@@ -68,14 +68,15 @@ def activate(both: Array, out: Array) -> None:
     size = out.shape[1]
     if both.size <= FEW:
         for i in range(out.shape[0]):
-            _activate_row(both[i, :size], both[i, size:], out[i])
+            activate_row(both[i, :size], both[i, size:], out[i])
     else:
         for i in prange(out.shape[0]):
-            _activate_row(both[i, :size], both[i, size:], out[i])
+            activate_row(both[i, :size], both[i, size:], out[i])
 
 
 @compiled()
-def _activate_row(gate: Array, up: Array, out: Array) -> None:
+def activate_row(gate: Array, up: Array, out: Array) -> None:
+    """silu(gate) * up of one row [n]."""
     for j in range(out.shape[0]):
         out[j] = silu(gate[j]) * up[j]
 
