@@ -1,4 +1,7 @@
-"""Modelled prices of the fused kernels of a decode step: one rank of four of Qwen3.6-27B on two physical cores."""
+"""Modelled prices of the fused kernels of a decode step: one rank of four of Qwen3.6-27B on two physical cores.
+
+Those of a mixture of experts are of Qwen3.6-35B-A3B.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nki_kernels import examples
+from nki_kernels import examples, mixture_examples
 from nki_kernels.interpreter import PriceList, Report, profile
 from nki_kernels.profiling import Example
 
@@ -25,6 +28,9 @@ BY_ROWS: dict[str, Callable[[int, bool], Example]] = {
 
 HEAD, VOCABULARY = "decode_head", 62080
 """The head, and a rank's part of the vocabulary."""
+
+ROUTER = "decode_router"
+"""Its weight is bfloat16 in every checkpoint."""
 
 BOUND = 0.7
 """The part of the time that one resource is busy for from which on it, and not latency, binds."""
@@ -63,6 +69,9 @@ def layers() -> Iterator[Layer]:
             for kernel, make in BY_ROWS.items():
                 yield Layer(kernel, weights, sequences, tokens, 0, partial(make, sequences * tokens, fp8))
             yield Layer(HEAD, weights, sequences, tokens, 0, partial(examples.head, sequences * tokens, fp8))
+    for sequences, tokens in ROWS:
+        make_router = partial(mixture_examples.router, sequences * tokens)
+        yield Layer(ROUTER, "bfloat16", sequences, tokens, 0, make_router)
 
 
 def price(layer: Layer, prices: PriceList) -> dict[str, Any]:

@@ -35,6 +35,8 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         pack_columns,
         pack_rows,
     )
+    from nki_kernels.decode_router import decode_router
+    from nki_kernels.decode_router_torch import decode_router_torch
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random)
@@ -54,6 +56,11 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
             return pack_head(one.expand(120 * cores, HIDDEN), cores), pack_scale(levels, cores)
         return pack_head((levels[:, None] * signs).to(torch.bfloat16), cores), None
 
+    def router() -> torch.Tensor:
+        """Logits as far apart, of 64 experts, but so near that eight of them have weights that count."""
+        levels = (1.0 + torch.randperm(64, generator=random)) / 64
+        return pack_columns((levels[:, None] * normal(HIDDEN).sign()).to(torch.bfloat16), 1)
+
     def attention(layer: PackedAttention, heads: int) -> tuple[torch.Tensor | None, ...]:
         """A token and four drafts of one sequence whose cache begins amid a block; as many key as query heads."""
         angles, held, blocks = 3.0 * normal(ROWS, D // 4), 125, (3, 1, 2)
@@ -68,6 +75,9 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
     heads, inner, channels = 3 * cores, 3 * D * cores, 300 * cores
     x, gamma = normal(ROWS, HIDDEN), pack_gamma(1 + 0.2 * normal(HIDDEN))
     mixed, gate, factor = normal(ROWS, heads, D), normal(ROWS, heads, D).to(torch.bfloat16), 1 + 0.2 * normal(1, D)
+    routed = (x, gamma, router())
+    yield Case(f"{ROWS} rows", decode_router, decode_router_torch, (*routed, 8, True), BAR)
+    yield Case(f"{ROWS} rows, of all", decode_router, decode_router_torch, (*routed, 8, False), BAR)
     for codes in (False, True):
         name = f"{ROWS} rows, {'float8' if codes else 'bfloat16'}"
         scales = [0.01 + 0.01 * normal(n).abs() for n in (inner, inner, HIDDEN, channels)] if codes else None
