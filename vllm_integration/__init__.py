@@ -18,8 +18,7 @@ ARCHITECTURES = (
     "Qwen3_5MoeForConditionalGeneration",
     "Qwen3_5MoeForCausalLM",
 )
-"""Architectures that `register` takes over. The mixtures of experts are taken over too, so that they are refused by
-name when the configuration is checked, and not somewhere inside vLLM's own model classes."""
+"""Architectures that `register` takes over, dense and mixtures of experts, as their config.json names them."""
 
 _OTHER_PLUGIN = "vllm_neuron"
 

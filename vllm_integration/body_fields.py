@@ -92,7 +92,7 @@ _RULES: Mapping[str, _Rule] = {
     "context_management": _Rule("a conversation is not edited here", ({}, {"edits": []}, _KEEP_THINKING)),
     "mm_processor_kwargs": _Rule("the model is served for text alone", ({},)),
     "media_io_kwargs": _Rule("the model is served for text alone", ({},)),
-    "routed_experts_prompt_start": _Rule("the model has no experts", (0,)),
+    "routed_experts_prompt_start": _Rule("which experts a token had is not reported", (0,)),
     "return_assistant_tokens_mask": _Rule("the chat template does not mark the assistant's tokens", (False,)),
 }
 

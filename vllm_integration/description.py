@@ -9,7 +9,7 @@ import vllm.config
 from transformers import PretrainedConfig
 from vllm.transformers_utils.config import get_config
 
-from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.config import CPU_SERVES, ModelConfig
 from qwen36_neuron.devices import FP8_KV, DType
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.ops.kernels import check_shapes
@@ -31,7 +31,7 @@ TEXT_FIELDS = _names(
     head_dim linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim
     linear_conv_kernel_dim rms_norm_eps max_position_embeddings tie_word_embeddings mtp_num_hidden_layers hidden_act
     attention_bias attn_output_gate eos_token_id num_experts num_experts_per_tok moe_intermediate_size
-    shared_expert_intermediate_size
+    shared_expert_intermediate_size norm_topk_prob
     """
 )
 """Fields of the text model that `ModelConfig.from_dict` reads where they are set."""
@@ -55,6 +55,8 @@ def check_model(held: vllm.config.ModelConfig, settings: Settings) -> ModelConfi
     """The model's description, overrides settled. Raises ConfigError if it cannot be run as the settings say."""
     settle_overrides(held)
     model = describe(held)
+    if settings.device != "cpu":
+        model.check_dense(f"device={settings.device}", CPU_SERVES)
     model.rank(settings.tp_degree)
     if settings.kernels == "interpreter":
         check_shapes(settings.kernels, model)

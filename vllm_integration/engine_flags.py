@@ -182,7 +182,7 @@ _refused(
     "Start the server under numactl or taskset, or with NEURON_RT_VISIBLE_CORES",
 )
 _refused(
-    "the model has no experts",
+    "a mixture's experts are all on the one device, run by its own kernels",
     """
     enable_expert_parallel enable_ep_weight_filter moe_backend all2all_backend eplb_config enable_eplb
     expert_placement_strategy enable_return_routed_experts enable_mixed_moe_lora_format enable_moe_shared_loras

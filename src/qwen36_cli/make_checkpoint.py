@@ -17,6 +17,7 @@ class Preset(StrEnum):
 
     TINY = "tiny"
     DEMO = "demo"
+    TINY_MOE = "tiny-moe"
 
 
 def make_checkpoint(

@@ -14,8 +14,8 @@ OVERRIDES = "Fields of config.json to replace, as JSON: YaRN, for instance. As i
 
 
 def described(model: Path, hf_overrides: str | None) -> ModelConfig:
-    """A model's description with overrides, of a mixture too. Raises ConfigError naming what cannot be used."""
-    return ModelConfig.from_pretrained(model, parsed_overrides(hf_overrides), sizes_only=True)
+    """A model's description with overrides. Raises ConfigError naming what cannot be used."""
+    return ModelConfig.from_pretrained(model, parsed_overrides(hf_overrides))
 
 
 def parsed_overrides(text: str | None) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def plan(
 ) -> None:
     """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit.
 
-    A mixture of experts is planned from its config.json too; nothing else can be done with one yet.
+    A mixture of experts is planned too, though a device does not serve one yet.
     """
     sizes = max_model_len, max_num_seqs, slots, tp
     request = PlanRequest(

@@ -20,9 +20,6 @@ from qwen36_neuron.ops.numba.scalar import use_threads
 THEIR_FORMS = ("grouped_mm", "eager")
 """`experts_implementation` of transformers: its default, and the loop over experts. The faster one counts."""
 
-PAUSE = 0.02
-"""Seconds before a side's turn: the other's threads wait for more work, spinning, for some milliseconds."""
-
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
@@ -81,10 +78,7 @@ class Blocks:
         return found
 
     def compare(self, tokens: int, rounds: int) -> dict[str, float]:
-        """Milliseconds of either side, and how many times ours fits into theirs.
-
-        Medians of rounds in turns, of which each is a side's second run in a row.
-        """
+        """Milliseconds of either side, medians of rounds in turns, and how many times ours fits into theirs."""
         x = torch.randn(tokens, self.sizes.hidden, generator=torch.Generator().manual_seed(tokens))
         sides: dict[str, Callable[[], torch.Tensor]] = {"ours": lambda: self.run_ours(x)}
         sides |= {form: partial(self.run_theirs, x, form) for form in THEIR_FORMS}
@@ -93,8 +87,6 @@ class Blocks:
         times: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(rounds):
             for name, side in sides.items():
-                time.sleep(PAUSE)
-                side()
                 started = time.perf_counter()
                 side()
                 times[name].append(1e3 * (time.perf_counter() - started))

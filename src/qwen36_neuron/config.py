@@ -17,11 +17,28 @@ from .errors import ConfigError, UnsupportedModelError
 from .fields import Fields
 from .rope import RopeConfig, read_rope
 
+CPU_SERVES = "Use device=cpu, which serves it; qwen36 plan says what it takes on a device"
+"""What there is instead of a mixture of experts on a device."""
+
 BLOCK_SIZE = 64
 """Tokens in a KV block, in a DeltaNet chunk and between two possible state checkpoints."""
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
+SPARSE_FIELDS: dict[str, object] = {
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "moe_layer_freq": 1,
+    "first_k_dense_replace": 0,
+    "scoring_func": "softmax",
+    "routed_scaling_factor": 1.0,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
+    "moe_router_enable_expert_bias": False,
+}
+"""Fields of other families of mixtures, and the only value of each that says what this family does anyway."""
+
 STRETCH = (
     "Lower it; or stretch the model's positions by YaRN, in config.json or by --hf-overrides '{\"text_config\": "
     '{"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144, ...}}}\'; or '
@@ -41,12 +58,17 @@ class LayerType(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MoEConfig:
-    """The fields that `qwen3_5_moe` adds."""
+    """The fields that `qwen3_5_moe` adds: every layer's feed-forward block is a mixture of experts.
+
+    Attributes:
+        norm_topk_prob: have the weights of a token's experts sum to one. The family always does; a config may say so.
+    """
 
     num_experts: int
     num_experts_per_tok: int
     moe_intermediate_size: int
     shared_expert_intermediate_size: int
+    norm_topk_prob: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +87,17 @@ class RankShape:
     conv_channels: int
     intermediate_size: int
     vocab_size: int
+    shared_intermediate_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """A validated Qwen3.5/3.6 text model description. Sizes are in elements unless the name says bytes."""
+    """A validated Qwen3.5/3.6 text model description. Sizes are in elements unless the name says bytes.
+
+    Attributes:
+        intermediate_size: inner channels of the feed-forward block; of a mixture, those of one routed expert.
+        moe: what makes the model a mixture of experts; None for a dense one.
+    """
 
     model_type: str
     vocab_size: int
@@ -96,14 +124,11 @@ class ModelConfig:
     # ---- reading -----------------------------------------------------------------------------------------------
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, overrides: Mapping[str, Any] | None = None, *, sizes_only: bool = False
-    ) -> ModelConfig:
+    def from_pretrained(cls, path: str | Path, overrides: Mapping[str, Any] | None = None) -> ModelConfig:
         """Read `config.json` from a checkpoint folder, or from the file itself.
 
         Args:
             overrides: fields to replace, as vLLM's `--hf-overrides` has them: those of an object one by one.
-            sizes_only: as for `from_dict`.
         Raises:
             ConfigError: the file is missing, is not JSON, or holds a value that cannot be used.
         """
@@ -119,16 +144,14 @@ class ModelConfig:
         generation = file.with_name("generation_config.json")
         ends = _read_json(generation).get("eos_token_id") if generation.is_file() else None
         raw = raw if ends is None else {**raw, "eos_token_id": ends}
-        return cls.from_dict(_overridden(raw, overrides or {}), sizes_only=sizes_only)
+        return cls.from_dict(_overridden(raw, overrides or {}))
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], *, sizes_only: bool = False) -> ModelConfig:
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """Build from the parsed JSON, nested (`text_config`) or flat.
 
-        Args:
-            sizes_only: a mixture of experts is taken too: its memory can be planned, and nothing else.
         Raises:
-            UnsupportedModelError: a mixture of experts, or another model family.
+            UnsupportedModelError: another model family.
             ConfigError: a field is missing or has a value that cannot be used.
         """
         nested = raw.get("text_config")
@@ -139,7 +162,10 @@ class ModelConfig:
         model_type = str(raw.get("model_type", text.get("model_type")))
         if model_type not in DENSE_TYPES + MOE_TYPES:
             raise UnsupportedModelError(
-                "model_type", model_type, "is not a Qwen3.5/3.6 model", f"Supported: {', '.join(DENSE_TYPES)}"
+                "model_type",
+                model_type,
+                "is not a Qwen3.5/3.6 model",
+                f"Supported: {', '.join(DENSE_TYPES + MOE_TYPES)}",
             )
         num_layers = read.size("num_hidden_layers")
         moe = _read_moe(read) if model_type in MOE_TYPES else None
@@ -168,13 +194,6 @@ class ModelConfig:
             moe=moe,
         )
         config._validate(text)
-        if moe is not None and not sizes_only:
-            raise UnsupportedModelError(
-                "model_type",
-                model_type,
-                f"a mixture of {moe.num_experts} experts is not supported yet",
-                f"Use a dense checkpoint ({', '.join(DENSE_TYPES)})",
-            )
         return config
 
     def _validate(self, text: Mapping[str, Any]) -> None:
@@ -238,6 +257,18 @@ class ModelConfig:
         """Channels of the causal convolution: q, k and v together."""
         return 2 * self.key_dim + self.value_dim
 
+    def check_dense(self, where: str, instead: str) -> None:
+        """Refuse a mixture of experts where none is served yet.
+
+        Args:
+            where: what does not serve it, and instead: what does, or what to give this place.
+        Raises:
+            UnsupportedModelError: the model is a mixture.
+        """
+        if self.moe is not None:
+            problem = f"a mixture of {self.moe.num_experts} experts is not served by {where} yet"
+            raise UnsupportedModelError("model_type", self.model_type, problem, instead)
+
     def check_length(self, tokens: int, allow_long: bool = False) -> None:
         """Raises ConfigError for sequences longer than the model's own, which vLLM asks consent for.
 
@@ -259,9 +290,18 @@ class ModelConfig:
         return len(self.deltanet_layers) * (recurrent + window)
 
     def num_parameters(self, include_mtp: bool = False) -> int:
-        """Parameters of the text model."""
+        """Parameters of the text model, all experts included."""
+        return self._parameters(1 if self.moe is None else self.moe.num_experts, include_mtp)
+
+    def num_active_parameters(self) -> int:
+        """Of these, without the draft layer, those that one token passes through: its own experts alone."""
+        return self._parameters(1 if self.moe is None else self.moe.num_experts_per_tok)
+
+    def _parameters(self, experts: int, include_mtp: bool = False) -> int:
         h, d = self.hidden_size, self.head_dim
-        mlp = 3 * h * self.intermediate_size
+        mlp = experts * 3 * h * self.intermediate_size
+        if self.moe is not None:  # the router, the shared expert and its gate
+            mlp += h * (self.moe.num_experts + 3 * self.moe.shared_expert_intermediate_size + 1)
         attention = h * d * (2 * self.num_query_heads + 2 * self.num_kv_heads) + self.num_query_heads * d * h + 2 * d
         deltanet = (
             h * (self.conv_channels + self.value_dim + 2 * self.num_value_heads)
@@ -284,11 +324,13 @@ class ModelConfig:
         """
         if tp < 1:
             raise ConfigError("tp_degree", tp, "must be at least 1", "Use 4 on a trn2.3xlarge")
+        shared = 0 if self.moe is None else self.moe.shared_expert_intermediate_size
         for field, value in (
             ("num_attention_heads", self.num_query_heads),
             ("linear_num_key_heads", self.num_key_heads),
             ("linear_num_value_heads", self.num_value_heads),
-            ("intermediate_size", self.intermediate_size),
+            ("moe_intermediate_size" if self.moe else "intermediate_size", self.intermediate_size),
+            ("shared_expert_intermediate_size", shared),
             ("vocab_size", self.vocab_size),
         ):
             if value % tp:
@@ -310,6 +352,7 @@ class ModelConfig:
             conv_channels=self.conv_channels // tp,
             intermediate_size=self.intermediate_size // tp,
             vocab_size=self.vocab_size // tp,
+            shared_intermediate_size=shared // tp,
         )
 
 
@@ -333,12 +376,22 @@ def _overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
 
 
 def _read_moe(read: Fields) -> MoEConfig:
-    return MoEConfig(
+    for field, only in SPARSE_FIELDS.items():
+        value = read.raw.get(field)
+        if value is not None and value != only:
+            problem = f"only {only!r} is implemented: every layer is a mixture, routed by softmax and top k"
+            raise read.error(field, value, problem, "Use a published qwen3_5_moe checkpoint")
+    moe = MoEConfig(
         num_experts=read.size("num_experts"),
         num_experts_per_tok=read.size("num_experts_per_tok"),
         moe_intermediate_size=read.size("moe_intermediate_size"),
         shared_expert_intermediate_size=read.size("shared_expert_intermediate_size"),
+        norm_topk_prob=read.flag("norm_topk_prob", True),
     )
+    if moe.num_experts_per_tok > moe.num_experts:
+        problem = f"num_experts is {moe.num_experts}"
+        raise read.error("num_experts_per_tok", moe.num_experts_per_tok, problem, "Correct config.json")
+    return moe
 
 
 def _read_layer_types(read: Fields, num_layers: int) -> tuple[LayerType, ...]:

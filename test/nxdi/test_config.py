@@ -14,6 +14,7 @@ import neuronx_distributed_inference.utils
 import pytest
 from neuronx_distributed_inference.utils.hf_adapter import load_pretrained_config
 
+from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.compiler import decode_options, prefill_options
@@ -51,6 +52,12 @@ def test_from_nxdis_own_reader_and_settings(demo_checkpoint: Path) -> None:
     options = settings.options
     assert (options.max_model_len, options.num_lanes, options.num_blocks, options.tp_degree) == (500, 4, 33, 2)
     assert [(p.active, p.prefix) for p in options.buckets.prefill] == [(128, 0), (128, 512), (256, 0), (256, 512)]
+
+
+def test_a_mixture_of_experts_is_refused_by_name(make_options: Callable[..., Any], tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "mixture", PRESETS["tiny-moe"])
+    with pytest.raises(ConfigError, match=r"qwen3_5_moe.*8 experts is not served by device=neuron.*device=cpu"):
+        Qwen36InferenceConfig.from_checkpoint(folder, make_options())
 
 
 @pytest.mark.parametrize("setting", sorted(UNSUPPORTED))

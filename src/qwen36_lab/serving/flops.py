@@ -9,8 +9,9 @@ import torch
 from qwen36_neuron.config import ModelConfig
 
 FORMULA = (
-    "FLOPs(n tokens) = n * [2 * (weights of all linear layers) + GDN layers * (6 * value heads * dk * dv "
-    "+ 2 * conv channels * kernel)] + attention layers * 2 * query heads * head_dim * n * (n + 1) "
+    "FLOPs(n tokens) = n * [2 * (weights of all linear layers, of experts those of a token alone) "
+    "+ GDN layers * (6 * value heads * dk * dv + 2 * conv channels * kernel)] "
+    "+ attention layers * 2 * query heads * head_dim * n * (n + 1) "
     "+ 2 * vocab * hidden. A multiplication and an addition are two. GDN is counted as its recurrence "
     "(k^T S, k v^T, q^T S), not as the chunked form that runs; attention as its causal half (q k^T and p v); "
     "the head for the last token alone; embedding, norms and activations not at all; the last layer whole, though our "
@@ -23,6 +24,9 @@ def prefill_flops(config: ModelConfig, tokens: int) -> int:
     """FLOPs that a prefill of `tokens` tokens from nothing takes by definition; see FORMULA."""
     h, d = config.hidden_size, config.head_dim
     mlp = 3 * h * config.intermediate_size
+    if config.moe is not None:
+        moe = config.moe
+        mlp = moe.num_experts_per_tok * mlp + h * (moe.num_experts + 3 * moe.shared_expert_intermediate_size + 1)
     attention = h * d * (3 * config.num_query_heads + 2 * config.num_kv_heads)
     deltanet = h * (config.conv_channels + 2 * config.value_dim + 2 * config.num_value_heads)
     num_attention, num_deltanet = len(config.attention_layers), len(config.deltanet_layers)

@@ -23,12 +23,13 @@ class PrefillCost:
     def of(cls, config: ModelConfig) -> PrefillCost:
         """The cost for a model, in multiply-adds counted as two.
 
-        A token passes once through every weight but the embeddings (the output head runs for one position a prompt).
+        A token passes once through every weight but the embeddings (the output head runs for one position a prompt)
+        and the experts that are not its own.
         The recurrence reads the state twice (k^T S and q^T S) and updates it once, dk x dv each. Attention is q k^T
         and p v, head_dim each, over a causal triangle: n * n / 2 pairs.
         """
         embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_word_embeddings else 2)
-        weights = config.num_parameters() - embeddings
+        weights = config.num_active_parameters() - embeddings
         state = config.num_value_heads * config.key_head_dim * config.value_head_dim
         recurrence = len(config.deltanet_layers) * 3 * state
         pairs = len(config.attention_layers) * config.num_query_heads * 2 * config.head_dim

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..config import BLOCK_SIZE, ModelConfig
+from ..config import BLOCK_SIZE, CPU_SERVES, ModelConfig
 from ..errors import ConfigError
 from ..graph.profile import Profile
 from ..planning.plan import GIB, Plan, plan_profile
@@ -73,7 +73,7 @@ def check(profile: Profile, model: ModelConfig, allow_long: bool = False) -> Che
 def _model(model: ModelConfig) -> Iterator[Finding]:
     if model.moe is not None:
         problem = f"a mixture of {model.moe.num_experts} experts is planned from its sizes alone"
-        yield Finding(False, "model_type", model.model_type, problem, "It can neither be compiled nor served yet")
+        yield Finding(False, "model_type", model.model_type, problem, f"It cannot be compiled yet: {CPU_SERVES}")
 
 
 def _memory(plan: Plan) -> Iterator[Finding]:

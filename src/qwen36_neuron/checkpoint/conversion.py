@@ -110,6 +110,10 @@ class Conversion:
         Raises:
             ConfigError: a matrix cannot be converted as asked, or one asked for is not there.
         """
+        expert = next((name for name in self.tensors if ".mlp.experts." in name), None)
+        if expert is not None:
+            remedy = "Serve the checkpoint as it is with device=cpu, or one that was published in FP8 or INT8"
+            raise ConfigError("model", expert, "is a mixture's experts, which are not converted to FP8 yet", remedy)
         listed = sorted(self.tensors.values(), key=lambda t: (t.file, t.name))
         work = tuple(self._work(tensor) for tensor in listed if self._owner(tensor) is None)
         for part in sorted(self.parts):

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ConfigError
+from .experts import as_held, place
 from .formats import Expected, Layout, QuantisedWeight, format_of
 from .formats.layout import cut
 from .formats.own_fp8 import PUBLISHED_SCALE, SCALE, OwnFp8
@@ -103,11 +104,16 @@ class CheckpointFiles:
         """Compare with the tensors `needed`. The MTP layer may be there unused, or its files not at all.
 
         Raises:
-            CheckpointError: with every missing, unknown and wrongly shaped or typed tensor.
+            CheckpointError: with every missing, unknown and wrongly shaped or typed tensor, or because a mixture's
+                experts are in both published layouts.
         """
         missing: list[str] = []
         wrong: list[Mismatch] = []
         known: set[str] = set()
+        try:
+            needed = as_held(needed, self._tensors)
+        except ValueError as error:
+            raise CheckpointError(self.path, problem=str(error)) from error
         for name, shape in needed.items():
             layout = self.layout(name)
             try:
@@ -147,6 +153,9 @@ class CheckpointFiles:
         """
         layout = self.layout(piece.name)
         if layout is None:
+            where = None if piece.name in self._tensors else place(piece.name)
+            if where is not None:
+                return where.matrix(self._slice(where.name)).narrow(piece.dim, piece.start, piece.stop - piece.start)
             return cut(self._slice(piece.name), piece.dim, piece.start, piece.stop)
         start, stop = self.blocks_of(piece)
         held = self.read_quantised(replace(piece, start=start, stop=stop))
@@ -221,9 +230,14 @@ class CheckpointFiles:
             return None
         if self.format is None:
             return self._own_fp8(name, layer)
-        if name.startswith(MTP_PREFIX) and name in self._tensors and self._found(name)[0] in DTYPES:
+        if name.startswith(MTP_PREFIX) and self._is_plain(name):
             return None
         return self.format.layout(layer)
+
+    def _is_plain(self, name: str) -> bool:
+        where = None if name in self._tensors else place(name)
+        held = name if where is None else where.name
+        return held in self._tensors and self._found(held)[0] in DTYPES
 
     def _hint(self, dtype: str) -> str:
         """What a tensor of a type that is not plain would have to be besides, to be read."""

@@ -23,6 +23,7 @@ from transformers import Qwen3_5Tokenizer
 from ..config import ModelConfig
 from ..errors import ConfigError
 from .corpus import default_corpus
+from .experts import joined
 from .names import HEAD, TEXT_PREFIXES, VISION_PREFIX, Shapes, mtp_shapes, text_shapes
 from .tokenizer import END_OF_TEXT, END_OF_TURN, build_tokenizer
 
@@ -37,11 +38,14 @@ class CheckpointSpec:
 
     Attributes:
         num_layers: decoder layers; every fourth is attention, the others DeltaNet.
+        intermediate_size: inner channels of the feed-forward block; of a mixture, those of one routed expert.
         vocab_size: tokens, special ones included.
         num_mtp_layers: 1 to add the multi-token-prediction layer.
         dtype: of the stored weights.
         max_shard_bytes: split the weights into files of at most this size, with an index; None for one file.
         seed: of the weights.
+        num_experts: routed experts of a layer, of which each token has `num_experts_per_tok`; 0 for a dense model.
+        shared_intermediate_size: inner channels of the expert that every token has.
     """
 
     num_layers: int
@@ -58,6 +62,9 @@ class CheckpointSpec:
     dtype: DType = "bfloat16"
     max_shard_bytes: int | None = None
     seed: int = 0
+    num_experts: int = 0
+    num_experts_per_tok: int = 0
+    shared_intermediate_size: int = 0
 
 
 PRESETS = {
@@ -79,8 +86,21 @@ PRESETS = {
         num_key_heads=2,
         num_value_heads=6,
     ),
+    "tiny-moe": CheckpointSpec(
+        num_layers=4,
+        hidden_size=256,
+        intermediate_size=64,
+        num_query_heads=2,
+        num_kv_heads=1,
+        num_key_heads=1,
+        num_value_heads=3,
+        num_experts=8,
+        num_experts_per_tok=2,
+        shared_intermediate_size=64,
+    ),
 }
-"""`tiny` for fast tests (5 M parameters); `demo` for the server and the benchmarks (13 M)."""
+"""`tiny` for fast tests (5 M parameters); `demo` for the server and the benchmarks (13 M),
+`tiny-moe` a mixture of experts (6 M)."""
 
 
 def make_checkpoint(folder: str | Path, spec: CheckpointSpec, corpus: Iterable[str] | None = None) -> Path:
@@ -115,16 +135,17 @@ def config_json(spec: CheckpointSpec, tokenizer: Qwen3_5Tokenizer) -> dict[str, 
     """The content of `config.json`, nested as published."""
     ids = tokenizer.get_vocab()
     pattern = ["full_attention" if i % 4 == 3 else "linear_attention" for i in range(spec.num_layers)]
+    family, name = ("qwen3_5_moe", "Qwen3_5Moe") if spec.num_experts else ("qwen3_5", "Qwen3_5")
     return {
-        "architectures": ["Qwen3_5ForConditionalGeneration"],
-        "model_type": "qwen3_5",
+        "architectures": [f"{name}ForConditionalGeneration"],
+        "model_type": family,
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
         "vision_end_token_id": ids["<|vision_end|>"],
         "tie_word_embeddings": spec.tie_word_embeddings,
         "text_config": {
-            "model_type": "qwen3_5_text",
+            "model_type": f"{family}_text",
             "attention_bias": False,
             "attention_dropout": 0.0,
             "attn_output_gate": True,
@@ -136,7 +157,7 @@ def config_json(spec: CheckpointSpec, tokenizer: Qwen3_5Tokenizer) -> dict[str, 
             "hidden_act": "silu",
             "hidden_size": spec.hidden_size,
             "initializer_range": INITIALIZER_RANGE,
-            "intermediate_size": spec.intermediate_size,
+            **_feed_forward(spec),
             "layer_types": pattern,
             "linear_conv_kernel_dim": 4,
             "linear_key_head_dim": 128,
@@ -163,7 +184,7 @@ def config_json(spec: CheckpointSpec, tokenizer: Qwen3_5Tokenizer) -> dict[str, 
             "vocab_size": spec.vocab_size,
         },
         "vision_config": {
-            "model_type": "qwen3_5_vision",
+            "model_type": f"{family}_vision",
             "depth": 1,
             "hidden_act": "gelu_pytorch_tanh",
             "hidden_size": VISION_HIDDEN,
@@ -176,6 +197,19 @@ def config_json(spec: CheckpointSpec, tokenizer: Qwen3_5Tokenizer) -> dict[str, 
             "spatial_merge_size": 2,
             "temporal_patch_size": 2,
         },
+    }
+
+
+def _feed_forward(spec: CheckpointSpec) -> dict[str, Any]:
+    if not spec.num_experts:
+        return {"intermediate_size": spec.intermediate_size}
+    return {
+        "moe_intermediate_size": spec.intermediate_size,
+        "num_experts": spec.num_experts,
+        "num_experts_per_tok": spec.num_experts_per_tok,
+        "output_router_logits": False,
+        "router_aux_loss_coef": 0.001,
+        "shared_expert_intermediate_size": spec.shared_intermediate_size,
     }
 
 
@@ -194,11 +228,12 @@ def generation_config_json(tokenizer: Qwen3_5Tokenizer) -> dict[str, Any]:
 
 
 def random_weights(config: ModelConfig, spec: CheckpointSpec) -> dict[str, torch.Tensor]:
-    """Random tensors of the whole checkpoint by published name, in `spec.dtype`."""
+    """Random tensors of the whole checkpoint by published name, in `spec.dtype`; all experts in one tensor."""
     dtype: torch.dtype = getattr(torch, spec.dtype)
     text = {(name if name == HEAD else TEXT_PREFIXES[0] + name): shape for name, shape in text_shapes(config).items()}
     shapes = text | mtp_shapes(config) | vision_shapes(spec.hidden_size)
-    return {name: torch.from_numpy(_initial(name, shape, spec.seed)).to(dtype) for name, shape in shapes.items()}
+    made = {name: torch.from_numpy(_initial(name, shape, spec.seed)).to(dtype) for name, shape in shapes.items()}
+    return joined(made)
 
 
 def vision_shapes(out_hidden_size: int) -> Shapes:

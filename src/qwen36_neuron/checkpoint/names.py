@@ -1,7 +1,8 @@
 """The tensors of a Hugging Face Qwen3.5/3.6 checkpoint: their names and shapes.
 
 Names here are canonical: those of the text model without a prefix (`layers.0.mlp.up_proj.weight`), the head
-(`lm_head.weight`) and the multi-token-prediction layer (`mtp.fc.weight`).
+(`lm_head.weight`) and the multi-token-prediction layer (`mtp.fc.weight`). A mixture's experts have a name each
+(`layers.0.mlp.experts.3.up_proj.weight`), whichever way a checkpoint holds them: `experts` says which.
 """
 
 from __future__ import annotations
@@ -116,13 +117,21 @@ def _under(prefix: str, shapes: Shapes) -> Shapes:
 
 
 def _around_mixer(config: ModelConfig) -> Shapes:
-    h, i = config.hidden_size, config.intermediate_size
+    h, moe = config.hidden_size, config.moe
+    norms: Shapes = {"input_layernorm.weight": (h,), "post_attention_layernorm.weight": (h,)}
+    if moe is None:
+        return norms | _swiglu("mlp.", h, config.intermediate_size)
+    shapes = norms | {"mlp.gate.weight": (moe.num_experts, h), "mlp.shared_expert_gate.weight": (1, h)}
+    for expert in range(moe.num_experts):
+        shapes |= _swiglu(f"mlp.experts.{expert}.", h, moe.moe_intermediate_size)
+    return shapes | _swiglu("mlp.shared_expert.", h, moe.shared_expert_intermediate_size)
+
+
+def _swiglu(at: str, hidden: int, inner: int) -> Shapes:
     return {
-        "input_layernorm.weight": (h,),
-        "post_attention_layernorm.weight": (h,),
-        "mlp.gate_proj.weight": (i, h),
-        "mlp.up_proj.weight": (i, h),
-        "mlp.down_proj.weight": (h, i),
+        f"{at}gate_proj.weight": (inner, hidden),
+        f"{at}up_proj.weight": (inner, hidden),
+        f"{at}down_proj.weight": (hidden, inner),
     }
 
 

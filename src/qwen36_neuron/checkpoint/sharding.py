@@ -15,6 +15,7 @@ import torch
 
 from ..config import LayerType, ModelConfig, RankShape
 from ..errors import ConfigError
+from .experts import matrix
 from .names import HEAD, Shapes
 
 
@@ -25,6 +26,7 @@ class Part(StrEnum):
     ATTENTION = "attention"
     DELTANET = "deltanet"
     MLP = "mlp"
+    ROUTER = "routers"
     NORM = "norms"
     MTP = "mtp"
 
@@ -58,18 +60,22 @@ class Slice:
 class RankWeight:
     """One rank's share of a runtime weight: `slices` laid end to end, along the dimension that they cut.
 
-    `replicated` says that every rank holds the same whole tensor.
+    Attributes:
+        replicated: every rank holds the same whole tensor.
+        stacked: matrices of a mixture's experts, one upon the other as a first dimension: each is as many of the
+            slices as the others, laid end to end. 0 for a weight that is one matrix.
     """
 
     slices: tuple[Slice, ...]
     part: Part
     cast: Cast = Cast.MODEL
     replicated: bool = False
+    stacked: int = 0
 
     @property
     def dim(self) -> int:
         """The dimension that is split over ranks, and joined again by `arrange`."""
-        return self.slices[0].dim
+        return self.slices[0].dim + (1 if self.stacked else 0)
 
     @property
     def fp32(self) -> bool:
@@ -78,8 +84,11 @@ class RankWeight:
 
     def shape(self, shapes: Shapes) -> tuple[int, ...]:
         """Shape of the share, given the checkpoint's shapes."""
-        size = list(shapes[self.slices[0].name])
-        size[self.dim] = sum(piece.stop - piece.start for piece in self.slices)
+        first = self.slices[0]
+        size = list(shapes[first.name])
+        size[first.dim] = sum(piece.stop - piece.start for piece in self.slices) // max(self.stacked, 1)
+        if self.stacked:
+            return (self.stacked, *size)
         return (size[0], size[2]) if self.cast is Cast.CONV else tuple(size)
 
 
@@ -103,6 +112,11 @@ def rank_weights(config: ModelConfig, tp: int = 1, rank: int = 0, include_mtp: b
 
 def assemble(weight: RankWeight, read: Callable[[Slice], torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
     """Build one rank's weight from what `read` gives for each slice; contiguous, in `dtype` or fp32."""
+    if weight.stacked:
+        each = len(weight.slices) // weight.stacked
+        matrices = (weight.slices[first : first + each] for first in range(0, len(weight.slices), each))
+        dim = weight.slices[0].dim
+        return torch.stack([torch.cat([read(piece) for piece in matrix], dim).to(dtype) for matrix in matrices])
     parts = [read(piece) for piece in weight.slices]
     tensor = parts[0] if len(parts) == 1 else torch.cat(parts, dim=weight.dim)
     if weight.cast is Cast.ONE_PLUS:
@@ -126,12 +140,12 @@ def arrange(
     A tensor that every rank holds whole (norms) is returned once. Key/value heads that several ranks hold are repeated.
 
     Args:
-        tensors: the checkpoint's tensors by canonical name.
+        tensors: the checkpoint's tensors by canonical name; experts in either layout.
         dtype: of all weights but those kept in fp32.
     """
 
     def read(piece: Slice) -> torch.Tensor:
-        return tensors[piece.name].narrow(piece.dim, piece.start, piece.stop - piece.start)
+        return matrix(tensors, piece.name).narrow(piece.dim, piece.start, piece.stop - piece.start)
 
     if HEAD in tensors:
         config = replace(config, tie_word_embeddings=False)
@@ -171,16 +185,13 @@ class _Layout:
 
     def layer(self, source: str, target: str, kind: LayerType) -> dict[str, RankWeight]:
         """A decoder layer whose tensors start with `source` in the checkpoint and with `target` in the runtime."""
-        mlp, size = f"{source}mlp.", self.config.intermediate_size
         mixer = self._attention if kind is LayerType.ATTENTION else self._deltanet
         return {
             f"{target}input_norm.weight": self.norm(f"{source}input_layernorm.weight"),
             f"{target}post_norm.weight": self.norm(f"{source}post_attention_layernorm.weight"),
-            f"{target}mlp.gate_up_proj.weight": RankWeight(
-                (self._share(f"{mlp}gate_proj.weight", 0, size), self._share(f"{mlp}up_proj.weight", 0, size)), Part.MLP
-            ),
-            f"{target}mlp.down_proj.weight": RankWeight((self._share(f"{mlp}down_proj.weight", 1, size),), Part.MLP),
-        } | {f"{target}mixer.{name}": weight for name, weight in mixer(source).items()}
+            **{f"{target}mlp.{name}": weight for name, weight in self._feed_forward(f"{source}mlp.").items()},
+            **{f"{target}mixer.{name}": weight for name, weight in mixer(source).items()},
+        }
 
     def mtp(self) -> dict[str, RankWeight]:
         """The multi-token-prediction layer; all of it counts as Part.MTP."""
@@ -200,10 +211,36 @@ class _Layout:
             "mtp.norm_hidden.weight": self.norm("mtp.pre_fc_norm_hidden.weight"),
             "mtp.norm.weight": self.norm("mtp.norm.weight"),
         } | self.layer("mtp.layers.0.", "mtp.layer.", LayerType.ATTENTION)
+        return {name: replace(weight, part=Part.MTP) for name, weight in weights.items()}
+
+    def _feed_forward(self, at: str) -> dict[str, RankWeight]:
+        moe, inner = self.config.moe, self.config.intermediate_size
+        if moe is None:
+            return self._swiglu(at, inner)
+        each = [f"{at}experts.{expert}." for expert in range(moe.num_experts)]
+        gate_up = tuple(piece for expert in each for piece in self._gate_up(expert, inner))
+        down = tuple(self._share(f"{expert}down_proj.weight", 1, inner) for expert in each)
+        shared = self._swiglu(f"{at}shared_expert.", moe.shared_expert_intermediate_size)
+
+        def whole(name: str, rows: int) -> RankWeight:
+            return RankWeight((Slice(f"{at}{name}.weight", 0, 0, rows),), Part.ROUTER, replicated=True)
+
         return {
-            name: RankWeight(weight.slices, Part.MTP, weight.cast, weight.replicated)
-            for name, weight in weights.items()
+            "router.weight": whole("gate", moe.num_experts),
+            "experts.gate_up_proj": RankWeight(gate_up, Part.MLP, stacked=len(each)),
+            "experts.down_proj": RankWeight(down, Part.MLP, stacked=len(each)),
+            **{f"shared.{name}": weight for name, weight in shared.items()},
+            "shared_gate.weight": whole("shared_expert_gate", 1),
         }
+
+    def _swiglu(self, at: str, inner: int) -> dict[str, RankWeight]:
+        return {
+            "gate_up_proj.weight": RankWeight(self._gate_up(at, inner), Part.MLP),
+            "down_proj.weight": RankWeight((self._share(f"{at}down_proj.weight", 1, inner),), Part.MLP),
+        }
+
+    def _gate_up(self, at: str, inner: int) -> tuple[Slice, ...]:
+        return tuple(self._share(f"{at}{name}_proj.weight", 0, inner) for name in ("gate", "up"))
 
     def _deltanet(self, source: str) -> dict[str, RankWeight]:
         config, at = self.config, f"{source}linear_attn."

@@ -13,12 +13,14 @@ class WeightFormat(StrEnum):
     FP8 = "fp8"
 
 
+FEED_FORWARD = ("gate_up_proj.weight", "down_proj.weight", "experts.gate_up_proj", "experts.down_proj")
+"""Of a block, or of a mixture's experts and the one that all tokens have."""
+
 QUANTISED: dict[WeightFormat, tuple[str, ...]] = {
     WeightFormat.BF16: (),
-    WeightFormat.FP8_MLP: ("gate_up_proj.weight", "down_proj.weight"),
+    WeightFormat.FP8_MLP: FEED_FORWARD,
     WeightFormat.FP8: (
-        "gate_up_proj.weight",
-        "down_proj.weight",
+        *FEED_FORWARD,
         "in_proj_qkvz.weight",
         "in_proj_qgkv.weight",
         "out_proj.weight",

@@ -9,13 +9,13 @@ from ..config import LayerType, ModelConfig
 from .attention import Attention
 from .deltanet import GatedDeltaNet
 from .layers import LayerFactory
-from .mlp import MLP
+from .moe import feed_forward
 from .norm import RMSNorm
 from .state import StepState, select_tokens
 
 
 class DecoderLayer(nn.Module):
-    """h = x + mixer(norm(x)); y = h + mlp(norm(h))."""
+    """h = x + mixer(norm(x)); y = h + mlp(norm(h)); `mlp` is a mixture of experts where the model is one."""
 
     def __init__(self, config: ModelConfig, layers: LayerFactory, index: int, kind: LayerType) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class DecoderLayer(nn.Module):
             self.mixer = Attention(config, layers, index)
         else:
             self.mixer = GatedDeltaNet(config, layers, index)
-        self.mlp = MLP(config, layers)
+        self.mlp = feed_forward(config, layers)
 
     def forward(
         self,

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops.moe import experts
+
 
 class LayerFactory(Protocol):
     """Layers of one tensor-parallel rank. Weights arrive arranged so that a contiguous slice is a rank's share."""
@@ -28,6 +30,13 @@ class LayerFactory(Protocol):
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         """Linear layer whose outputs are split over the ranks and joined again: each rank has all of them."""
+        ...
+
+    def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
+        """The experts of a mixture, each split over its inner channels; the partial results are summed over the ranks.
+
+        Called as `Experts` is, and with parameters of its names.
+        """
         ...
 
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
@@ -48,6 +57,23 @@ class Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight)
+
+
+class Experts(nn.Module):
+    """The experts of a mixture: [count, 2 inner, hidden], gates before ups, and [count, hidden, inner]."""
+
+    def __init__(self, count: int, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_up_proj = nn.Parameter(torch.empty(count, 2 * intermediate_size, hidden_size), requires_grad=False)
+        self.down_proj = nn.Parameter(torch.empty(count, hidden_size, intermediate_size), requires_grad=False)
+
+    def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        """The weighted sum of what each token's experts make of it, [tokens, hidden] in and out.
+
+        Args:
+            weights: fp32 [tokens, top_k]; chosen: int64 [tokens, top_k]. See `ops.moe.route`.
+        """
+        return experts(x, self.gate_up_proj, self.down_proj, weights, chosen)
 
 
 class Embedding(nn.Module):
@@ -74,6 +100,9 @@ class SingleRank:
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         return Linear(in_features, out_features)
+
+    def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
+        return Experts(count, hidden_size, intermediate_size)
 
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         return Embedding(vocab_size, hidden_size)

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..config import ModelConfig
 from ..ops.mlp import swiglu
 from .layers import LayerFactory
 from .norm import RMSNorm
@@ -19,10 +18,10 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 class MLP(nn.Module):
     """down(silu(gate(x)) * up(x)); gate and up are one projection, each rank's gate rows before its up rows."""
 
-    def __init__(self, config: ModelConfig, layers: LayerFactory) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int, layers: LayerFactory) -> None:
         super().__init__()
-        self.gate_up_proj = layers.column(config.hidden_size, 2 * config.intermediate_size)
-        self.down_proj = layers.row(config.intermediate_size, config.hidden_size)
+        self.gate_up_proj = layers.column(hidden_size, 2 * intermediate_size)
+        self.down_proj = layers.row(intermediate_size, hidden_size)
         self.activation: Activation = swiglu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -12,7 +12,7 @@ from neuronx_distributed_inference.models.config import InferenceConfig, NeuronC
 
 from ..checkpoint.fp8 import BLOCK, Scales
 from ..checkpoint.weight_format import WeightFormat
-from ..config import BLOCK_SIZE, ModelConfig
+from ..config import BLOCK_SIZE, CPU_SERVES, ModelConfig
 from ..errors import ConfigError
 from ..graph.buckets import Buckets
 from ..graph.options import GraphOptions
@@ -154,6 +154,7 @@ class Qwen36InferenceConfig(InferenceConfig):
             self.checkpoint_config = _from_transformers(self.__dict__)
         self.__dict__.pop("text_config", None)  # NxDI prefers a nested one, which would be the unvalidated form
         model = self.model_config
+        model.check_dense("device=neuron", CPU_SERVES)
         self.hidden_size = model.hidden_size
         self.intermediate_size = model.intermediate_size
         self.num_hidden_layers = model.num_layers

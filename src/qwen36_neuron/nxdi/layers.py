@@ -36,6 +36,10 @@ class NxdLayers:
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         return ColumnParallelLinear(in_features, out_features, bias=False, gather_output=True, dtype=self.dtype)
 
+    def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
+        """None yet: the configuration has refused a mixture by now."""
+        raise NotImplementedError("a mixture of experts on a device")
+
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         """Split over the vocabulary, as the head is, so that tied weights are one tensor.
 

@@ -47,6 +47,9 @@ class Estimate:
     rates: Rates = field(default_factory=Rates)
     level: Level = "centre"
 
+    def __post_init__(self) -> None:
+        self.model.check_dense("qwen36 estimate", "Use qwen36 plan for its memory")
+
     def at(self, level: Level) -> Estimate:
         """The same with the kernels' prices at their cheapest, centre or dearest."""
         return replace(self, delta_rule=self.delta_rule.at(level), rates=self.rates.at(level), level=level)

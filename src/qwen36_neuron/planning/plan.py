@@ -201,25 +201,15 @@ class Plan:
             for name, weight in layout.items():
                 if weight.part is not part:
                     continue
-                shape, in_fp8, copies = weight.shape(shapes), self._in_fp8(name), self._copies(name)
+                shape, in_fp8 = weight.shape(shapes), self._in_fp8(name)
                 formats.add("fp8" if in_fp8 else "fp32" if weight.fp32 else "bf16")
-                size += round(prod(shape) * copies) * (1 if in_fp8 else 4 if weight.fp32 else 2)
-                scales += round(shape[0] * copies) * SCALE_BYTES if in_fp8 else 0
+                size += prod(shape) * (1 if in_fp8 else 4 if weight.fp32 else 2)
+                scales += prod(shape[:-1]) * SCALE_BYTES if in_fp8 else 0
             if size:
                 detail = ", ".join(sorted(formats)) + (f", {scales / MIB:.1f} MiB of scales" if scales else "")
+                detail += ", whole on every rank" if part is Part.ROUTER else ""
                 lines.append(Line(f"weights: {part.value}", size + scales, detail))
-        if self.config.moe is not None:
-            layers, experts = self.config.num_layers + self.request.mtp, self.config.moe.num_experts
-            detail = f"bf16, of {experts} experts and the gate of the shared one, whole on every rank"
-            lines.append(Line("weights: routers", layers * self.config.hidden_size * (experts + 1) * 2, detail))
         return lines
-
-    def _copies(self, name: str) -> float:
-        """How often a matrix of the layout is there: a mixture's feed-forward block is described by one expert."""
-        moe = self.config.moe
-        if moe is None or ".mlp." not in name:
-            return 1
-        return moe.num_experts + moe.shared_expert_intermediate_size / moe.moe_intermediate_size
 
     def _in_fp8(self, name: str) -> bool:
         return name.endswith(QUANTISED[self.request.weights]) and not name.startswith("mtp.")

@@ -43,7 +43,8 @@ class FusedRuntime(CpuRuntime):
     """fp32 alone. A model's outputs are those of the plain CPU runtime within fp32 rounding.
 
     Weights stay as they were loaded, [out, in], beside the panels that few rows read. Those of a quantised checkpoint
-    are held in panels of its own codes alone, and written out part by part for prompts.
+    are held in panels of its own codes alone, and written out part by part for prompts; so are a mixture's, in the
+    numbers that they are stored in.
     """
 
     linear = PlainLinear
@@ -56,11 +57,11 @@ class FusedRuntime(CpuRuntime):
         self._weights = {block.index: _weights(block) for block in blocks}
         self._program = DecodeProgram(self.model, self.cache, self._weights)
         self._verifier = VerifyProgram(self._program, self.cache)
-        if config.draft_layer:
+        if config.draft_layer and self.model.config.moe is None:  # a mixture's drafts are made in torch
             self._drafts = FusedDraftLayer(self.model, self.cache, config.max_model_len, self._program)
 
     def _load(self, described: ModelConfig) -> Qwen36Model:
-        if is_quantised(self.config.model):
+        if described.moe is not None or is_quantised(self.config.model):
             return load_held(self.config.model, described, self.config.draft_layer, self._kv_scales(described))
         return super()._load(described)
 

@@ -15,19 +15,22 @@ from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
 from ..model.decoder import DecoderLayer
 from ..model.deltanet import GatedDeltaNet
+from ..model.mlp import MLP
 from ..model.norm import RMSNorm
 from ..ops.attention.numba_pages import Pages
 from ..ops.attention.numba_step import attention_step
 from ..ops.gated_delta_rule.numba_step import delta_net_step
 from ..ops.numba.held import Table, take_rows
 from ..ops.numba.pairs import norm_project_both
-from ..ops.numba.projections import Matrix, Norm, Weight, norm_project, norm_swiglu, project_add, project_add_few
+from ..ops.numba.projections import Matrix, Norm, Weight, norm_project, project_add, project_add_few
 from ..ops.numba.rows import normalise
 from ..ops.numba.scalar import Array, array, f32
 from ..ops.numba.weights import DeltaNetWeights
 from ..step import Row
 from .cpu_state import source
+from .fused_blocks import DenseBlock, MixtureBlock
 from .held import HeldEmbedding, HeldLinear
+from .held_mixture import HeldMixture
 from .rotary import rotary_at
 
 
@@ -95,8 +98,7 @@ class LayerProgram:
     mixer: DeltaNetStep | AttentionStep
     out_proj: Weight
     post_norm: Norm
-    gate_up: Weight
-    down: Weight
+    block: DenseBlock | MixtureBlock
 
     @classmethod
     def of(cls, layer: DecoderLayer, cache: HybridCache, weights: dict[int, DeltaNetWeights]) -> LayerProgram:
@@ -127,8 +129,7 @@ class LayerProgram:
             mixer,
             weight_of(out_proj),
             norm_of(layer.post_norm),
-            weight_of(layer.mlp.gate_up_proj),
-            weight_of(layer.mlp.down_proj),
+            _block_of(layer.mlp),
         )
 
     @property
@@ -210,8 +211,7 @@ class DecodeProgram:
             layer.norm_and_project(residual, normed, projected)
             mix(layer, projected.array, mixed.array)
             project_add(mixed, layer.out_proj, residual)
-            norm_swiglu(residual, layer.post_norm, layer.gate_up, normed, inner)
-            project_add(inner, layer.down, residual)
+            layer.block.add_to(residual, layer.post_norm, normed, inner)
         hidden = torch.empty(len(tokens), self.config.hidden_size)
         normalise(residual.array, *self.norm, array(hidden))
         return hidden
@@ -243,7 +243,7 @@ class DecodeProgram:
 
     def _make_buffers(self, rows: int) -> Buffers:
         if self._whole is None or rows > len(self._whole.residual.array):
-            hidden, inner = self.config.hidden_size, self.config.intermediate_size
+            hidden, inner = self.config.hidden_size, self.layers[0].block.inner
             wide = {layer.width for layer in self.layers}
             mixed = {layer.out_proj.inputs for layer in self.layers}
             self._whole = Buffers(
@@ -275,6 +275,14 @@ def norm_of(module: RMSNorm) -> Norm:
 def weight_of(layer: nn.Module) -> Weight:
     """A linear layer's weight as fused operations take it."""
     return layer.held if isinstance(layer, HeldLinear) else Weight.of(_weight(layer))
+
+
+def _block_of(module: nn.Module) -> DenseBlock | MixtureBlock:
+    """A layer's feed-forward block likewise."""
+    if isinstance(module, HeldMixture):
+        return MixtureBlock(module.held)
+    assert isinstance(module, MLP)
+    return DenseBlock(weight_of(module.gate_up_proj), weight_of(module.down_proj))
 
 
 def _table_of(layer: nn.Module) -> Table:

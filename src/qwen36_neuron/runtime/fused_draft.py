@@ -16,13 +16,14 @@ from ..ops.numba.scalar import Array, array
 from ..step import DraftRequest
 from .cpu_draft import CpuDraftLayer
 from .draft_lanes import Lane
+from .fused_blocks import DenseBlock
 from .fused_decode import AttentionStep, DecodeProgram, LayerProgram, norm_of, weight_of
 from .fused_verify import MOST
 from .rotary import rotary_at
 
 
 class FusedDraftLayer(CpuDraftLayer):
-    """Its results are those of `CpuDraftLayer` within fp32 rounding."""
+    """Its results are those of `CpuDraftLayer` within fp32 rounding. Of dense models alone."""
 
     def __init__(self, model: Qwen36Model, cache: HybridCache, max_model_len: int, program: DecodeProgram) -> None:
         super().__init__(model, cache, max_model_len)
@@ -30,6 +31,7 @@ class FusedDraftLayer(CpuDraftLayer):
         assert isinstance(mtp, MtpLayer)
         layer = LayerProgram.of(mtp.layer, cache, {})
         assert isinstance(layer.mixer, AttentionStep)
+        assert isinstance(layer.block, DenseBlock)
         self._rope = model.config.rope
         first = layer.in_proj.outputs - 2 * layer.mixer.pages.keys[0].size
         self._for_keys = layer.in_proj.packed.rows(first)
@@ -45,8 +47,8 @@ class FusedDraftLayer(CpuDraftLayer):
             pages=layer.mixer.pages,
             out_proj=layer.out_proj.packed,
             post_norm=layer.post_norm,
-            gate_up=layer.gate_up.packed,
-            down=layer.down.packed,
+            gate_up=layer.block.gate_up.packed,
+            down=layer.block.down.packed,
             norm=norm_of(mtp.norm),
             head=program.head.packed,
         )

@@ -1,4 +1,4 @@
-"""Layers of a quantised checkpoint, which hold its codes and nothing else: what few rows read is all that there is."""
+"""Layers that hold what is stored and nothing else, codes or bfloat16: what few rows read is all that there is."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..checkpoint.formats import Inputs, QuantisedWeight
+from ..checkpoint.formats import Inputs
 from ..checkpoint.load import stored_weights
 from ..config import ModelConfig
 from ..model import Qwen36Model
 from ..model.attention import add_kv_scales
+from ..model.layers import Experts
+from ..model.moe import Mixture
 from ..ops.numba.held import Table, take_rows
 from ..ops.numba.panels import Packed
 from ..ops.numba.projections import Weight
 from ..ops.numba.scalar import array
-
-Stored = torch.Tensor | QuantisedWeight
+from .held_mixture import PARTS, HeldMixture, Stored
 
 
 class HeldLinear(nn.Module):
@@ -70,6 +71,10 @@ class HeldLayers:
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         return HeldLinear(in_features, out_features)
 
+    def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
+        """What a `HeldMixture` takes the place of when the weights are there."""
+        return Experts(count, hidden_size, intermediate_size)
+
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         return HeldEmbedding(vocab_size, hidden_size)
 
@@ -80,7 +85,9 @@ class HeldLayers:
 def load_held(
     folder: Path, config: ModelConfig, include_mtp: bool, kv_scales: dict[str, torch.Tensor] | None = None
 ) -> Qwen36Model:
-    """The network of a quantised checkpoint. Of its matrices one at a time is in memory as it is stored.
+    """The network of a quantised checkpoint, or of a mixture of experts.
+
+    Of its matrices one at a time is in memory as it is stored; of a mixture's experts, those of one layer.
 
     Args:
         kv_scales: of FP8 keys and values, by runtime name.
@@ -93,7 +100,15 @@ def load_held(
         if kv_scales:
             add_kv_scales(model)
     rest = dict(kv_scales or {})
+    waiting: dict[str, dict[str, Stored]] = {}
     for name, stored in stored_weights(folder, config, include_mtp):
+        block, _, part = name.partition(".mlp.")
+        if config.moe is not None and part:
+            parts = waiting.setdefault(f"{block}.mlp", {})
+            parts[part] = stored
+            if len(parts) == len(PARTS):
+                _hold_mixture(model, f"{block}.mlp", waiting.pop(f"{block}.mlp"))
+            continue
         layer = model.get_submodule(name.rpartition(".")[0])
         if isinstance(layer, HeldLinear | HeldEmbedding):
             layer.hold(stored)
@@ -104,12 +119,19 @@ def load_held(
     return model.requires_grad_(False).eval()
 
 
+def _hold_mixture(model: nn.Module, path: str, stored: dict[str, Stored]) -> None:
+    mixture = model.get_submodule(path)
+    assert isinstance(mixture, Mixture)
+    model.set_submodule(path, HeldMixture(mixture, stored))
+
+
 def held_bytes(model: nn.Module) -> int:
     """Memory of a network's weights, however they are held."""
     tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
     layers = [layer for layer in model.modules() if isinstance(layer, HeldLinear | HeldEmbedding)]
     packed = [layer.held.packed if isinstance(layer, HeldLinear) else layer.held for layer in layers]
-    return sum(tensors.values()) + sum(held.nbytes for held in packed)
+    mixtures = [layer.held for layer in model.modules() if isinstance(layer, HeldMixture)]
+    return sum(tensors.values()) + sum(held.nbytes for held in (*packed, *mixtures))
 
 
 def _packed(weight: Stored) -> Packed:

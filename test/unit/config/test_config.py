@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from qwen36_neuron.config import LayerType, ModelConfig
+from qwen36_neuron.config import LayerType, ModelConfig, MoEConfig
 from qwen36_neuron.errors import ConfigError, UnsupportedModelError
 from qwen36_neuron.rope import RopeConfig, YarnConfig
 
@@ -238,11 +238,74 @@ def moe_of(dense: Raw) -> Raw:
     return dense | {"model_type": "qwen3_5_moe"}
 
 
-def test_a_mixture_of_experts_is_read_and_refused(published_27b: Raw) -> None:
-    with pytest.raises(UnsupportedModelError, match="256 experts is not supported yet") as caught:
-        ModelConfig.from_dict(moe_of(published_27b))
+def test_a_mixture_of_experts_is_read(published_27b: Raw) -> None:
+    raw = moe_of(published_27b)
+    raw["text_config"] |= {"router_aux_loss_coef": 0.001, "output_router_logits": False, "decoder_sparse_step": 1}
+    raw["text_config"] |= {"mlp_only_layers": [], "norm_topk_prob": None}
+    config = ModelConfig.from_dict(raw)
+    assert config.moe == MoEConfig(256, 8, 512, 512, norm_topk_prob=True)
+    assert config.intermediate_size == 512
+    raw["text_config"]["norm_topk_prob"] = False
+    changed = ModelConfig.from_dict(raw).moe
+    assert changed is not None
+    assert not changed.norm_topk_prob
+
+
+def test_a_mixture_is_refused_where_none_is_served(published_27b: Raw) -> None:
+    ModelConfig.from_dict(published_27b).check_dense("a device", "Use a CPU")
+    with pytest.raises(UnsupportedModelError, match=r"256 experts is not served by a device yet.*Use a CPU") as caught:
+        ModelConfig.from_dict(moe_of(published_27b)).check_dense("a device", "Use a CPU")
     assert caught.value.field == "model_type"
     assert caught.value.value == "qwen3_5_moe"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("decoder_sparse_step", 2),
+        ("mlp_only_layers", [0]),
+        ("scoring_func", "sigmoid"),
+        ("n_group", 4),
+        ("routed_scaling_factor", 2.5),
+        ("first_k_dense_replace", 1),
+        ("norm_topk_prob", "yes"),
+        ("num_experts_per_tok", 257),
+        ("hidden_act", "gelu"),
+    ],
+)
+def test_what_this_family_of_mixtures_does_not_do_is_refused_by_name(
+    published_27b: Raw, field: str, value: object
+) -> None:
+    raw = moe_of(published_27b)
+    raw["text_config"][field] = value
+    with pytest.raises(ConfigError) as caught:
+        ModelConfig.from_dict(raw)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("field", ["moe_intermediate_size", "shared_expert_intermediate_size"])
+def test_ranks_are_inside_each_expert(published_27b: Raw, field: str) -> None:
+    raw = moe_of(published_27b)
+    rank = ModelConfig.from_dict(raw).rank(4)
+    assert (rank.intermediate_size, rank.shared_intermediate_size) == (128, 128)
+    raw["text_config"][field] = 510
+    with pytest.raises(ConfigError, match=f"{field}=510 does not divide"):
+        ModelConfig.from_dict(raw).rank(4)
+
+
+def test_parameters_of_the_35b(published_27b: Raw) -> None:
+    """By hand, of the feed-forward blocks: experts, the shared one, the router and the shared one's gate."""
+    raw = moe_of(published_27b)
+    dense = ModelConfig.from_dict(
+        raw | {"model_type": "qwen3_5", "text_config": raw["text_config"] | {"intermediate_size": 1}}
+    )
+    mixture = ModelConfig.from_dict(raw)
+    h, layers = mixture.hidden_size, mixture.num_layers
+    each = 257 * 3 * h * 512 + 256 * h + h
+    assert mixture.num_parameters() - dense.num_parameters() == layers * (each - 3 * h)
+    active = 9 * 3 * h * 512 + 256 * h + h
+    assert mixture.num_active_parameters() - dense.num_active_parameters() == layers * (active - 3 * h)
+    assert dense.num_active_parameters() == dense.num_parameters()
 
 
 @pytest.mark.parametrize(

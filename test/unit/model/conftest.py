@@ -6,15 +6,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from transformers import Qwen3_5ForCausalLM
 
-from .oracle import SHAPES, build
+from .oracle import SHAPES, Model, build
 
 
 class Oracle(NamedTuple):
     """The transformers model and where it is saved."""
 
-    model: Qwen3_5ForCausalLM
+    model: Model
     folder: Path
 
 

@@ -1,4 +1,5 @@
-"""Transformers' Qwen3_5 as the oracle, at shapes of the test's choosing, and our runtime on the same weights."""
+"""Transformers' Qwen3_5 and Qwen3_5Moe as the oracle, at shapes of the test's choosing, and our runtime on the same
+weights."""
 
 from __future__ import annotations
 
@@ -6,14 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import Qwen3_5ForCausalLM, Qwen3_5TextConfig
+from transformers import Qwen3_5ForCausalLM, Qwen3_5MoeForCausalLM, Qwen3_5MoeTextConfig, Qwen3_5TextConfig
 
 from qwen36_neuron.runtime import Output, Row, Runtime, RuntimeConfig, Step, open_runtime
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's shape. Head sizes are the real ones."""
+    """A model's shape. Head sizes are the real ones. With `experts` it is a mixture, of which a token has `top_k`."""
 
     name: str
     layers: int = 4
@@ -23,25 +24,40 @@ class Shape:
     key_heads: int = 2
     value_heads: int = 2
     tied: bool = False
+    experts: int = 0
+    top_k: int = 3
 
 
 SHAPES = (
     Shape("one-to-one"),
     Shape("three-values-a-key", hidden=320, query_heads=6, kv_heads=1, key_heads=1, value_heads=3),
     Shape("deep-tied", layers=8, query_heads=2, kv_heads=2, key_heads=2, value_heads=4, tied=True),
+    Shape("mixture", experts=8),
 )
 
 
-def build(folder: Path, shape: Shape) -> Qwen3_5ForCausalLM:
+Model = Qwen3_5ForCausalLM | Qwen3_5MoeForCausalLM
+
+
+def build(folder: Path, shape: Shape) -> Model:
     """A model with transformers' own initialisation, saved in Hugging Face layout.
 
-    Norm weights and the convolution are moved away from their starting values, so that an error in them shows.
+    Norm weights are moved away from their starting values, so that an error in them shows; so are routers, which would
+    otherwise give all experts nearly the same.
     """
     torch.manual_seed(0)
-    config = Qwen3_5TextConfig(
+    sizes = {"intermediate_size": 2 * shape.hidden}
+    if shape.experts:
+        sizes = {
+            "num_experts": shape.experts,
+            "num_experts_per_tok": shape.top_k,
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 96,
+        }
+    config = (Qwen3_5MoeTextConfig if shape.experts else Qwen3_5TextConfig)(
         vocab_size=512,
         hidden_size=shape.hidden,
-        intermediate_size=2 * shape.hidden,
+        **sizes,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.query_heads,
         num_key_value_heads=shape.kv_heads,
@@ -56,11 +72,13 @@ def build(folder: Path, shape: Shape) -> Qwen3_5ForCausalLM:
             "mrope_interleaved": True,
         },
     )
-    model = Qwen3_5ForCausalLM(config).float().eval()
+    model = (Qwen3_5MoeForCausalLM if shape.experts else Qwen3_5ForCausalLM)(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.add_(torch.randn_like(parameter) * 0.2)
+            if name.endswith("mlp.gate.weight"):
+                parameter.normal_()
     model.save_pretrained(folder)
     return model
 

@@ -111,7 +111,7 @@ def refusal(route: str, body: Mapping[str, Any], facts: Facts = FACTS) -> ProxyE
         (CHAT, "documents", [{"text": "a"}], "put them into a message"),
         (CHAT, "mm_processor_kwargs", {"a": 1}, "text alone"),
         (CHAT, "media_io_kwargs", {"image": {}}, "text alone"),
-        (CHAT, "routed_experts_prompt_start", 1, "no experts"),
+        (CHAT, "routed_experts_prompt_start", 1, "is not reported"),
         (CHAT, "return_assistant_tokens_mask", True, "does not mark"),
         (CHAT, "chat_template_kwargs", {"thinking": False}, "switch is enable_thinking"),
         (TOKENIZE, "chat_template_kwargs", {"foo": 1}, "no such variable"),

@@ -18,9 +18,7 @@ from numba import prange
 from ..numba.held import rounded_rows
 from ..numba.panels import PANEL, Packed, times_panel, times_panel_picked
 from ..numba.projections import Matrix, project_add_few
-from ..numba.rows import activate_row
-from ..numba.scalar import Array, array, compiled, one
-from ..numba.vectors import add_scaled
+from ..numba.scalar import Array, array, compiled, silu
 from .naive import route
 
 ROWS = 64
@@ -175,7 +173,8 @@ def add_experts(
             times_panel_picked(rounded, rows, gate_up, place, gates)
             times_panel_picked(rounded, rows, gate_up, place + half, ups)
             for i in range(rows.shape[0]):
-                activate_row(gates[i, :width], ups[i, :width], inner[begin + i, column : column + width])
+                for j in range(width):
+                    inner[begin + i, column + j] = silu(gates[i, j]) * ups[i, j]
     middle = rounded_rows(inner) if down.rounds else inner
     for panel in prange(panels):
         column = panel * PANEL
@@ -186,6 +185,8 @@ def add_experts(
                 end = min(begin + ROWS, first[expert + 1])
                 times_panel(middle[begin:end], down, expert * panels + panel, found)
                 for i in range(end - begin):
-                    add_scaled(shares[begin + i], found[i], total[picks[begin + i]])
+                    for j in range(PANEL):
+                        total[picks[begin + i], j] += shares[begin + i] * found[i, j]
         for i in range(tokens):
-            add_scaled(one, total[i, :width], out[i, column : column + width])
+            for j in range(width):
+                out[i, column + j] += total[i, j]

@@ -68,15 +68,14 @@ def activate(both: Array, out: Array) -> None:
     size = out.shape[1]
     if both.size <= FEW:
         for i in range(out.shape[0]):
-            activate_row(both[i, :size], both[i, size:], out[i])
+            _activate_row(both[i, :size], both[i, size:], out[i])
     else:
         for i in prange(out.shape[0]):
-            activate_row(both[i, :size], both[i, size:], out[i])
+            _activate_row(both[i, :size], both[i, size:], out[i])
 
 
 @compiled()
-def activate_row(gate: Array, up: Array, out: Array) -> None:
-    """silu(gate) * up of one row [n]."""
+def _activate_row(gate: Array, up: Array, out: Array) -> None:
     for j in range(out.shape[0]):
         out[j] = silu(gate[j]) * up[j]
 
