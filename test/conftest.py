@@ -32,6 +32,12 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_mixture_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 layers of 8 experts, of which a token has 2, with the multi-token-prediction layer. Read only."""
+    return make_checkpoint(tmp_path_factory.mktemp("tiny-mixture"), replace(PRESETS["tiny-moe"], num_mtp_layers=1))
+
+
+@pytest.fixture(scope="session")
 def demo_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """8 layers, hidden 256, about 13 M parameters: the shape that the benchmarks run. Read only."""
     return make_checkpoint(tmp_path_factory.mktemp("demo"), PRESETS["demo"])

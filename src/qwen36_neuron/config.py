@@ -15,6 +15,7 @@ from typing import Any
 
 from .errors import ConfigError, UnsupportedModelError
 from .fields import Fields
+from .moe import MoEConfig, read_moe
 from .rope import RopeConfig, read_rope
 
 CPU_SERVES = "Use device=cpu, which serves it; qwen36 plan says what it takes on a device"
@@ -25,20 +26,6 @@ BLOCK_SIZE = 64
 
 DENSE_TYPES = ("qwen3_5", "qwen3_5_text")
 MOE_TYPES = ("qwen3_5_moe", "qwen3_5_moe_text")
-SPARSE_FIELDS: dict[str, object] = {
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "moe_layer_freq": 1,
-    "first_k_dense_replace": 0,
-    "scoring_func": "softmax",
-    "routed_scaling_factor": 1.0,
-    "n_group": 1,
-    "topk_group": 1,
-    "n_shared_experts": 1,
-    "moe_router_enable_expert_bias": False,
-}
-"""Fields of other families of mixtures, and the only value of each that says what this family does anyway."""
-
 STRETCH = (
     "Lower it; or stretch the model's positions by YaRN, in config.json or by --hf-overrides '{\"text_config\": "
     '{"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 262144, ...}}}\'; or '
@@ -54,21 +41,6 @@ class LayerType(StrEnum):
 
     DELTANET = "linear_attention"
     ATTENTION = "full_attention"
-
-
-@dataclass(frozen=True, slots=True)
-class MoEConfig:
-    """The fields that `qwen3_5_moe` adds: every layer's feed-forward block is a mixture of experts.
-
-    Attributes:
-        norm_topk_prob: have the weights of a token's experts sum to one. The family always does; a config may say so.
-    """
-
-    num_experts: int
-    num_experts_per_tok: int
-    moe_intermediate_size: int
-    shared_expert_intermediate_size: int
-    norm_topk_prob: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +140,7 @@ class ModelConfig:
                 f"Supported: {', '.join(DENSE_TYPES + MOE_TYPES)}",
             )
         num_layers = read.size("num_hidden_layers")
-        moe = _read_moe(read) if model_type in MOE_TYPES else None
+        moe = read_moe(read) if model_type in MOE_TYPES else None
         positions = read.size("max_position_embeddings", 32768)
         config = cls(
             model_type=model_type,
@@ -373,25 +345,6 @@ def _overridden(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[st
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         result[name] = _overridden(old, value) if both else value  # type: ignore[arg-type]
     return result
-
-
-def _read_moe(read: Fields) -> MoEConfig:
-    for field, only in SPARSE_FIELDS.items():
-        value = read.raw.get(field)
-        if value is not None and value != only:
-            problem = f"only {only!r} is implemented: every layer is a mixture, routed by softmax and top k"
-            raise read.error(field, value, problem, "Use a published qwen3_5_moe checkpoint")
-    moe = MoEConfig(
-        num_experts=read.size("num_experts"),
-        num_experts_per_tok=read.size("num_experts_per_tok"),
-        moe_intermediate_size=read.size("moe_intermediate_size"),
-        shared_expert_intermediate_size=read.size("shared_expert_intermediate_size"),
-        norm_topk_prob=read.flag("norm_topk_prob", True),
-    )
-    if moe.num_experts_per_tok > moe.num_experts:
-        problem = f"num_experts is {moe.num_experts}"
-        raise read.error("num_experts_per_tok", moe.num_experts_per_tok, problem, "Correct config.json")
-    return moe
 
 
 def _read_layer_types(read: Fields, num_layers: int) -> tuple[LayerType, ...]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen3_5ForConditionalGeneration
+from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
 
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
@@ -42,7 +42,7 @@ class Transformers:
     """The same checkpoint in Hugging Face transformers, fp32 on CPU."""
 
     def __init__(self, model: Path) -> None:
-        self.model = Qwen3_5ForConditionalGeneration.from_pretrained(model, dtype=torch.float32).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
 
     def agrees(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
         """Whether greedy decoding after `prompt` gives `answer`: its most likely token at every place is the same."""

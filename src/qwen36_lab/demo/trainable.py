@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from qwen36_neuron.checkpoint.experts import as_held, joined
 from qwen36_neuron.checkpoint.names import canonical_name, mtp_shapes, text_shapes
 from qwen36_neuron.checkpoint.sharding import arrange
 from qwen36_neuron.config import ModelConfig
@@ -21,33 +22,39 @@ from qwen36_neuron.model.norm import set_gated_norm, set_norm
 from qwen36_neuron.ops.mlp import swiglu
 from qwen36_neuron.ops.norm import gated_rms_norm, rms_norm
 
+from .experts import Balance, TrainingLayers, set_experts_activation
 from .training_state import PLAIN, TrainingState
 
 EMBEDDING = "embed_tokens.weight"
+NO_MAPS = (EMBEDDING, "lm_head.weight", "mlp.gate.weight", "shared_expert_gate.weight")
+"""Ends of the names of matrices that choose or look up, where an update of all directions alike makes no sense."""
 
 
 class TrainableModel:
     """Master parameters and the network that runs on what the loader would make of them.
 
     Attributes:
-        parameters: canonical Hugging Face name -> fp32 leaf tensor, the multi-token-prediction layer included.
+        parameters: canonical Hugging Face name -> fp32 leaf tensor, the multi-token-prediction layer included; a
+            mixture's experts in one tensor, as they are published.
+        balance: how evenly a mixture's routers use their experts.
     """
 
     def __init__(self, config: ModelConfig, seed: int, device: torch.device, compute_dtype: torch.dtype) -> None:
         self.config, self.dtype, self.operations = config, compute_dtype, PLAIN
         generator = torch.Generator().manual_seed(seed)
-        shapes = text_shapes(config) | mtp_shapes(config)
+        shapes = as_held(text_shapes(config) | mtp_shapes(config), ())
         self.parameters = {
             name: _initial(name, shape, config, generator).to(device).requires_grad_() for name, shape in shapes.items()
         }
         with torch.device("meta"):
-            self.network = _Call(Qwen36Model(config, include_mtp=True))
+            self.network = _Call(Qwen36Model(config, TrainingLayers(), include_mtp=True))
+        self.balance = Balance(self.network)
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> TrainableModel:
         """A checkpoint's weights on CPU in fp32."""
         made = cls(ModelConfig.from_pretrained(folder), 0, torch.device("cpu"), torch.float32)
-        for stored, tensor in load_file(folder / "model.safetensors").items():
+        for stored, tensor in joined(load_file(folder / "model.safetensors")).items():
             name = canonical_name(stored)
             if name is not None:
                 made.parameters[name].data.copy_(tensor)
@@ -62,10 +69,13 @@ class TrainableModel:
         self.operations = PLAIN.compiled()
         set_norm(self.network, torch.compile(rms_norm, dynamic=False))
         set_gated_norm(self.network, torch.compile(gated_rms_norm, dynamic=False))
-        set_activation(self.network, torch.compile(swiglu, dynamic=False))
+        compiled = torch.compile(swiglu, dynamic=False)
+        set_activation(self.network, compiled)
+        set_experts_activation(self.network, compiled)
 
     def assemble(self) -> Assembled:
         """The runtime's weights as they are now, for the passes of one step; gradients flow back to `parameters`."""
+        self.balance.clear()
         return Assembled(self, arrange(self.parameters, self.config, 1, self.dtype, include_mtp=True))
 
 
@@ -126,8 +136,13 @@ class _Call(nn.Module):
 def matrices(model: TrainableModel) -> Iterator[tuple[str, Tensor]]:
     """The weights of the layers' linear maps: those that an orthogonalised optimiser is meant for."""
     for name, parameter in model.parameters.items():
-        if parameter.dim() == 2 and "embed_tokens" not in name and "lm_head" not in name:
+        if parameter.dim() == 2 and not name.endswith(NO_MAPS):
             yield name, parameter
+
+
+def stacks(model: TrainableModel) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a mixture's experts, a matrix an expert."""
+    return ((name, parameter) for name, parameter in model.parameters.items() if ".experts." in name)
 
 
 def _positions(tokens: Tensor) -> Tensor:
@@ -146,10 +161,10 @@ def _initial(name: str, shape: tuple[int, ...], config: ModelConfig, generator: 
     normal = torch.randn(shape, generator=generator)
     if name == "embed_tokens.weight":
         return 0.5 * normal
-    fan_in = math.prod(shape[1:])
+    fan_in = shape[-1] if ".experts." in name else math.prod(shape[1:])
     scale = 1.0
-    if name == "lm_head.weight":
+    if name.endswith(("lm_head.weight", "mlp.gate.weight")):
         scale = 0.1
-    elif name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight")):
+    elif name.endswith(("out_proj.weight", "o_proj.weight", "down_proj.weight", "experts.down_proj")):
         scale = 0.5 / math.sqrt(config.num_layers)
     return normal * scale * fan_in**-0.5

@@ -22,7 +22,8 @@ from qwen36_neuron.errors import ConfigError
 
 from .evaluation import Probe
 from .mixture import Rows, Shares
-from .trainable import TrainableModel, matrices
+from .muon import StackedMuon
+from .trainable import TrainableModel, matrices, stacks
 
 LOG_EVERY = 20
 DRAFT_NAMES = "mtp."
@@ -66,6 +67,7 @@ class TrainingConfig:
         weight_decay: of the matrices.
         warm_up: steps to the peak.
         decay_share: share of all steps at the end over which the rate falls to zero.
+        balance: of a mixture of experts, the weight of the loss that keeps its routers even; 0 for a dense model.
     """
 
     seed: int
@@ -76,13 +78,19 @@ class TrainingConfig:
     warm_up: int
     decay_share: float
     phases: tuple[Phase, ...]
+    balance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if bool(self.balance) != bool(self.model.get("num_experts")):
+            problem = "is for a mixture of experts, which needs it, and for no other model"
+            raise ConfigError("balance", self.balance, problem, "Give both balance and model.num_experts, or neither")
 
     @classmethod
     def read(cls, file: Path) -> TrainingConfig:
         """Raises ConfigError where a field is missing or unknown."""
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
         known = {field.name for field in fields(cls)}
-        if not isinstance(raw, dict) or set(raw) != known:
+        if not isinstance(raw, dict) or set(raw) | {"balance"} != known:
             raise ConfigError("config", str(file), f"must have exactly {', '.join(sorted(known))}", "Correct the file")
         return cls(**{**raw, "phases": tuple(Phase(**phase) for phase in raw["phases"])})
 
@@ -118,8 +126,8 @@ class Trainer:
             self.model.compile()
             self.loss = torch.compile(weighted_loss, dynamic=False)
         parameters = self.model.parameters
-        matrix = dict(matrices(self.model))
-        others = [p for name, p in parameters.items() if name not in matrix]
+        matrix, stacked = dict(matrices(self.model)), dict(stacks(self.model))
+        others = [p for name, p in parameters.items() if name not in matrix | stacked]
         self.optimizers: tuple[torch.optim.Optimizer, ...] = (
             torch.optim.Muon(
                 list(matrix.values()),
@@ -129,11 +137,21 @@ class Trainer:
             ),
             torch.optim.AdamW(others, lr=config.other_lr, betas=(0.9, 0.95), weight_decay=0.0, fused=cuda),
         )
+        self._peaks = [config.matrix_lr, config.other_lr]
+        if stacked:
+            gate_up = [p for name, p in stacked.items() if name.endswith("gate_up_proj")]
+            down = [p for name, p in stacked.items() if not name.endswith("gate_up_proj")]
+            self.optimizers += (StackedMuon(gate_up, down, config.matrix_lr, config.weight_decay),)
+            self._peaks.append(config.matrix_lr)
 
     def step(self, number: int, tokens: Tensor, weights: Tensor, drafts: int) -> list[Tensor]:
-        """One optimiser step on tokens [rows, length + 1]; losses and hit rates: of the model, then of each draft."""
+        """One optimiser step on tokens [rows, length + 1].
+
+        Returns:
+            Losses and hit rates, of the model, then of each draft; of a mixture, at last its routers' balance.
+        """
         rate = self.config.rate(number)
-        for optimizer, peak in zip(self.optimizers, (self.config.matrix_lr, self.config.other_lr), strict=True):
+        for optimizer, peak in zip(self.optimizers, self._peaks, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = peak * rate
         tokens = tokens.to(self.device, torch.int64, non_blocking=True)
@@ -148,6 +166,10 @@ class Trainer:
             loss, right = self._loss(draft, head, _later(tokens, ahead + 1), _later(weights, ahead + 1))
             report += [loss.detach(), right]
             total = total + loss
+        if self.config.balance:
+            balance = self.model.balance.loss()
+            report.append(balance.detach())
+            total = total + self.config.balance * balance
         total.backward()
         # the draft layer's gradients have a norm of their own, so that they do not shrink the model's
         for mine in (True, False):
@@ -186,6 +208,7 @@ class Trainer:
                 number, since = number + 1, since + 1
                 if number % LOG_EVERY == 0:
                     values = [round(value, 4) for value in torch.stack(report).tolist()]
+                    balance = {"balance": values.pop()} if self.config.balance else {}
                     now = time.perf_counter()
                     rate = since * phase.rows * phase.length / (now - began)
                     began, since = now, 0
@@ -197,6 +220,7 @@ class Trainer:
                         "right": values[1],
                     }
                     line |= {"draft_loss": values[2::2], "draft_right": values[3::2], "tokens_per_second": round(rate)}
+                    line |= balance
                     with log.open("a", encoding="utf-8") as file:
                         file.write(json.dumps(line) + "\n")
             after(index)

@@ -171,13 +171,13 @@ class Transformers:
 
     def __init__(self, config: SideConfig) -> None:
         import torch
-        from transformers import Qwen3_5ForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
         from transformers.utils import logging
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(config.threads)
-        self.model = Qwen3_5ForConditionalGeneration.from_pretrained(config.checkpoint, dtype=torch.float32).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(config.checkpoint, dtype=torch.float32).eval()
 
     def first_token(self, prompt: list[int]) -> float:
         started = time.perf_counter()
@@ -312,9 +312,9 @@ def _import_vllm() -> object:
 
 
 def _import_transformers() -> object:
-    from transformers import Qwen3_5ForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    return Qwen3_5ForConditionalGeneration
+    return AutoModelForImageTextToText
 
 
 def _peak_kib() -> int:

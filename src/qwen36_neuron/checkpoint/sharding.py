@@ -15,7 +15,7 @@ import torch
 
 from ..config import LayerType, ModelConfig, RankShape
 from ..errors import ConfigError
-from .experts import matrix
+from .experts import matrix, place
 from .names import HEAD, Shapes
 
 
@@ -150,14 +150,16 @@ def arrange(
     if HEAD in tensors:
         config = replace(config, tie_word_embeddings=False)
     shares = [rank_weights(config, tp, rank, include_mtp) for rank in range(tp)]
-    return {
-        name: (
-            assemble(weight, read, dtype)
-            if weight.replicated
-            else torch.cat([assemble(share[name], read, dtype) for share in shares], dim=weight.dim)
-        )
-        for name, weight in shares[0].items()
-    }
+    arranged = {}
+    for name, weight in shares[0].items():
+        where = place(weight.slices[0].name) if weight.stacked and tp == 1 else None
+        if where is not None and where.name in tensors:
+            arranged[name] = tensors[where.name].to(dtype)  # as it is published
+        elif weight.replicated:
+            arranged[name] = assemble(weight, read, dtype)
+        else:
+            arranged[name] = torch.cat([assemble(share[name], read, dtype) for share in shares], dim=weight.dim)
+    return arranged
 
 
 @dataclass(slots=True)

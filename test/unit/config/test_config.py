@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from qwen36_neuron.config import LayerType, ModelConfig, MoEConfig
+from qwen36_neuron.config import LayerType, ModelConfig
 from qwen36_neuron.errors import ConfigError, UnsupportedModelError
+from qwen36_neuron.moe import MoEConfig
 from qwen36_neuron.rope import RopeConfig, YarnConfig
 
 Raw = dict[str, Any]

@@ -1,4 +1,4 @@
-"""The model under training against transformers' Qwen3_5: same logits, same gradients."""
+"""The model under training against transformers' Qwen3_5 and Qwen3_5Moe: same logits, same gradients."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3_5ForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
+from qwen36_lab.demo.muon import StackedMuon
 from qwen36_lab.demo.scan import StateScan, UnitLowerInverse
 from qwen36_lab.demo.trainable import TrainableModel
 from qwen36_neuron.checkpoint.names import canonical_name
 
 
-@pytest.mark.parametrize("length", [64, 192])
-def test_logits_and_gradients_are_those_of_transformers(tiny_checkpoint: Path, length: int) -> None:
-    model = TrainableModel.from_pretrained(tiny_checkpoint)
+@pytest.mark.parametrize(("made", "length"), [("tiny", 64), ("tiny", 192), ("tiny_mixture", 128)])
+def test_logits_and_gradients_are_those_of_transformers(made: str, length: int, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue(f"{made}_checkpoint")
+    model = TrainableModel.from_pretrained(folder)
     network = model.assemble()
-    reference = Qwen3_5ForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32)
+    reference = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
     tokens = torch.randint(0, model.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(length))
     logits = network.logits(network.hidden(tokens))
     expected = reference(input_ids=tokens).logits
@@ -62,6 +64,50 @@ def test_drafts_train_their_own_layer_and_the_head_alone(tiny_checkpoint: Path) 
     trained = {name for name, parameter in model.parameters.items() if parameter.grad is not None}
     assert {name for name in trained if not name.startswith("mtp.")} <= {"lm_head.weight"}
     assert trained >= {name for name in model.parameters if name.startswith("mtp.")}
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 24), (3, 24, 8)], ids=str)
+def test_muon_of_a_stack_is_torchs_of_each_matrix(shape: tuple[int, ...]) -> None:
+    """Bound: both iterate in bfloat16, whose rounding is half a percent of an update of about one."""
+    generator = torch.Generator().manual_seed(4)
+    stack = torch.randn(shape, generator=generator).requires_grad_()
+    halves = torch.randn(shape[0], 2 * shape[1], shape[2], generator=generator).requires_grad_()
+    each = [part.detach().clone().requires_grad_() for part in (*stack, *halves.unflatten(1, (2, -1)).flatten(0, 1))]
+    ours = StackedMuon([halves], [stack], lr=0.1, weight_decay=0.05)
+    theirs = torch.optim.Muon(each, lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    for _ in range(3):
+        stack.grad, halves.grad = (torch.randn(t.shape, generator=generator) for t in (stack, halves))
+        for part, grad in zip(each, (*stack.grad, *halves.grad.unflatten(1, (2, -1)).flatten(0, 1)), strict=True):
+            part.grad = grad.clone()
+        ours.step()
+        theirs.step()
+    found = torch.cat((stack.flatten(0, 1), halves.flatten(0, 1)))
+    torch.testing.assert_close(found, torch.cat(each), rtol=0, atol=5e-3)
+
+
+def test_balance_is_one_where_all_experts_are_chosen_alike_and_pulls_towards_it(tiny_mixture_checkpoint: Path) -> None:
+    model = TrainableModel.from_pretrained(tiny_mixture_checkpoint)
+    routers = {name: p for name, p in model.parameters.items() if name.endswith("mlp.gate.weight")}
+    for router in routers.values():
+        router.data.normal_(std=3.0, generator=torch.Generator().manual_seed(5))
+    tokens = torch.randint(0, model.config.vocab_size, (1, 128), generator=torch.Generator().manual_seed(6))
+    found = []
+    for _ in range(8):
+        model.assemble().hidden(tokens)
+        loss = model.balance.loss()
+        found.append(loss.item())
+        loss.backward()
+        for name, router in routers.items():
+            if not name.startswith("mtp."):
+                assert router.grad is not None
+                router.data -= 3.0 * router.grad
+                router.grad = None
+    assert found[0] > 1.1
+    assert 0.9 < found[-1] < found[0]
+    with torch.no_grad():
+        model.assemble().hidden(tokens)
+    with pytest.raises(RuntimeError):
+        model.balance.loss()  # nothing is kept of passes without gradients
 
 
 def test_scan_and_inverse_gradients() -> None:
