@@ -53,8 +53,13 @@ def pack(
     if into.shape[0] % (2 * SIZE) or q_norm.shape != (SIZE,) or k_norm.shape != (SIZE,):
         raise ValueError(f"{into.shape[0]} channels and norms of {q_norm.shape[0]}: heads have {SIZE} channels")
     of_into, of_out = (None, None) if scales is None else (s.float().reshape(cores, -1).contiguous() for s in scales)
-    q_factor, k_factor = (norm.float().reshape(2, TILE).T.contiguous() for norm in (q_norm, k_norm))
+    q_factor, k_factor = pack_factor(q_norm), pack_factor(k_norm)
     return PackedAttention(pack_columns(into, cores), pack_rows(out, cores), q_factor, k_factor, of_into, of_out)
+
+
+def pack_factor(norm: torch.Tensor) -> torch.Tensor:
+    """The full factor of a norm of queries or keys, [256], as fp32 [128, 2]: channel 128 n + p at [p, n]."""
+    return norm.float().reshape(2, TILE).T.contiguous()
 
 
 def decode_attention_torch(

@@ -232,14 +232,16 @@ def _packed(elements: int, channels: int, fp8: bool, cores: int) -> tuple[np.nda
 
 
 def attention_layer(
-    tokens: int, held: int, batch: int = 1, fp8: bool = True, hidden: int = 5120, heads: int = 6, cores: int = 2
-) -> Example:
-    """An attention layer of a decode step on the cores of a rank of four."""
+    tokens: int, held: int, batch: int = 1, fp8: bool = True, hidden: int = 5120, heads: int = 6, cores: int = 2,
+    key_heads: int = 1, ranks: int = 4,
+) -> Example:  # fmt: skip
+    """An attention layer of a decode step on the cores of a rank."""
     rows, blocks, lines = batch * tokens, batch * (held // 64 + 1), hidden // D
-    into, into_scale = _packed(lines * 512 * (heads + 1) // cores, 512 * (heads + 1) // cores, fp8, cores)
+    wide = 512 * (heads + key_heads) // cores
+    into, into_scale = _packed(lines * wide, wide, fp8, cores)
     out, out_scale = _packed(2 * heads * hidden // cores, hidden // cores, fp8, cores)
     angles, factor = _normal(rows, 32), np.ones((D, 2), dtype=np.float32)
-    cache = _normal((blocks + 1) * 64, 1, 256, dtype=BF16)
+    cache = _normal((blocks + 1) * 64, key_heads, 256, dtype=BF16)
     table = np.arange(1, blocks + 1, dtype=np.int32).reshape(batch, -1)[:, : held // 64].copy()
     places = (table[:, -1:] * 64 + 64 + np.arange(tokens)).astype(np.int32).reshape(-1, 1)
     args = (
@@ -247,9 +249,10 @@ def attention_layer(
         np.cos(angles), np.sin(angles), cache, cache.copy(), table, np.full((1, batch), held, dtype=np.int32), places,
         *into_scale, *out_scale,
     )  # fmt: skip
-    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(4))]), "ranks": 4}
-    note = f"{batch} sequences, {tokens} tokens each over {held} held, {'FP8' if fp8 else 'bfloat16'}, one of 4 ranks"
-    return Example(decode_attention[cores], args, kwargs, note, 4)
+    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(ranks))]), "ranks": ranks}
+    weights = "FP8" if fp8 else "bfloat16"
+    note = f"{batch} sequences, {tokens} tokens each over {held} held, {weights}, one of {ranks} ranks"
+    return Example(decode_attention[cores], args, kwargs, note, ranks)
 
 
 @register("decode_attention")
@@ -264,7 +267,7 @@ def head(rows: int, fp8: bool = True, hidden: int = 5120, tokens: int = 62080, c
     weight, scale = _packed(hidden // D * own, own, fp8, cores)
     x, gamma = _normal(rows, hidden, dtype=BF16), np.ones((D, hidden // D), dtype=np.float32)
     note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {tokens} tokens, one of 4 ranks"
-    return Example(decode_head[cores], (x, gamma, weight, *scale), note=note, ranks=4)
+    return Example(decode_head[cores], (x, gamma, weight, *scale), note=note)
 
 
 @register("decode_head")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from qwen36_neuron.runtime import DraftRequest, RuntimeConfig, open_runtime
 from qwen36_neuron.runtime.cpu import CpuRuntime
 
 from .support import BLOCKS, last, logits, neuron, runtime_config
+from .test_kernels import launches  # noqa: F401
 
 TOLERANCE = 2e-3
 DRAFTS = {"max_drafts": 2, "max_proposals": 2}
@@ -82,6 +84,28 @@ def test_logits_codes_and_drafts_are_those_of_the_cpu_runtime(
         codes, others = (half.view(torch.uint8).flatten(0, 1)[held] for half in (state, other))
         wrong = (codes != others).float().mean()
         assert wrong <= 2e-3, (at, wrong)
+
+
+@pytest.mark.interpreter
+def test_attention_stays_as_it_is_beside_fused_kernels(
+    app: Callable[..., Any],
+    folder: Path,
+    tokens: list[int],
+    launches: Counter[tuple[str, int]],  # noqa: F811
+) -> None:
+    """Their kernel reads no FP8; `paged_attention` does, and all else is fused. Tolerance as of bfloat16 graphs."""
+    from .rig.container import CpuContainer
+
+    changes = {"kernels": "fused", "logical_cores": 1, "dtype": "bfloat16"}
+    device = neuron(CpuContainer(app(**changes)), **FP8)
+    sizes = {"max_model_len": 512, "num_lanes": 4, "num_blocks": 65, "num_slots": 4}
+    cpu = open_runtime(RuntimeConfig(model=folder, kernels="torch", **sizes, **FP8))
+    for start, stop in ((0, 70), (70, 71), (71, 72)):
+        row = last(1, tokens[start:stop], start, BLOCKS)
+        found, want = logits(device, row), logits(cpu, row)
+        assert (found - want).abs().max() <= 2e-2 * want.abs().max()
+    assert (launches["decode_mlp", 1], launches["decode_head", 1]) == (2 * 4, 3)
+    assert (launches["decode_attention", 1], launches["paged_attention", 1]) == (0, 3)
 
 
 def test_scales_are_weights_in_fp32(app: Callable[..., Any], folder: Path) -> None:

@@ -159,7 +159,7 @@ class GraphOptions:
         sizes = self.tp_degree, self.logical_cores
         check_shapes(self._form, model, *sizes, self.mlp_kernel, self.max_drafts)
         if self.stages.fused:
-            check_fused(model, *sizes, self.fused_tokens)
+            check_fused(model, *sizes, self.fused_tokens, *self._attention_sizes)
 
     @property
     def stages(self) -> StageKernels:
@@ -177,6 +177,18 @@ class GraphOptions:
         stages, drafts = self.stages, self.max_drafts
         decoded = self.num_lanes if stages.decode == "fused" else 0
         return max(decoded, self.num_lanes * (1 + drafts) if stages.verify == "fused" and drafts else 0)
+
+    @property
+    def _attention_sizes(self) -> tuple[int, int]:
+        """Sequences of a step of fused attention layers, and tokens of each at most; 0 without such layers."""
+        if not self.fused_attention:
+            return 0, 0
+        return self.num_lanes, 1 + self.max_drafts if self.stages.verify == "fused" else 1
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether attention layers are held as their fused kernel takes them, which reads no FP8 keys and values."""
+        return self.stages.fused and not self.fp8_kv
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -13,6 +13,7 @@ from ..config import BLOCK_SIZE
 from ..model.state import Mixing, select_tokens
 from ..ops.attention import block_of, offset_of, whole_blocks, write_blocks, write_tokens
 from ..ops.banks import Batch, Span, Verify, write_pending
+from ..ops.fused import PagedRows
 from ..ops.kernels import Kernels
 from ..ops.torch_kernels import read_states, write_states
 from .inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInputs
@@ -136,6 +137,11 @@ class GraphDecode(Mixing):
         self.store(layer, k, v)
         return self.kernels.attend(q, k, v, self.memory.kv[layer], self.step.table, self.step.starts)
 
+    def paged(self, layer: int) -> PagedRows:
+        """Of attention layer `layer`, for a kernel that has all of it."""
+        own = positions_in_cache(self.step.table, self.positions)
+        return _paged(self.memory.kv[layer], self.step, own, self.step.lanes.view(-1, 1) != 0)
+
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         keys, values = self.memory.kv[layer]
         index = positions_in_cache(self.step.table, self.positions).view(-1)
@@ -210,6 +216,11 @@ class GraphVerify(Mixing):
         self.store(layer, k, v)
         return self.kernels.attend(q, k, v, self.memory.kv[layer], self.step.table, self.step.starts)
 
+    def paged(self, layer: int) -> PagedRows:
+        """As in `GraphDecode`."""
+        own = positions_in_cache(self.step.table, self.positions)
+        return _paged(self.memory.kv[layer], self.step, own, self.places < self.step.lengths.view(-1, 1))
+
     def store(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> None:
         keys, values = self.memory.kv[layer]
         real = self.places < self.step.lengths.view(-1, 1)
@@ -271,6 +282,14 @@ class GraphDraft(Mixing):
         self.memory.kv[layer] = cache
         held = self.positions[:, 0].masked_fill(~wanted[:, 0], 0)
         return self.kernels.attend(q, k, v, cache, self.step.table, held, begin=1)
+
+
+def _paged(
+    cache: tuple[torch.Tensor, torch.Tensor], step: DecodeInputs | VerifyInputs, own: torch.Tensor, real: torch.Tensor
+) -> PagedRows:
+    """own: int [batch, tokens], places of new tokens; real: bool, of its shape or [batch, 1], those that are kept."""
+    past = cache[0].shape[0] * BLOCK_SIZE
+    return PagedRows(cache, step.table, step.starts, own.masked_fill(~real, past).view(-1, 1))
 
 
 def positions_in_cache(table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -61,6 +61,18 @@ class Attention(nn.Module):
         """
         return self.o_proj(state.attention(self, x, rotary, last))
 
+    def add_to(
+        self,
+        x: torch.Tensor,
+        norm: RMSNorm,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        state: StepState,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """x + the mixer of its norm: [batch, tokens, hidden], or [batch, 1, hidden] with `last`, see `forward`."""
+        mixed = self(norm(x), rotary, state, last)
+        return mixed + (x if last is None else select_tokens(x, last))
+
     def mix(
         self,
         x: torch.Tensor,

@@ -76,7 +76,14 @@ class Qwen36Model(nn.Module):
         Returns:
             [batch, tokens, hidden] after the final norm, or [batch, 1, hidden] with `last`.
         """
-        return self.last_layer(self.before_last_layer(tokens, positions, state), positions, state, last)
+        result: torch.Tensor = self.norm(self.residual(tokens, positions, state, last))
+        return result
+
+    def residual(
+        self, tokens: torch.Tensor, positions: torch.Tensor, state: StepState, last: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`forward` without the final norm, for a head that has it inside."""
+        return self._last_layer(self.before_last_layer(tokens, positions, state), positions, state, last)
 
     def before_last_layer(self, tokens: torch.Tensor, positions: torch.Tensor, state: StepState) -> torch.Tensor:
         """What goes into the last layer, [batch, tokens, hidden]; arguments as those of `forward`."""
@@ -90,8 +97,13 @@ class Qwen36Model(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, state: StepState, last: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The rest of `forward`, of what `before_last_layer` gave."""
-        rotary = self._rotary(positions, x.dtype)
-        result: torch.Tensor = self.norm(self.layers[-1](x, rotary, state, last))
+        result: torch.Tensor = self.norm(self._last_layer(x, positions, state, last))
+        return result
+
+    def _last_layer(
+        self, x: torch.Tensor, positions: torch.Tensor, state: StepState, last: torch.Tensor | None
+    ) -> torch.Tensor:
+        result: torch.Tensor = self.layers[-1](x, self._rotary(positions, x.dtype), state, last)
         return result
 
     def draft(
@@ -111,6 +123,24 @@ class Qwen36Model(nn.Module):
         Returns:
             [batch, tokens, hidden], or [batch, 1, hidden] with `last`: `logits` makes drafts of it.
         """
+        result: torch.Tensor = self.draft_norm(self.draft_residual(hidden, next_tokens, positions, state, last))
+        return result
+
+    @property
+    def draft_norm(self) -> RMSNorm:
+        """The multi-token-prediction layer's last norm."""
+        norm: RMSNorm = self.mtp.norm
+        return norm
+
+    def draft_residual(
+        self,
+        hidden: torch.Tensor,
+        next_tokens: torch.Tensor,
+        positions: torch.Tensor,
+        state: StepState,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """`draft` without the layer's last norm, for a head that has it inside."""
         embedded = self.embed_tokens(next_tokens)
         rotary = self._rotary(positions, embedded.dtype)
         result: torch.Tensor = self.mtp(hidden, embedded, rotary, state, last)

@@ -37,8 +37,7 @@ class DecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """[batch, tokens, hidden] in and out; with `last`, see `Qwen36Model.forward`, [batch, 1, hidden] out."""
         if isinstance(self.mixer, Attention):
-            mixed = self.mixer(self.input_norm(x), rotary, state, last)
-            x = mixed + (x if last is None else select_tokens(x, last))
+            x = self.mixer.add_to(x, self.input_norm, rotary, state, last)
         else:
             x = self.mixer.add_to(x, self.input_norm, state)
             x = x if last is None else select_tokens(x, last)

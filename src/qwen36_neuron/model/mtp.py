@@ -14,10 +14,10 @@ from .state import StepState, Storing
 
 
 class MtpLayer(nn.Module):
-    """fc(norm(embedding of token p + 1) | norm(hidden state at p)), an attention layer, a norm.
+    """fc(norm(embedding of token p + 1) | norm(hidden state at p)), an attention layer; then `norm`, by who calls it.
 
-    Its result takes the place of the model's own hidden state at p + 1: the head makes token p + 2 of it, and with that
-    token's embedding it goes into the layer again.
+    The normed result takes the place of the model's own hidden state at p + 1: the head makes token p + 2 of it, and
+    with that token's embedding it goes into the layer again.
 
     Args:
         index: of its attention layer in the cache, behind the model's own.
@@ -40,11 +40,11 @@ class MtpLayer(nn.Module):
         state: StepState,
         last: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Run the layer over the tokens of each row.
+        """Run the layer over the tokens of each row, but for its last norm.
 
         Args:
-            hidden: [batch, tokens, hidden] after the model's final norm, or this layer's own result for drafts after
-                the first.
+            hidden: [batch, tokens, hidden] after the model's final norm, or after this layer's for drafts after the
+                first.
             embedded: [batch, tokens, hidden], embeddings of the tokens that follow.
             rotary: (cos, sin) of the hidden states' positions.
             state: the memory of the rows; the layer's keys and values go to its own index.
@@ -52,7 +52,8 @@ class MtpLayer(nn.Module):
         Returns:
             [batch, tokens, hidden], or [batch, 1, hidden] with `last`.
         """
-        return self.norm(self.layer(self._joined(hidden, embedded), rotary, state, last))
+        result: torch.Tensor = self.layer(self._joined(hidden, embedded), rotary, state, last)
+        return result
 
     def store(
         self, hidden: torch.Tensor, embedded: torch.Tensor, rotary: tuple[torch.Tensor, torch.Tensor], state: Storing

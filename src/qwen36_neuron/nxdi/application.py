@@ -187,7 +187,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         if options.mlp_kernel:
             weights = lay_out(weights)
         if options.stages.fused:
-            weights = pack_weights(weights, options.logical_cores)
+            weights = pack_weights(weights, options.logical_cores, options.fused_attention)
         if options.fp8_kv:
             model = self.config.model_config
             scales = load_kv_scales(Path(self.model_path), model, options.draft_layer, self.kv_scales)

@@ -1,4 +1,4 @@
-"""Feed-forward blocks and DeltaNet projections on weights in the order of the fused kernels, by these or plainly.
+"""Feed-forward blocks, attention layers and DeltaNet projections on weights in the order of the fused kernels.
 
 Every graph of an artifact reads the same weights. Those of a stage with fused kernels launch them; the others, those of
 prompts among them, run plain operations on the same order (`ops.fused.packed`), so there is no second copy of a weight.
@@ -12,17 +12,28 @@ import torch
 from neuronx_distributed.parallel_layers.mappings import reduce_from_tensor_model_parallel_region
 from torch import nn
 
+from nki_kernels.decode_attention_torch import PackedAttention, pack_factor
+from nki_kernels.decode_head_torch import pack_head, pack_scale
 from nki_kernels.decode_mlp_torch import PackedMlp, pack
 from nki_kernels.decode_projection_torch import pack_columns, pack_rows
 
 from ..checkpoint.weight_format import QUANTISED, WeightFormat
 from ..config import LayerType, ModelConfig
+from ..graph.state import GraphDecode, GraphVerify
+from ..model.attention import Attention
 from ..model.deltanet import GatedDeltaNet
 from ..model.layers import LayerFactory
 from ..model.norm import RMSNorm
 from ..model.state import StateOperations, StepState
 from ..ops.fused import packed
-from ..ops.fused.nki import delta_net_input_nki, delta_net_output_nki, feed_forward_nki
+from ..ops.fused.nki import (
+    Searched,
+    attention_nki,
+    delta_net_input_nki,
+    delta_net_output_nki,
+    feed_forward_nki,
+    head_nki,
+)
 from ..ops.launch import Launch
 from ..ops.nki_kernels import NkiKernels
 from .config import Qwen36InferenceConfig
@@ -137,30 +148,116 @@ class FusedDeltaNet(GatedDeltaNet):
         return delta_net_output_nki(self.launch, x, mixed, gate, *of, self.tp, self.norm.eps)
 
 
-def set_fused(network: nn.Module, config: Qwen36InferenceConfig, layers: LayerFactory, launched: bool) -> None:
-    """Put these in the place of every feed-forward block and DeltaNet mixer of a network that has no weights yet.
+class FusedAttention(Attention):
+    """The mixer with `PackedLinear` projections, or a kernel in its place.
 
-    The draft layer keeps its own: of its graphs nothing is fused.
+    Args:
+        codes: the projections are codes.
+        launch: of the fused kernel; None for plain operations.
+    """
+
+    in_proj_qgkv: PackedLinear
+    o_proj: PackedLinear
+
+    def __init__(
+        self, config: ModelConfig, layers: LayerFactory, index: int, cores: int, codes: bool, launch: Launch | None
+    ) -> None:
+        super().__init__(config, layers, index)
+        self.tp, self.launch = layers.tp, launch
+        hidden, heads, size = config.hidden_size, self.query_heads, self.head_dim
+        self.in_proj_qgkv = PackedLinear(hidden, 2 * (heads + self.kv_heads) * size, cores, codes)
+        self.o_proj = PackedLinear(heads * size, hidden, cores, codes, heads=True)
+
+    @property
+    def weights(self) -> PackedAttention:
+        """Of this rank."""
+        into, out = self.in_proj_qgkv, self.o_proj
+        factors = pack_factor(self.q_norm.weight), pack_factor(self.k_norm.weight)
+        return PackedAttention(into.weight, out.weight, *factors, into.scale, out.scale)
+
+    def add_to(
+        self,
+        x: torch.Tensor,
+        norm: RMSNorm,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        state: StepState,
+        last: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self.launch is None:
+            return super().add_to(x, norm, rotary, state, last)
+        assert last is None  # rows of few tokens are asked for all of them
+        step = cast(GraphDecode | GraphVerify, state)
+        rows = step.paged(self.index)
+        y, step.memory.kv[self.index] = attention_nki(
+            self.launch, x, norm.weight, self.weights, rotary, rows, self.tp, norm.eps
+        )
+        return y
+
+
+class FusedHead(nn.Module):
+    """The head of one rank with the norm before it, by a kernel in every graph.
+
+    In the order that the kernel reads, tokens lie in runs of a few from all over the vocabulary: what plain operations
+    made of it they would have to put in order by a gather of all logits.
+
+    Attributes:
+        weight: bfloat16, or uint8 codes of at most 240, [cores, 128, n].
+        scale: fp32 [cores, vocab / ranks / cores], of codes; None without.
+    """
+
+    scale: torch.Tensor | None
+
+    def __init__(self, config: ModelConfig, tp: int, cores: int, codes: bool, launch: Launch) -> None:
+        super().__init__()
+        self.launch = launch
+        own, dtype = config.vocab_size // tp // cores, torch.uint8 if codes else torch.bfloat16
+        size = (cores, TILE, config.hidden_size // TILE * own)
+        self.weight = nn.Parameter(torch.zeros(size, dtype=dtype), requires_grad=False)
+        scale = torch.ones(cores, own, dtype=torch.float32)
+        self.register_parameter("scale", nn.Parameter(scale, requires_grad=False) if codes else None)
+
+    def search(self, x: torch.Tensor, norm: RMSNorm) -> Searched:
+        """x: [rows, hidden] before the norm."""
+        return head_nki(self.launch, x, norm.weight, self.weight, self.scale, norm.eps)
+
+
+def set_fused(network: nn.Module, config: Qwen36InferenceConfig, layers: LayerFactory, launched: bool) -> None:
+    """Put these in the place of every feed-forward block and mixer, and of the head, of a network without weights yet.
+
+    The draft layer keeps its own: of its graphs the head alone is a kernel. So do attention layers with FP8 keys and
+    values, which their kernel does not read.
 
     Args:
         launched: by the fused kernels, else by plain operations.
     """
     options, model = config.neuron_config.options, config.model_config
     endings, cores = QUANTISED[WeightFormat(options.weights)], options.logical_cores
-    launch = NkiKernels(cores).launch if launched else None
+    kernels = NkiKernels(cores)
+    launch = kernels.launch if launched else None
+    of_head = "lm_head.weight" in endings
+    network.lm_head = FusedHead(model, options.tp_degree, cores, of_head, kernels.launch)
     of_mlp, of_mixer = ("gate_up_proj.weight" in endings, "in_proj_qkvz.weight" in endings)
+    attention = options.fused_attention
     for index, (layer, kind) in enumerate(zip(network.layers, model.layer_types, strict=True)):  # type: ignore[arg-type]
         layer.mlp = FusedMLP(model, options.tp_degree, cores, of_mlp, launch)
         if kind is LayerType.DELTANET:
             layer.mixer = FusedDeltaNet(model, layers, index, cores, of_mixer, launch)
+        elif attention:
+            layer.mixer = FusedAttention(model, layers, index, cores, of_mixer, launch)
 
 
-def pack_weights(weights: dict[str, torch.Tensor], cores: int) -> dict[str, torch.Tensor]:
-    """A rank's weights with feed-forward blocks and DeltaNet projections in the order of the fused kernels.
+def pack_weights(weights: dict[str, torch.Tensor], cores: int, attention: bool) -> dict[str, torch.Tensor]:
+    """A rank's weights with feed-forward blocks, mixers' projections and the head in the order of the fused kernels.
 
     `weights` is emptied on the way, so that no more than a matrix is held twice.
+
+    Args:
+        attention: those of attention layers too.
     """
     out: dict[str, torch.Tensor] = {}
+    into, outof = {"in_proj_qkvz", "in_proj_ba"}, {"out_proj"}
+    if attention:
+        into, outof = into | {"in_proj_qgkv"}, outof | {"o_proj"}
     for name in list(weights):
         if name not in weights:
             continue
@@ -168,9 +265,13 @@ def pack_weights(weights: dict[str, torch.Tensor], cores: int) -> dict[str, torc
         mixer, _, projection = name.rpartition(".mixer.")
         if block.startswith("layers.") and rest:
             out |= _packed_mlp(weights, f"{block}.mlp.", cores)
-        elif mixer.startswith("layers.") and projection.partition(".")[0] in ("in_proj_qkvz", "in_proj_ba", "out_proj"):
-            tensor, kind = weights.pop(name), pack_rows if projection.startswith("out") else pack_columns
+        elif mixer.startswith("layers.") and projection.partition(".")[0] in into | outof:
+            tensor, kind = weights.pop(name), pack_rows if projection.partition(".")[0] in outof else pack_columns
             out[name] = tensor.view(cores, -1) if name.endswith(".scale") else kind(_codes(tensor), cores)
+        elif name == "lm_head.weight":
+            out[name] = pack_head(_codes(weights.pop(name)), cores)
+        elif name == "lm_head.scale":
+            out[name] = pack_scale(weights.pop(name).view(-1), cores)
         else:
             out[name] = weights.pop(name)
     return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
-from torch_neuronx.xla_impl.ops import Argmax
 
 from ..devices import GraphKernels
 from ..graph.draft import make_drafts, run_tokens
@@ -13,13 +12,13 @@ from ..graph.memory import GraphCache, StepMemory
 from ..graph.state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
 from ..model import Qwen36Model
 from ..model.attention import add_kv_scales
-from ..model.norm import set_gated_norm
+from ..model.norm import RMSNorm, set_gated_norm
 from ..ops.kernels import open_kernels
 from ..ops.sampling import draw
-from .candidates import candidates, gathered, most_likely
+from .candidates import PlainScores, Scores, SearchedScores
 from .config import Qwen36InferenceConfig
 from .fp8_mlp import set_mlp
-from .fused import set_fused
+from .fused import FusedHead, set_fused
 from .layers import NxdLayers
 
 NETWORK = "network."
@@ -96,27 +95,27 @@ class NeuronQwen36Model(NeuronBaseModel):
         memory = self.kv_mgr.open()
         if self.drafts:
             drafting = GraphDraft(memory, DraftInputs(*inputs), self.kernels)
-            drafts, scores = make_drafts(self.network, drafting, self._most_likely)
+            drafts, found = make_drafts(self.network, drafting, self._most_likely)
             memory.keep_all_but(memory.hidden)
-            return [drafts, scores, *memory.outputs()]
-        hidden, step = self._run(memory, inputs)
+            return [drafts, found, *memory.outputs()]
+        x, step = self._run(memory, inputs)
         if not self.verifies:
             memory.keep_pending()
-        rows, places = hidden.shape[:2]
-        part = self.network.lm_head(hidden).flatten(0, 1)
-        logits = gathered(part).float()
-        best = Argmax.apply(logits, 1, False)  # Neuron's own: XLA's argmax is a slow pair reduction
+        rows, places = x.shape[:2]
+        scores = self._scores(x, self.network.norm)
+        logits = scores.logits()
+        best = scores.best(logits)
         if step.sampling is None:
             tokens = best.to(torch.int32)
         else:
-            ranked = candidates(part.float(), min(self.candidates, part.shape[1]), self.tp_degree)
-            tokens = draw(logits, *ranked, best, step.sampling.view(rows * places, -1))
+            values, ids, bound = scores.ranked(self.candidates)
+            tokens = draw(logits, values, ids, best, step.sampling.view(rows * places, -1), bound)
         return [tokens.view(rows, places), logits.view(rows, places, -1), *memory.outputs()]
 
     def _run(
         self, memory: StepMemory, inputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, PrefillInputs | DecodeInputs | VerifyInputs]:
-        """Hidden states [rows, places, hidden] of a graph that runs tokens, and its inputs."""
+        """Hidden states before the final norm, [rows, places, hidden], of a graph that runs tokens, and its inputs."""
         if self.is_prefill:
             prefill = GraphPrefill(memory, PrefillInputs(*inputs), self.kernels)
             return run_tokens(self.network, prefill, prefill.last), prefill.step
@@ -126,7 +125,14 @@ class NeuronQwen36Model(NeuronBaseModel):
         decode = GraphDecode(memory, DecodeInputs(*inputs), self.kernels)
         return run_tokens(self.network, decode), decode.step
 
-    def _most_likely(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of hidden states [rows, 1, hidden] tokens and their logits, [rows, 1]."""
-        tokens, logits = most_likely(self.network.lm_head(hidden)[:, 0].float(), self.tp_degree)
+    def _most_likely(self, x: torch.Tensor, norm: RMSNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of hidden states [rows, 1, hidden] before a norm tokens and their logits, [rows, 1]."""
+        tokens, logits = self._scores(x, norm).most_likely()
         return tokens.view(-1, 1), logits.view(-1, 1)
+
+    def _scores(self, x: torch.Tensor, norm: RMSNorm) -> Scores:
+        """What the head finds of hidden states [rows, places, hidden] before a norm, a row a place."""
+        head = self.network.lm_head
+        if isinstance(head, FusedHead):
+            return SearchedScores(head.search(x.flatten(0, 1), norm), self.tp_degree)
+        return PlainScores(head(norm(x)).flatten(0, 1), self.tp_degree)

@@ -17,7 +17,7 @@ from ..graph.buckets import PrefillBucket
 from ..graph.profile import Profile
 from .delta_rule import DeltaRuleCost
 from .kernel_prices import KernelPrices
-from .plain import FUSED, GATHERED, PlainOperations
+from .plain import ATTENTION, DELTANET, GATHERED, MLP, PlainOperations
 from .rates import Phase, Rates
 
 STATE_OPERATIONS = 5
@@ -99,7 +99,8 @@ class Estimate:
         mlp = self._mlps(new, asked)
         return [
             *mlp,
-            self._plain.matrices(new, 1, whole, FUSED[:1] if mlp else ()),
+            *self._head(1),
+            self._plain.matrices(new, 1, whole, MLP if mlp else (), not options.stages.fused),
             *self._around_the_rule(new),
             self._prompt_attention(attention - alone, alone, new, bucket.prefix),
             Phase(
@@ -125,16 +126,22 @@ class Estimate:
         """One call of a graph for so many rows that hold so many tokens, whether the profile has one or not."""
         model, options, tokens = self.model, self.profile.options, rows * (1 + drafts)
         choice = options.stages.verify if drafts else options.stages.decode
-        fused = choice == "fused"
-        blocks = self._fused_blocks(tokens) if fused else self._mlps(tokens, tokens)
-        without = FUSED[: len(FUSED) if fused else 1] if blocks else ()
+        blocks = self._fused_blocks(tokens) if choice == "fused" else self._mlps(tokens, tokens)
+        attention = self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held)
+        without: tuple[str, ...] = MLP if blocks else ()
+        if choice == "fused":
+            without += DELTANET
+        if choice == "fused" and options.fused_attention:
+            without, attention = without + ATTENTION, self._attention_layers(attention, rows, 1 + drafts, held)
+        drafting = bool(drafts) or options.draft_layer
         return [
             *blocks,
-            self._plain.matrices(tokens, tokens, bool(drafts) or options.draft_layer, without),
-            self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held),
+            attention,
+            *self._head(tokens),
+            self._plain.matrices(tokens, tokens, drafting, without, not options.stages.fused),
             self._row_states(rows, 1 + drafts),
-            self._plain.activations(tokens, tokens, fused),
-            self._plain.collectives(tokens, tokens, fused),
+            self._plain.activations(tokens, tokens, choice),
+            self._plain.collectives(tokens, tokens, choice),
             self._plain.small_operations(choice),
         ]
 
@@ -153,7 +160,9 @@ class Estimate:
         layer = self._row_attention("draft: attention", 1, rows, 1, held)
         sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
         rest = Phase("draft: small operations", fixed=2 * self.rates.half_layer)
-        return [self._plain.products("draft: weights", ("mtp.", "lm_head."), rows, rows), layer, sums, rest]
+        used = ("mtp.",) if options.stages.fused else ("mtp.", "lm_head.")
+        products = self._plain.products("draft: weights", used, rows, rows)
+        return [products, *self._head(rows, "draft: head"), layer, sums, rest]
 
     # ---- what has two forms: kernels, and plain operations ---------------------------------------------------------
 
@@ -214,7 +223,7 @@ class Estimate:
         assert self._kernels is not None
         last = f"layers.{self.model.num_layers - 1}."
         (seconds, bound), (alone, _) = self._kernels.fp8_mlp(tokens), self._kernels.fp8_mlp(asked)
-        work = self._plain.products("MLPs", ("layers.",), tokens, asked, (last,), only=FUSED[:1])
+        work = self._plain.products("MLPs", ("layers.",), tokens, asked, (last,), only=MLP)
         total = (self.model.num_layers - 1) * seconds + alone
         return [replace(work, fixed=total, fixed_bound=bound, priced=True)]
 
@@ -233,10 +242,34 @@ class Estimate:
                 priced=True,
             )
             for name, only, count, seconds, found in (
-                ("feed-forward", FUSED[:1], model.num_layers, block, bound),
-                ("DeltaNet projections", FUSED[1:], mixers, around, bound_around),
+                ("feed-forward", MLP, model.num_layers, block, bound),
+                ("DeltaNet projections", DELTANET, mixers, around, bound_around),
             )
         ]
+
+    def _attention_layers(self, attention: Phase, rows: int, tokens: int, held: int) -> Phase:
+        """`attention` with all that fused attention layers have: norms, projections, gate, the sum over the ranks."""
+        kernels, codes = self._kernels, "o_proj.weight" in QUANTISED[self.profile.weights]
+        assert kernels is not None  # fused stages have them
+        seconds, bound = kernels.attention_layer(rows, tokens, held, codes)
+        work = self._plain.products("attention", ("layers.",), rows * tokens, rows * tokens, only=ATTENTION)
+        return replace(
+            work,
+            flops=work.flops + attention.flops,
+            hbm_bytes=work.hbm_bytes + attention.hbm_bytes,
+            fixed=len(self.model.attention_layers) * seconds,
+            fixed_bound=bound,
+            priced=True,
+        )
+
+    def _head(self, tokens: int, name: str = "head") -> list[Phase]:
+        """The head of so many tokens, where it is a kernel; then it is one in every graph."""
+        if not self.profile.options.stages.fused:
+            return []
+        assert self._kernels is not None
+        seconds, bound = self._kernels.head(tokens, "lm_head.weight" in QUANTISED[self.profile.weights])
+        work = self._plain.products(name, ("lm_head.",), tokens, tokens)
+        return [replace(work, fixed=seconds, fixed_bound=bound, priced=True)]
 
     @property
     def _kernels(self) -> KernelPrices | None:

@@ -35,6 +35,8 @@ KERNELS = {
     "conv": ("causal_conv1d",),
     "norm": ("gated_rms_norm",),
     "mlp_step": ("decode_mlp",),
+    "attention_layer": ("decode_attention",),
+    "head": ("decode_head",),
     "input_projection": ("decode_projection",),
     "output_projection": ("decode_projection",),
 }
@@ -45,6 +47,13 @@ ROWS = (4, 8)
 
 NEAR, FAR = 1024, 4096
 """Tokens held at which attention is priced; with more of them its time grows by the line through both."""
+
+LAYER_ROWS, LAYER_TOKENS, LAYER_HELD = (1, 8), (1, 4), (1024, 8192)
+"""Rows, new tokens of each, and tokens held at which a fused attention layer is priced; between and beyond them its
+time is taken for linear in each."""
+
+HEAD_PARTS, LARGE_HEAD = (8, 4), 16384
+"""Parts of a rank's vocabulary of more tokens at which the head is priced, whose blocks take as long as one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +111,32 @@ class KernelPrices:
         model = self.model
         return self._between("mlp_step", tokens, codes, model.hidden_size, model.intermediate_size // self.tp)
 
+    def attention_layer(self, rows: int, tokens: int, held: int, codes: bool) -> tuple[float, str]:
+        """Seconds for a fused attention layer, arguments as in `attention`, and what binds it."""
+        rank, hidden = self.model.rank(self.tp), self.model.hidden_size
+        sizes = codes, hidden, rank.num_query_heads, self.cores, rank.num_kv_heads, self.tp
+
+        def at(rows: int, tokens: int, held: int) -> tuple[float, str]:
+            return self._price("attention_layer", tokens, held, rows, *sizes)
+
+        def over(rows: int, tokens: int) -> tuple[float, str]:
+            return _line(max(held, LAYER_HELD[0]), LAYER_HELD, lambda held: at(rows, tokens, held))
+
+        def of_row(rows: int) -> tuple[float, str]:
+            return _line(tokens, LAYER_TOKENS, lambda tokens: over(rows, tokens))
+
+        return _line(rows, LAYER_ROWS, of_row)
+
+    def head(self, rows: int, codes: bool) -> tuple[float, str]:
+        """Seconds for the head of so many rows with its norm, and what binds it."""
+        own, hidden, step = self.model.vocab_size // self.tp, self.model.hidden_size, 8 * self.cores
+        few, many = (own // part // step * step for part in HEAD_PARTS) if own > LARGE_HEAD else (own, own)
+
+        def at(rows: int) -> tuple[float, str]:
+            return _line(own, (few, many), lambda part: self._price("head", rows, codes, hidden, part, self.cores))
+
+        return _between_tokens(rows, at)
+
     def delta_projections(self, tokens: int, codes: bool) -> tuple[float, str]:
         """Seconds for what a DeltaNet mixer projects, in and out with its norms, and what binds the first."""
         rank, hidden = self.model.rank(self.tp), self.model.hidden_size
@@ -112,13 +147,9 @@ class KernelPrices:
         return into + out, bound
 
     def _between(self, name: str, tokens: int, *sizes: Any, ranked: bool = True) -> tuple[float, str]:
-        """A fused kernel's price, which hardly depends on the tokens: by the line through two of `TOKENS`."""
+        """A fused kernel's price, which hardly depends on the tokens."""
         placed = (self.tp, self.cores) if ranked else (self.cores,)
-        least, most = TOKENS[:2] if tokens <= TOKENS[1] else TOKENS[1:]
-        if tokens in TOKENS:
-            return self._price(name, tokens, *sizes, *placed)
-        (fewer, _), (more, bound) = (self._price(name, size, *sizes, *placed) for size in (least, most))
-        return fewer + (more - fewer) * (tokens - least) / (most - least), bound
+        return _between_tokens(tokens, lambda size: self._price(name, size, *sizes, *placed))
 
     def states(self, rows: int, tokens: int) -> tuple[float, str]:
         """Seconds for the delta rule and the convolution of `tokens` tokens a row, and the engine that binds the first.
@@ -147,6 +178,20 @@ class KernelPrices:
     def _price(self, name: str, *sizes: Any) -> tuple[float, str]:
         times, bound = _price(name, sizes)
         return times[LEVELS.index(self.level)], bound
+
+
+def _line(size: int, ends: tuple[int, int], at: Callable[[int], tuple[float, str]]) -> tuple[float, str]:
+    """A price at `size` by the line through those at two ends; what binds is that of the nearer one."""
+    if size in ends:
+        return at(size)
+    (few, near), (many, far) = map(at, ends)
+    bound = near if abs(size - ends[0]) < abs(size - ends[1]) else far
+    return few + (many - few) * (size - ends[0]) / (ends[1] - ends[0]), bound
+
+
+def _between_tokens(tokens: int, at: Callable[[int], tuple[float, str]]) -> tuple[float, str]:
+    """The price of so many tokens by the line through two of `TOKENS`."""
+    return _line(tokens, TOKENS[:2] if tokens <= TOKENS[1] else TOKENS[1:], at)
 
 
 @cache

@@ -21,8 +21,10 @@ SCORE_OPERATIONS = 6
 GATHERED = 3
 """How often a gathered key or value passes HBM: read, written, read."""
 
-FUSED = (".mlp.", ".mixer.in_proj_qkvz.", ".mixer.in_proj_ba.", ".mixer.out_proj.")
-"""Projections of a layer that fused kernels have: the feed-forward block's, then those of a DeltaNet mixer."""
+MLP = (".mlp.",)
+DELTANET = (".mixer.in_proj_qkvz.", ".mixer.in_proj_ba.", ".mixer.out_proj.")
+ATTENTION = (".mixer.in_proj_qgkv.", ".mixer.o_proj.")
+"""Projections of a layer that kernels have: of its feed-forward block, of a mixer of either kind."""
 
 MTP_KEYS = ("mtp.fc.", "mtp.layer.mixer.in_proj")
 """Projections of the draft layer that its keys and values take."""
@@ -46,16 +48,20 @@ class PlainOperations:
             needed_bytes=passed / GATHERED * self.kv_bytes,
         )
 
-    def matrices(self, tokens: int, asked: int, drafting: bool, without: tuple[str, ...] = ()) -> Phase:
+    def matrices(
+        self, tokens: int, asked: int, drafting: bool, without: tuple[str, ...] = (), head: bool = True
+    ) -> Phase:
         """All projections of `tokens` tokens, of which `asked` results are asked for; weights are read once.
 
         Args:
             drafting: write the draft layer's keys and values too, for which the last layer runs every token.
             without: what kernels have of the layers, parts of names.
+            head: the head among them.
         """
         last = f"layers.{self.model.num_layers - 1}."
         of_last = [f"{last}mlp."] + [f"{last}mixer.o_proj."] * self.attention_is_last
-        used, of_asked = ("layers.", "lm_head."), ("lm_head.", *(() if drafting else of_last))
+        used = ("layers.", "lm_head.") if head else ("layers.",)
+        of_asked = ("lm_head.", *(() if drafting else of_last))
         drafted = MTP_KEYS if drafting else ()
         return self.products("weights", used + drafted, tokens, asked, of_asked, without=without)
 
@@ -91,13 +97,14 @@ class PlainOperations:
             flops += 2 * size * (asked if held.startswith(of_asked) else tokens)
         return Phase(name, flops=flops, hbm_bytes=read, fed=fed, streams=True)
 
-    def activations(self, tokens: int, asked: int, fused: bool = False) -> Phase:
+    def activations(self, tokens: int, asked: int, stage: NeuronKernels = "nki") -> Phase:
         """What operations between the products read and write: norms, residuals, gates, convolution, SwiGLU.
 
         Numbers of two bytes: those of `tokens` tokens, and in the last layer those of the `asked` ones.
 
         Args:
-            fused: what is left of it, attention layers' without their second norm and their feed-forward blocks.
+            stage: "fused" for what is left of it: of attention layers that are no kernel, without their second norm and
+                their feed-forward blocks.
         """
         model, rank = self.model, self.model.rank(self.profile.options.tp_degree)
         entry = 2 * model.hidden_size  # the first norm, of one in, one out
@@ -107,9 +114,9 @@ class PlainOperations:
         deltanet = deltanet if self.profile.options.stages.prefill == "torch" else 0  # convolution and gated norm
         queries, keys = (2 * heads * model.head_dim for heads in (rank.num_query_heads, rank.num_kv_heads))
         attention = 6 * (queries + keys)  # queries and gates, keys and values
-        if fused:
+        if stage == "fused":
             added = 3 * model.hidden_size  # two in, one out
-            passed = len(model.attention_layers) * (entry + attention + added)
+            passed = self._plain_attention * (entry + attention + added)
             return Phase("activations", hbm_bytes=2 * tokens * passed, needed_bytes=0.0)
         passed = model.num_layers * entry + (model.num_layers - 1) * rest
         passed += len(model.deltanet_layers) * deltanet + len(model.attention_layers) * attention
@@ -123,17 +130,18 @@ class PlainOperations:
         """What plain operations of a few tokens take beside what they read, of blocks that are not all kernels.
 
         Half of a DeltaNet mixer's are kernels with "nki", taken for half of their time; an attention mixer's rate comes
-        of a model whose attention was a kernel.
+        of a model whose attention was a kernel. What is left with "fused" is taken for one block's: the embedding,
+        rotary angles, places of keys.
         """
         layers, mixers = self.model.num_layers, len(self.model.deltanet_layers)
-        plain = {"torch": 2.0 * layers, "nki": 2.0 * layers - mixers / 2, "fused": layers - mixers}[kernels]
+        plain = {"torch": 2.0 * layers, "nki": 2.0 * layers - mixers / 2, "fused": 1.0 + self._plain_attention}[kernels]
         return Phase("small operations", fixed=plain * self.rates.half_layer)
 
-    def collectives(self, tokens: int, asked: int, fused: bool = False) -> Phase:
+    def collectives(self, tokens: int, asked: int, stage: NeuronKernels = "nki") -> Phase:
         """Two sums over the ranks a layer, through device memory: a rank reads and writes its parts.
 
         Those after the last layer's MLP and, if it is attention, after its output projection are of `asked` tokens.
-        With `fused` blocks those of attention are left: the others are in the kernels.
+        In a "fused" `stage` that of the embedding is left, and those of attention layers that are no kernel.
         """
         tp = self.profile.options.tp_degree
         if tp == 1:
@@ -142,10 +150,15 @@ class PlainOperations:
         of_asked = 1 + self.attention_is_last
         summed = (count - of_asked) * tokens + of_asked * asked
         moved = 2 * 2 * (tp - 1) / tp * self.model.hidden_size * 2
-        if fused:
-            count = len(self.model.attention_layers)
+        if stage == "fused":
+            count = 1 + self._plain_attention
             summed = count * tokens
         return Phase("collectives", hbm_bytes=summed * moved, fixed=count * self.rates.collective, needed_bytes=0.0)
+
+    @property
+    def _plain_attention(self) -> int:
+        """Attention layers that are no kernel in a fused stage."""
+        return 0 if self.profile.options.fused_attention else len(self.model.attention_layers)
 
     @property
     def attention_is_last(self) -> bool:

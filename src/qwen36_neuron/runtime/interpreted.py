@@ -13,7 +13,7 @@ import torch
 
 from ..config import BLOCK_SIZE
 from ..graph.buckets import PrefillBucket
-from ..graph.draft import make_drafts, run_tokens
+from ..graph.draft import Running, make_drafts, run_tokens
 from ..graph.inputs import (
     DecodeInputs,
     DraftInputs,
@@ -33,7 +33,7 @@ from ..graph.inputs import (
 )
 from ..graph.memory import StepMemory
 from ..graph.state import GraphDecode, GraphDraft, GraphPrefill, GraphVerify
-from ..model.norm import set_gated_norm
+from ..model.norm import RMSNorm, set_gated_norm
 from ..ops.kernels import ROWS, check_shapes, open_kernels
 from ..step import DeviceError, DraftRequest, Output, Row
 from .config import RuntimeConfig
@@ -149,18 +149,23 @@ class InterpretedRuntime(CpuRuntime):
 
     def _run_prefill(self, inputs: PrefillInputs, whole: bool) -> torch.Tensor:
         state = GraphPrefill(self.memory, inputs, self.kernels)
-        return run_tokens(self.model, state, None if whole else state.last)
+        return self._hidden(state, None if whole else state.last)
 
     def _run_decode(self, inputs: DecodeInputs) -> torch.Tensor:
-        return run_tokens(self.model, GraphDecode(self.memory, inputs, self.kernels))
+        return self._hidden(GraphDecode(self.memory, inputs, self.kernels))
 
     def _run_verify(self, inputs: VerifyInputs) -> torch.Tensor:
-        return run_tokens(self.model, GraphVerify(self.memory, inputs, self.kernels))
+        return self._hidden(GraphVerify(self.memory, inputs, self.kernels))
+
+    def _hidden(self, state: Running, last: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states after the final norm."""
+        hidden: torch.Tensor = self.model.norm(run_tokens(self.model, state, last))
+        return hidden
 
     def _run_draft(self, inputs: DraftInputs) -> torch.Tensor:
         """int32 [rows, drafts]."""
         return make_drafts(self.model, GraphDraft(self.memory, inputs, self.kernels), self._best)[0]
 
-    def _best(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits, tokens = self.model.logits(hidden).max(-1)
+    def _best(self, x: torch.Tensor, norm: RMSNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, tokens = self.model.logits(norm(x)).max(-1)
         return tokens, logits

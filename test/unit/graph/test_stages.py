@@ -88,6 +88,9 @@ def test_sizes_of_a_model_are_refused_by_name(published_27b: dict[str, Any]) -> 
         options(kernels="fused", max_drafts=5).check_model(model)
     with pytest.raises(ConfigError, match="5120 hidden channels a core are more than 3072 of 40 tokens a step"):
         options(kernels="fused", max_drafts=4, logical_cores=1).check_model(model)
+    alone = options(kernels="fused", num_lanes=1, decode_rows=(), max_drafts=21)
+    with pytest.raises(ConfigError, match="6 query heads a key head are more than 5 of 22 tokens a row"):
+        alone.check_model(model)
     text = published_27b["text_config"]
     odd = ModelConfig.from_dict({**published_27b, "text_config": {**text, "intermediate_size": 17408 - 512}})
     with pytest.raises(ConfigError, match="4224 intermediate channels a rank must be a multiple of 256"):

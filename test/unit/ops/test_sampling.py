@@ -20,6 +20,7 @@ from qwen36_neuron.ops.sampling import (
     MOST_CANDIDATES,
     UNDECIDED,
     TokenCounts,
+    draw,
     most_likely,
     penalise,
     running_sum,
@@ -131,6 +132,53 @@ def test_candidates_never_give_another_token(
     if single not in (UNDECIDED, whole):
         first, last = sorted((single, whole))
         assert (allowed.cumsum(0)[first:last] - uniform).abs().max() < 1e-5
+
+
+def searched(logits: torch.Tensor, parts: int, kept: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The most likely tokens of each part of the vocabulary, and what is above no other token's logit."""
+    places = torch.arange(logits.shape[1]).view(-1, parts).t()
+    values, at = torch.topk(logits[:, places], kept, dim=2)
+    ids = places.expand(len(logits), -1, -1).gather(2, at).flatten(1)
+    values, order = torch.sort(values.flatten(1), dim=1, descending=True)
+    return values, ids.gather(1, order), logits[:, places].topk(kept, dim=2).values[..., -1].amax(1, keepdim=True)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    spread=st.sampled_from([0.1, 1.0, 4.0, 20.0]),
+    uniform=st.floats(0, 1, exclude_max=True, width=32),
+    top_k=st.sampled_from([0, 1, 7, 16, 40, VOCAB]),
+    top_p=st.sampled_from([1e-6, 0.3, 0.9, 0.999, 1.0]),
+    min_p=st.sampled_from([0.0, 1e-4, 0.1, 1.0]),
+    coarse=st.booleans(),
+)
+def test_candidates_of_parts_of_the_vocabulary_never_give_another_token(
+    seed: int, spread: float, uniform: float, top_k: int, top_p: float, min_p: float, coarse: bool
+) -> None:
+    """Of 16 parts 4 each: the most likely 64 tokens are hardly ever among them, and equal logits go missing."""
+    logits = logits_of(seed, spread=spread)
+    logits = (logits.bfloat16() if coarse else logits).double()
+    asked = params(torch.tensor([uniform]), top_k=top_k, top_p=top_p, min_p=min_p).double()
+    values, ids, bound = searched(logits, 16, 4)
+    found = int(draw(logits, values, ids, logits.argmax(-1), asked, bound))
+    whole = int(sample(logits, asked, VOCAB))
+    sure = int((values >= bound).sum())
+    assert found == whole or (found == UNDECIDED and not 0 < top_k <= sure)
+    assert found == whole or top_k or top_p < 1
+
+
+def test_the_check_finds_candidates_that_are_taken_for_all() -> None:
+    """Without the bound some draws are of the wrong tokens."""
+    logits = logits_of(3, rows=400).double()
+    asked = params(torch.rand(400, generator=torch.Generator().manual_seed(4)), top_k=40).double()
+    values, ids, bound = searched(logits, 16, 4)
+    whole = sample(logits, asked, VOCAB)
+    assert (draw(logits, values, ids, logits.argmax(-1), asked) != whole).any()
+    found = draw(logits, values, ids, logits.argmax(-1), asked, bound)
+    assert torch.equal(found[found != UNDECIDED], whole[found != UNDECIDED])
+    short = params(asked[:, 4], top_k=4).double()
+    assert torch.equal(draw(logits, values, ids, logits.argmax(-1), short, bound), sample(logits, short, VOCAB))
 
 
 @pytest.mark.parametrize("cuts", [{}, {"top_p": 0.95}, {"min_p": 0.02}], ids=str)

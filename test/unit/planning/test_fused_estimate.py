@@ -22,16 +22,23 @@ from qwen36_neuron.planning.rates import Phase, Rates, roofline
 from qwen36_neuron.planning.report import sweep_json
 
 LAYERS, MIXERS, ATTENTION = 64, 48, 16
+PART = 62080
+"""Tokens of a rank's vocabulary."""
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
-    """Launches whose price was asked for: each costs a microsecond, one of fused kernels as many as it has tokens."""
+    """Launches whose price was asked for: each costs a microsecond, one of fused kernels as many as it has tokens.
+
+    The head's by its part of the vocabulary.
+    """
     found: list[tuple[str, tuple[Any, ...]]] = []
 
     def price(name: str, sizes: tuple[Any, ...]) -> price_record.Price:
         found.append((name, sizes))
-        us = sizes[0] if name.endswith(("step", "projection")) and name != "conv_step" else 1
+        us: float = sizes[0] if name.endswith(("step", "projection")) and name != "conv_step" else 1
+        us = sizes[0] * sizes[2] if name == "attention_layer" else us
+        us = sizes[0] * sizes[3] / PART if name == "head" else us
         return (0.5e-6 * us, 1e-6 * us, 2e-6 * us), f"kernel: {name}"
 
     monkeypatch.setattr(kernel_prices, "_price", price)
@@ -66,20 +73,54 @@ def test_a_step_has_a_price_of_every_fused_kernel(
     assert ("mlp_step", (8, codes[0], 5120, 4352, 4, 2)) in asked
     assert ("input_projection", (8, codes[1], 5120, 4096, 24, 2)) in asked
     assert ("output_projection", (8, codes[1], 5120, 12, 4, 2)) in asked
+    assert phases["attention"].seconds(Rates()) == pytest.approx(ATTENTION * 8e-6)
+    assert phases["head"].seconds(Rates()) == pytest.approx(8e-6)
+    assert ("attention_layer", (1, 1024, 8, codes[1], 5120, 6, 2, 1, 4)) in asked
+    assert ("head", (8, codes[1], 5120, PART // 8, 2)) in asked
 
 
 def test_what_kernels_have_is_counted_once(model: ModelConfig, asked: list[Any]) -> None:
     """Their bytes and products are no longer plain operations', and nothing is lost."""
     fused, nki = (named(estimate(model, kernels).step_phases(8, 1024, 3)) for kernels in ("fused", "nki"))
-    parts = [fused[name] for name in ("feed-forward", "DeltaNet projections", "weights")]
-    others = [nki[name] for name in ("MLPs", "weights")]  # with FP8 weights these have a kernel as well
+    parts = [fused[name] for name in ("feed-forward", "DeltaNet projections", "attention", "head", "weights")]
+    others = [nki[name] for name in ("MLPs", "attention", "weights")]  # with FP8 weights MLPs have a kernel as well
     for what in ("hbm_bytes", "flops"):
         found, wanted = (sum(getattr(phase, what) for phase in side) for side in (parts, others))
         assert found == pytest.approx(wanted)
-    assert fused["collectives"].fixed == ATTENTION * Rates().collective
+    assert fused["collectives"].fixed == Rates().collective  # the embedding's
     assert nki["collectives"].fixed == 2 * LAYERS * Rates().collective
-    assert fused["small operations"].fixed == ATTENTION * Rates().half_layer
+    assert fused["small operations"].fixed == Rates().half_layer
     assert roofline(list(fused.values()), Rates()) == pytest.approx(roofline(list(nki.values()), Rates()))
+
+
+def test_attention_with_fp8_keys_is_priced_as_its_own_kernel(model: ModelConfig, asked: list[Any]) -> None:
+    """And so are its projections, norms and sums as plain operations."""
+    plain = estimate(model, "fused")
+    eight = replace(plain.profile.options, kv_cache_dtype="fp8")
+    phases = named(replace(plain, profile=replace(plain.profile, options=eight)).step_phases(8, 1024))
+    assert "attention_layer" not in {name for name, _ in asked}
+    assert phases["collectives"].fixed == pytest.approx((1 + ATTENTION) * Rates().collective)
+    assert phases["small operations"].fixed == pytest.approx((1 + ATTENTION) * Rates().half_layer)
+    fused = named(plain.step_phases(8, 1024))
+    read = [side["weights"].hbm_bytes for side in (phases, fused)]
+    assert read[0] - read[1] == ATTENTION * 5120 * (2 * 7 + 6) * 256  # a byte each
+
+
+def test_a_drafts_head_is_the_kernel_too(model: ModelConfig, asked: list[Any]) -> None:
+    fused, nki = (named(estimate(model, kernels).draft_step_phases(1, 1024)) for kernels in ("fused", "nki"))
+    assert fused["draft: head"].seconds(Rates()) == pytest.approx(1e-6)
+    moved = fused["draft: head"].hbm_bytes + fused["draft: weights"].hbm_bytes
+    assert moved == nki["draft: weights"].hbm_bytes
+    assert "draft: head" not in nki
+
+
+def test_an_attention_layer_takes_the_line_between_those_priced(model: ModelConfig, asked: list[Any]) -> None:
+    prices = KernelPrices(model, 4, 2)
+    for rows, tokens in ((1, 1), (3, 1), (8, 4), (32, 1), (2, 3)):
+        assert prices.attention_layer(rows, tokens, 32768, True)[0] == pytest.approx(rows * tokens * 1e-6)
+    assert {sizes[:3] for name, sizes in asked} == {
+        (tokens, held, rows) for tokens in (1, 4) for held in (1024, 8192) for rows in (1, 8)
+    }
 
 
 def test_stages_are_priced_as_they_are_chosen(model: ModelConfig, asked: list[Any]) -> None:

@@ -1,8 +1,9 @@
-"""Feed-forward blocks and DeltaNet projections of a step of few tokens, residual in, residual out.
+"""Feed-forward blocks, attention layers and DeltaNet projections of a step of few tokens, residual in, residual out.
 
 `nki` launches the kernels, `packed` is plain operations on the same weights; `sizes` says what the kernels take.
 """
 
+from .rows import PagedRows
 from .sizes import TOKENS, check_fused
 
-__all__ = ["TOKENS", "check_fused"]
+__all__ = ["TOKENS", "PagedRows", "check_fused"]

@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
+from nki_kernels.decode_attention import decode_attention
+from nki_kernels.decode_attention_torch import PackedAttention
+from nki_kernels.decode_head import decode_head
 from nki_kernels.decode_mlp import decode_mlp
 from nki_kernels.decode_mlp_torch import PackedMlp, pack_gamma
 from nki_kernels.decode_projection import gated_norm_projection, norm_projection
 
 from ..launch import Launch, summed_over
+from .rows import PagedRows
+from .sizes import TOKENS
+
+
+class Searched(NamedTuple):
+    """A rank's logits and the most likely tokens among them.
+
+    Attributes:
+        logits: fp32 [rows, vocab / ranks].
+        values, ids: fp32 and int32 [rows, n], candidates' logits and tokens, counted from the rank's first. Of equal
+            logits a chunk's lower tokens are among them first, so the first of the most likely ones is.
+        bound: fp32 [rows, 1]: the logit of no token that is not among them is above it.
+    """
+
+    logits: torch.Tensor
+    values: torch.Tensor
+    ids: torch.Tensor
+    bound: torch.Tensor
 
 
 def feed_forward_nki(
@@ -26,6 +49,36 @@ def feed_forward_nki(
     held = weights.gate_up, weights.down, weights.gate_up_scale, weights.down_scale
     y: torch.Tensor = launch(decode_mlp, x.flatten(0, 1), pack_gamma(gamma), *held, eps=eps, **summed_over(ranks))
     return y.view(x.shape)
+
+
+def attention_nki(
+    launch: Launch,
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    weights: PackedAttention,
+    rotary: tuple[torch.Tensor, torch.Tensor],
+    rows: PagedRows,
+    ranks: int,
+    eps: float,
+) -> tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
+    """x + gated attention of the norm of x, summed over the ranks; new keys and values are in the cache then.
+
+    Args:
+        x: bfloat16 [batch, tokens, hidden]; at most `TOKENS` tokens in all.
+        gamma: fp32 [hidden], the norm's full factor.
+        weights: of this rank.
+        rotary: (cos, sin) of the tokens' positions, [batch, tokens, 1, pairs].
+    Returns:
+        Of x's shape and type, and the cache, which is the one that was given.
+    """
+    blocks, block, heads, size = rows.cache[0].shape
+    turns = (table.flatten(0, 2) for table in rotary)
+    places = (memory.view(blocks * block, heads, size) for memory in rows.cache)
+    held = weights.into, weights.out, weights.q_factor, weights.k_factor
+    where = rows.table, rows.held.view(1, -1), rows.places
+    args = (x.flatten(0, 1), pack_gamma(gamma), *held, *turns, *places, *where, weights.into_scale, weights.out_scale)
+    y, keys, values = launch(decode_attention, *args, eps=eps, **summed_over(ranks))
+    return y.view(x.shape), (keys.view(blocks, block, heads, size), values.view(blocks, block, heads, size))
 
 
 def delta_net_input_nki(
@@ -76,3 +129,20 @@ def delta_net_output_nki(
     held = factor.float().view(1, -1), weight, scale
     y: torch.Tensor = launch(gated_norm_projection, x.flatten(0, 1), *heads, *held, eps=eps, **summed_over(ranks))
     return y.view(x.shape)
+
+
+def head_nki(
+    launch: Launch, x: torch.Tensor, gamma: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor | None, eps: float
+) -> Searched:
+    """The head of the norm of x, and candidates of each part of its tokens.
+
+    Args:
+        x: bfloat16 [rows, hidden], any number of rows.
+        gamma: fp32 [hidden], the norm's full factor.
+        weight, scale: of this rank, in the order of `pack_head` and `pack_scale`; scale with codes only.
+    """
+    factor, parts = pack_gamma(gamma), []
+    for rows in x.split(TOKENS):
+        logits, values, ids, bounds = launch(decode_head, rows, factor, weight, scale, eps=eps)
+        parts.append(Searched(logits, values, ids, bounds.amax(1, keepdim=True)))
+    return parts[0] if len(parts) == 1 else Searched(*map(torch.cat, zip(*parts, strict=True)))

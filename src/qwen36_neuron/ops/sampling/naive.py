@@ -96,7 +96,12 @@ def _first_beyond(sums: torch.Tensor, weights: torch.Tensor, target: torch.Tenso
 
 
 def draw(
-    logits: torch.Tensor, values: torch.Tensor, ids: torch.Tensor, best: torch.Tensor, params: torch.Tensor
+    logits: torch.Tensor,
+    values: torch.Tensor,
+    ids: torch.Tensor,
+    best: torch.Tensor,
+    params: torch.Tensor,
+    bound: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """One token a row, with static shapes and no random state.
 
@@ -108,6 +113,8 @@ def draw(
         values, ids: the candidates' logits, in descending order, and tokens, [rows, candidates].
         best: int [rows], the most likely tokens, for rows that want them.
         params: [rows, len(COLUMNS)], see `COLUMNS`.
+        bound: [rows, 1], where the candidates may not be the most likely tokens: no other token's logit is above it. So
+            those that are not below it are, in their order. None: all of them are.
     Returns:
         int32 [rows]; UNDECIDED where the candidates do not tell.
     """
@@ -121,7 +128,10 @@ def draw(
     # Weights are relative to the most likely token: none overflows, and min-p is a comparison.
     top = values[:, :1]
     raw = torch.exp((values - top) / scale)
-    ranked = torch.where((raw >= min_p) & (every | (place < top_k)), raw, torch.zeros_like(raw))
+    kept = (raw >= min_p) & (every | (place < top_k))
+    if bound is not None:
+        kept = kept & (values >= bound)
+    ranked = torch.where(kept, raw, torch.zeros_like(raw))
     sums = running_sum(ranked)
     weights = torch.exp((logits - top) / scale)
     weights = torch.where(weights >= min_p, weights, torch.zeros_like(weights))
@@ -141,10 +151,14 @@ def draw(
     mass = weights.sum(1, keepdim=True)
     drawn = place_of(weights, uniform * mass).to(torch.int32)
 
-    if count == logits.shape[1]:
+    if count == logits.shape[1] and bound is None:
         decided = torch.ones_like(greedy)
     else:
-        complete = (raw[:, -1:] < min_p) | (~every & (top_k <= count))
+        least, within = raw[:, -1:], top_k <= count
+        if bound is not None:
+            least = torch.maximum(least, torch.exp((bound - top) / scale))
+            within = top_k <= (values >= bound).sum(1, keepdim=True)
+        complete = (least < min_p) | (~every & within)
         nucleus = every & (sums[:, -1:] >= top_p * total)
         decided = complete | (every & uncut) | (~uncut & nucleus)
     chosen = torch.where(decided, drawn, torch.full_like(drawn, UNDECIDED))
