@@ -14,7 +14,7 @@ import vllm.config
 from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS, register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 
-from qwen36_neuron.checkpoint.formats import ROOT, Format, block_fp8, declared, methods, read_format
+from qwen36_neuron.checkpoint.formats import ROOT, Format, declared, methods, read_format
 from qwen36_neuron.errors import ConfigError
 
 from .settings import Settings
@@ -93,9 +93,6 @@ def check_quantization(model: vllm.config.ModelConfig, settings: Settings, asked
     own = {name: value for name, value in (found or {}).items() if name not in ADDED}
     form = read_format({ROOT: own})
     if form is not None and settings.device == "neuron":
-        compiled = "with `qwen36 compile --weights fp8`, and serve the folder that this writes"
-        remedy = f"Compile the checkpoint that it was made from {compiled}; or use device=cpu"
-        if method == block_fp8.METHOD:
-            remedy = f"Compile it {compiled}"
+        remedy = "Compile it with `qwen36 compile --weights fp8` or bf16, and serve the folder that this writes"
         raise ConfigError("model", form.name, "is not run on a Neuron device as it is published", remedy)
     return form

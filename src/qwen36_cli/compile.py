@@ -1,4 +1,4 @@
-"""`qwen36 compile`: a checkpoint converted to FP8 and compiled for a profile."""
+"""`qwen36 compile`: a checkpoint converted to what a device reads, and compiled for a profile."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def compile_model(
     out: Annotated[Path | None, typer.Option(help="Folder to write to.")] = None,
     weights: Annotated[
         WeightFormat | None,
-        typer.Option(help="Instead of the profile's: fp8-mlp for MLPs alone, fp8 for every projection and the head."),
+        typer.Option(
+            help="Instead of the profile's: fp8-mlp for MLPs alone, fp8 for every projection and the head, bf16."
+        ),
     ] = None,
     scales: Annotated[
         Scales | None,
@@ -78,8 +80,9 @@ def compile_model(
     weights_only: Annotated[bool, typer.Option("--weights-only", help="Convert, and compile nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
-    """Convert a checkpoint to FP8 and compile it for a profile.
+    """Convert a checkpoint to what a device reads, and compile it for a profile.
 
+    Published INT8 and FP8 checkpoints are converted from the numbers that they stand for; `fp8.json` has what it costs.
     Writes `checkpoint/` (the model to serve) and `artifact/` (its graphs and their manifest) below --out. Everything is
     checked before anything is written. A conversion that was interrupted goes on where it stopped.
     """

@@ -50,11 +50,11 @@ def quantiser(source: Path, target: Path, weights: WeightFormat, scales: Scales 
     """What has to be done for a checkpoint in `weights`; None if `source` is one already.
 
     Raises:
-        ConfigError: `source` was converted to something else.
+        ConfigError: `source` was converted to something else, or is published in a format that is not served.
     """
     if weights_format(source) == weights:
         return None
-    if (source / FP8_MANIFEST).is_file() or weights is WeightFormat.BF16:
+    if (source / FP8_MANIFEST).is_file():
         raise ConfigError("model", str(source), f"is {weights_format(source)}, not {weights}", "Give the original")
     return Quantiser(Conversion(source, FORMATS[weights], scales), target)
 

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from ..checkpoint.conversion import FORMATS, source_files
+from ..checkpoint.formats import format_of
 from ..checkpoint.kv_scales import FILE as KV_SCALES
 from ..checkpoint.kv_scales import load_kv_scales
 from ..checkpoint.quantiser import MANIFEST as FP8_MANIFEST
 from ..checkpoint.quantiser import read_manifest as read_fp8_manifest
 from ..checkpoint.stream import sha256
+from ..checkpoint.weight_format import WeightFormat
 from ..config import ModelConfig
 from ..errors import ConfigError
 from ..provenance import provenance
@@ -110,9 +112,14 @@ def weights_digest(model: Path) -> str:
 
 
 def weights_format(model: Path) -> str:
-    """The number format of a checkpoint's matrices: a value of `WeightFormat`, or the parts that are FP8."""
+    """The number format of a checkpoint's matrices: a value of `WeightFormat`, the parts that are FP8, or as published.
+
+    Raises:
+        ConfigError: it is published in a format that is not served.
+    """
     if not (model / FP8_MANIFEST).is_file():
-        return "bf16"
+        published = format_of(model)
+        return str(WeightFormat.BF16) if published is None else published.name
     parts = frozenset(read_fp8_manifest(model)["parts"])
     return next((str(name) for name, listed in FORMATS.items() if listed == parts), f"fp8 {sorted(parts)}")
 

@@ -1,4 +1,4 @@
-"""What becomes of every tensor of a checkpoint whose matrices are converted to FP8."""
+"""What becomes of every tensor of a checkpoint whose matrices are converted to FP8, or to bfloat16 from eight bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
-from .files import DTYPES, FP8, PUBLISHED_SCALE, SCALE, checkpoint_files, scaled_weight
+from .coded import Coded, coded_tensors
+from .files import DTYPES, FP8, PUBLISHED_SCALE, SCALE, CheckpointFiles, checkpoint_files, scaled_weight
 from .fp8 import BLOCK, Scales
 from .names import HEAD, canonical_name
 from .stream import Entry
@@ -26,6 +27,7 @@ PARTS = {
 """Matrices that may be FP8, by part: not norms, embeddings, conv1d, A_log, dt_bias, in_proj_a and in_proj_b, MTP."""
 
 FORMATS: dict[WeightFormat, frozenset[str]] = {
+    WeightFormat.BF16: frozenset(),
     WeightFormat.FP8_MLP: frozenset({"mlp"}),
     WeightFormat.FP8: frozenset(PARTS),
 }
@@ -53,11 +55,18 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A tensor and what becomes of it."""
+    """A tensor and what becomes of it.
+
+    Attributes:
+        source: for a matrix in INT8 its name, type and shape as a plain one, and the file of its codes.
+        scale: of a matrix in FP8 blocks.
+        coded: canonical name of a matrix in INT8, which is read by it.
+    """
 
     source: Source
     action: Action
     scale: Source | None = None
+    coded: str | None = None
 
     @property
     def entries(self) -> tuple[Entry, ...]:
@@ -80,7 +89,7 @@ class Conversion:
     """The conversion of the checkpoint in `source`.
 
     Attributes:
-        parts: keys of PARTS to convert; other matrices are copied, or multiplied out to bf16 if they come in FP8.
+        parts: keys of PARTS to convert; other matrices are copied, or multiplied out to bf16 if they have eight bits.
         scales: None keeps published blocks as blocks, which is exact, and gives everything else a scale a channel.
     """
 
@@ -89,7 +98,7 @@ class Conversion:
     scales: Scales | None = None
 
     def __post_init__(self) -> None:
-        if self.parts - set(PARTS) or not self.parts:
+        if self.parts - set(PARTS):
             raise ConfigError("parts", sorted(self.parts), "must be parts of the network", f"Known: {', '.join(PARTS)}")
 
     @cached_property
@@ -102,6 +111,12 @@ class Conversion:
                     held = opened.get_slice(name)
                     found[name] = Source(name, file.name, held.get_dtype(), tuple(held.get_shape()))
         return found
+
+    @cached_property
+    def coded(self) -> dict[str, Coded]:
+        """The tensors that are parts of matrices in INT8, by name."""
+        with CheckpointFiles(self.source) as files:
+            return coded_tensors(files)
 
     @cached_property
     def work(self) -> tuple[Work, ...]:
@@ -122,6 +137,8 @@ class Conversion:
                     "parts", part, "the checkpoint has no such matrices (a tied head is the embedding)", "Leave it out"
                 )
         actions = {w.action for w in work}
+        if not self.parts and Action.EXPAND not in actions:
+            raise ConfigError("parts", [], "nothing is to be converted, and no matrix is in eight bits", "Name parts")
         if Action.QUANTISE in actions and (Action.HALVE in actions or self.scales is Scales.BLOCK):
             plain = sorted(w.source.name for w in work if w.action is Action.QUANTISE)
             raise ConfigError(
@@ -138,12 +155,19 @@ class Conversion:
         return Scales.BLOCK if any(w.action is Action.HALVE for w in self.work) else Scales.CHANNEL
 
     def _owner(self, tensor: Source) -> str | None:
-        """The FP8 matrix that a tensor of scales belongs to."""
+        """The matrix of which a tensor is not the part that stands for it."""
+        coded = self.coded.get(tensor.name)
+        if coded is not None:
+            return None if coded.codes else coded.matrix
         weight = scaled_weight(tensor.name)
         return weight if weight in self.tensors and self.tensors[weight].dtype == FP8 else None
 
     def _work(self, tensor: Source) -> Work:
         wanted = part_of(tensor.name) in self.parts
+        coded = self.coded.get(tensor.name)
+        if coded is not None:
+            action = Action.QUANTISE if part_of(coded.stored) in self.parts else Action.EXPAND
+            return Work(Source(coded.stored, tensor.file, "I8", coded.shape), action, coded=coded.matrix)
         if tensor.dtype != FP8:
             if tensor.dtype not in DTYPES:
                 raise ConfigError(

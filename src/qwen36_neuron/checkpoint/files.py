@@ -201,6 +201,32 @@ class CheckpointFiles:
         held = self.read_quantised(piece)
         return held.codes, held.scales
 
+    def quantised_shape(self, name: str) -> tuple[int, int]:
+        """Of a quantised matrix [out, in].
+
+        Raises:
+            CheckpointError: one of its tensors is not there, or is not what the others ask for.
+        """
+        layout, layer = self.layout(name), name.removesuffix(".weight")
+        assert layout is not None
+        missing = [layer + ending for ending in layout.endings if layer + ending not in self._tensors]
+        if missing:
+            raise CheckpointError(self.path, [self._stored_name(part) for part in missing])
+        shape = self._shape(name, layout)
+        wrong = []
+        for ending, expected in layout.tensors(shape).items():
+            dtype, found = self._found(layer + ending)
+            if found != expected.shape or dtype not in expected.dtypes:
+                wrong.append(Mismatch(self._tensors[layer + ending][1], f"{dtype} {found}", str(expected)))
+        if wrong:
+            raise CheckpointError(self.path, wrong=wrong)
+        return shape
+
+    @property
+    def stored(self) -> dict[str, str]:
+        """What tensors are called in the files, by canonical name."""
+        return {name: stored for name, (_, stored) in self._tensors.items()}
+
     @property
     def quantised(self) -> bool:
         """Whether there are matrices in codes of a byte."""

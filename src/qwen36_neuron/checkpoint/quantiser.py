@@ -1,4 +1,4 @@
-"""A checkpoint rewritten with FP8 matrices, in bounded memory: a few hundred rows at a time, a bounded file at a time.
+"""A checkpoint rewritten with FP8 or bf16 matrices, in bounded memory: some rows at a time, a bounded file at a time.
 
 Every file that is done is noted with its checksum in a journal, so an interrupted run goes on behind the last of them.
 The index is written last: a folder without it does not load.
@@ -20,8 +20,10 @@ from safetensors import safe_open
 
 from ..errors import ConfigError
 from .conversion import Action, Conversion, Source, Work, scale_name, source_files
-from .files import INDEX
+from .files import INDEX, CheckpointFiles
+from .formats import PLACES
 from .fp8 import BLOCK, Error, dequantise, halve, is_neuron_range, quantise_channels
+from .sharding import Slice
 from .stream import StreamWriter, sha256
 
 MANIFEST = "fp8.json"
@@ -187,22 +189,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class _Reader:
-    """Rows of a checkpoint's tensors; one file is mapped at a time, so that its pages can go."""
+    """Rows of a checkpoint's tensors; one file is mapped at a time, so that its pages can go.
+
+    A matrix in INT8 lies in several tensors, each perhaps in another file: all are mapped while there are such.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, ""
         self._opened: Any = None
+        self._files: CheckpointFiles | None = None
 
     def __enter__(self) -> _Reader:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._close()
+        if self._files is not None:
+            self._files.__exit__()
+
+    def _close(self) -> None:
         if self._opened is not None:
             self._opened.__exit__(None, None, None)
 
+    def multiplied_out(self, matrix: str, start: int, stop: int) -> torch.Tensor:
+        """fp32 rows of a matrix in INT8, by its canonical name."""
+        if self._files is None:
+            self._files = CheckpointFiles(self.folder)
+        return self._files.read(Slice(matrix, 0, start, stop))
+
     def read(self, tensor: Source, start: int, stop: int) -> torch.Tensor:
+        """Rows of a tensor as it is stored."""
         if tensor.file != self.file:
-            self.__exit__()
+            self._close()
             self._opened, self.file = safe_open(self.folder / tensor.file, framework="pt").__enter__(), tensor.file
         if not tensor.shape:
             whole: torch.Tensor = self._opened.get_tensor(tensor.name)
@@ -214,7 +232,10 @@ class _Reader:
 def _pieces(reader: _Reader, work: Work, error: Error) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """What is written of a tensor, and its scales where it gets them, a run of rows after the other."""
     for start, stop in _runs(work.source.shape):
-        piece = reader.read(work.source, start, stop)
+        if work.coded is not None:
+            piece = reader.multiplied_out(work.coded, start, stop)
+        else:
+            piece = reader.read(work.source, start, stop)
         scale = None
         if work.scale is not None:
             scale = reader.read(work.scale, start // BLOCK, -(-stop // BLOCK)).float()
@@ -255,10 +276,11 @@ def _runs(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 
 def _drop_published_format(config: Path) -> None:
-    """Take out `quantization_config`: it describes the source's payload, and engines act on it."""
+    """Take out `quantization_config`, wherever it is: it describes the source's payload, and engines act on it."""
     content = json.loads(config.read_text(encoding="utf-8"))
     for part in (content, content.get("text_config", {})):
-        part.pop("quantization_config", None)
+        for place in PLACES:
+            part.pop(place, None)
     _write_json(config, content)
 
 

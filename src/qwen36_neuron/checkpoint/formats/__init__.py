@@ -14,6 +14,7 @@ from .layout import Expected, Format, Layout
 from .weight import Inputs, QuantisedWeight, join, round_inputs
 
 __all__ = [
+    "PLACES",
     "ROOT",
     "Expected",
     "Format",
@@ -39,6 +40,7 @@ ALSO = {auto_round.METHOD: ("inc",)}
 """Further names of a method, by which vLLM's --quantization knows it."""
 
 PLACES = (ROOT, "compression_config")
+"""Keys of config.json under which a checkpoint may declare its format."""
 
 
 def declared(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
