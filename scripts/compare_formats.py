@@ -3,7 +3,8 @@
     python scripts/compare_formats.py --made w8a16-group=quantised --out profile_artifacts/formats
 
 INT8 by plain rounding and block FP8 are written here; `--made NAME=FOLDER` adds what the real tools made of the same
-checkpoint (`scripts/quantise.py`). Keys and values in FP8 have the scales of `--kv-scales` (`qwen36 calibrate-kv`).
+checkpoint (`scripts/quantise.py`). What `qwen36 compile --weights fp8` makes of those and of the plain checkpoint for a
+device is compared too. Keys and values in FP8 have the scales of `--kv-scales` (`qwen36 calibrate-kv`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from rich.table import Table
 from transformers import AutoTokenizer
 
 from qwen36_lab.formats import fp8, int8, write
+from qwen36_neuron.checkpoint.conversion import FORMATS, Conversion
+from qwen36_neuron.checkpoint.quantiser import Quantiser
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.provenance import provenance
 from qwen36_neuron.quality import QualityMeter, compare
@@ -60,6 +64,11 @@ def candidates(model: Path, work: Path, made: dict[str, Path], scales: Path | No
         write(model, work / name, form)
         found[name] = Candidate(work / name)
     found |= {name: Candidate(folder) for name, folder in made.items()}
+    for name in ("plain", *(name for name in found if "8A" in name)):
+        folder = model if name == "plain" else found[name].folder
+        work_on = Quantiser(Conversion(folder, FORMATS[WeightFormat.FP8]), work / f"{name} as FP8")
+        work_on.run()
+        found[f"{name}, as FP8 for a device"] = Candidate(work_on.target)
     if scales is not None:
         found["FP8 KV"] = Candidate(model, kv_cache_dtype="fp8")
         found["block FP8, vocabulary and KV"] = Candidate(
