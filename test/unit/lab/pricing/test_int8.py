@@ -8,6 +8,8 @@ import pytest
 from nki_kernels.interpreter import PriceList
 from qwen36_lab.pricing.int8 import WAYS, arguments, price, stream
 
+pytestmark = pytest.mark.interpreter
+
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("rows", [1, 8])
