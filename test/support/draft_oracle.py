@@ -34,9 +34,9 @@ class DraftOracle:
     """Hidden states are transformers'; the layer is this project's, which test_mtp.py compares with transformers'."""
 
     def __init__(self, checkpoint: Path) -> None:
-        from transformers import Qwen3_5ForConditionalGeneration
+        from transformers import AutoModelForImageTextToText
 
-        whole = Qwen3_5ForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+        whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
         self._text = whole.model.language_model.eval()
         config = ModelConfig.from_pretrained(checkpoint)
         self._model = Qwen36Model.from_weights(config, load_weights(checkpoint, config, include_mtp=True))

@@ -111,9 +111,9 @@ def greedy(count: int, **more: Any) -> SamplingParams:
 
 def greedy_of_transformers(folder: Path, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
     """The most likely tokens after each prompt, by transformers in fp32."""
-    from transformers import Qwen3_5ForConditionalGeneration
+    from transformers import AutoModelForImageTextToText
 
-    model = Qwen3_5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     outputs = []
     for prompt in prompts:
         ids = torch.tensor([prompt])

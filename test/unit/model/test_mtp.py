@@ -11,9 +11,10 @@ import pytest
 import torch
 from draft_oracle import Growing
 from safetensors.torch import load_file
-from transformers import Qwen3_5ForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import MtpLayer as Reference
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
+from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeDecoderLayer
 
 from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.config import ModelConfig
@@ -30,10 +31,16 @@ RENAMED = {
 }
 
 
+@pytest.fixture(scope="module", params=["tiny", "tiny_mixture"])
+def checkpoint(request: pytest.FixtureRequest) -> Path:
+    made: Path = request.getfixturevalue(f"{request.param}_checkpoint")
+    return made
+
+
 @pytest.fixture(scope="module")
-def model(tiny_checkpoint: Path) -> Qwen36Model:
-    config = ModelConfig.from_pretrained(tiny_checkpoint)
-    return Qwen36Model.from_weights(config, load_weights(tiny_checkpoint, config, include_mtp=True))
+def model(checkpoint: Path) -> Qwen36Model:
+    config = ModelConfig.from_pretrained(checkpoint)
+    return Qwen36Model.from_weights(config, load_weights(checkpoint, config, include_mtp=True))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +56,11 @@ def tokens(model: Qwen36Model) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def expected(tiny_checkpoint: Path, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    text = Qwen3_5ForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.float32).model.language_model
-    layer = Reference(text.config, Qwen3_5DecoderLayer, Qwen3_5RMSNorm, 3)
-    stored = load_file(tiny_checkpoint / "model.safetensors")
+def expected(checkpoint: Path, model: Qwen36Model, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    text = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).model.language_model
+    kind = Qwen3_5MoeDecoderLayer if model.config.moe else Qwen3_5DecoderLayer
+    layer = Reference(text.config, kind, Qwen3_5RMSNorm, 3)
+    stored = load_file(checkpoint / "model.safetensors")
     layer.load_state_dict(
         {
             new + name.removeprefix(old): tensor.float()
@@ -91,6 +99,6 @@ def test_the_last_token_alone_is_what_it_is_among_all(
     assert (last[:, 0] - expected[:, -1]).abs().max() <= TOLERANCE
 
 
-def test_a_model_without_the_layer_does_not_have_it(tiny_checkpoint: Path) -> None:
-    config = ModelConfig.from_pretrained(tiny_checkpoint)
-    assert not hasattr(Qwen36Model.from_weights(config, load_weights(tiny_checkpoint, config)), "mtp")
+def test_a_model_without_the_layer_does_not_have_it(checkpoint: Path) -> None:
+    config = ModelConfig.from_pretrained(checkpoint)
+    assert not hasattr(Qwen36Model.from_weights(config, load_weights(checkpoint, config)), "mtp")

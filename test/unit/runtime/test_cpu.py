@@ -44,15 +44,17 @@ def logits(runtime: Runtime, row: Row) -> torch.Tensor:
     return out
 
 
-def test_restoring_is_continuing_bit_for_bit(tiny_checkpoint: Path, make: Make) -> None:
+@pytest.mark.parametrize("made", ["tiny", "tiny_mixture"])
+def test_restoring_is_continuing_bit_for_bit(made: str, request: pytest.FixtureRequest, make: Make) -> None:
     """Checkpoints taken inside a chunk, at its end and by a decode step, each restored into another lane."""
-    runtime = make(tiny_checkpoint)
+    checkpoint = request.getfixturevalue(f"{made}_checkpoint")
+    runtime = make(checkpoint)
     tokens = ids(203)
     runtime.run(Step((Row("a", 1, tokens[:150], 0, BLOCKS, commits=(Commit(64, 1), Commit(128, 2))),)))
     runtime.run(Step((Row("a", 1, tokens[150:191], 150, BLOCKS),)))
     runtime.run(Step((Row("a", 1, tokens[191:192], 191, BLOCKS, commits=(Commit(192, 3),)),)))
     for slot, boundary in ((3, 192), (2, 128), (1, 64)):  # deepest first: each run writes KV from its boundary on
-        cold = make(tiny_checkpoint)
+        cold = make(checkpoint)
         start = 0
         for end in (150, 191, 192) if boundary == 192 else (boundary,):
             cold.run(Step((Row("b", 1, tokens[start:end], start, BLOCKS),)))
@@ -63,6 +65,26 @@ def test_restoring_is_continuing_bit_for_bit(tiny_checkpoint: Path, make: Make) 
         if boundary == 192:  # the same cuts, so the same bits
             assert torch.equal(actual, expected)
         assert (actual - expected).abs().max() <= 1e-5
+
+
+def test_a_mixtures_rows_give_the_same_bits_alone_and_together(tiny_mixture_checkpoint: Path) -> None:
+    """Whichever experts the others chose: the compiled form's sums do not depend on them."""
+    pytest.importorskip("numba")
+    sizes = {"max_model_len": 512, "num_blocks": 65, "num_lanes": 8, "kernels": "fused"}
+    prompts = {lane: ids(5 + 9 * lane, lane) for lane in range(1, 9)}
+    blocks = {lane: range(8 * lane - 7, 8 * lane + 1) for lane in prompts}
+    found = []
+    for together in (True, False):
+        run = open_runtime(RuntimeConfig(model=tiny_mixture_checkpoint, **sizes))  # type: ignore[arg-type]
+        for lane, prompt in prompts.items():
+            run.run(Step((Row(str(lane), lane, prompt, 0, blocks[lane]),)))
+        rows = [Row(str(n), n, [n], len(prompts[n]), blocks[n], output=Output.LOGITS) for n in prompts]
+        steps = [Step(tuple(rows))] if together else [Step((row,)) for row in rows]
+        found.append([result.logits for step in steps for result in run.run(step).rows])
+    for one, other in zip(*found, strict=True):
+        assert one is not None
+        assert other is not None
+        assert torch.equal(one, other)
 
 
 def test_commits_at_the_same_cut_are_the_same_bits(tiny_checkpoint: Path, make: Make) -> None:

@@ -26,20 +26,29 @@ BLOCKS = 8
 INTERPRETED = pytest.param("interpreter", marks=pytest.mark.interpreter)
 
 
-@pytest.fixture(scope="module", params=["torch", "fused", INTERPRETED])
-def runtime(request: pytest.FixtureRequest, tiny_checkpoint: Path) -> CpuRuntime:
-    if request.param == "fused":
+@pytest.fixture(scope="module", params=["torch", "fused", INTERPRETED, "torch mixture", "fused mixture"])
+def runtime(request: pytest.FixtureRequest) -> CpuRuntime:
+    """By what runs it; of a mixture of experts too."""
+    kernels, _, kind = request.param.partition(" ")
+    if kernels == "fused":
         pytest.importorskip("numba")
-    return opened(tiny_checkpoint, request.param)
+    return opened(request.getfixturevalue(f"tiny_{kind}_checkpoint" if kind else "tiny_checkpoint"), kernels)
 
 
 def over(names: tuple[str, ...], cases: Iterable[Any], interpreted: Collection[Any]) -> pytest.MarkDecorator:
-    """Cases for every runtime; the interpreter, which takes seconds for what others do in milliseconds, has some."""
+    """Cases for every runtime; the interpreter, which takes seconds for what others do in milliseconds, has some, and
+    so have mixtures."""
     chosen = [
         pytest.param(kernels, *case, id=f"{kernels}-{'-'.join(map(str, case))}", marks=marks)
-        for kernels, marks in (("torch", ()), ("fused", ()), ("interpreter", pytest.mark.interpreter))
+        for kernels, marks in (
+            ("torch", ()),
+            ("fused", ()),
+            ("interpreter", pytest.mark.interpreter),
+            ("torch mixture", ()),
+            ("fused mixture", ()),
+        )
         for case in cases
-        if kernels != "interpreter" or case in interpreted
+        if kernels in ("torch", "fused") or case in interpreted
     ]
     return pytest.mark.parametrize(("runtime", *names), chosen, indirect=["runtime"])
 
@@ -58,9 +67,15 @@ def opened(folder: Path, kernels: str, **changes: object) -> CpuRuntime:
     return made
 
 
-@pytest.fixture(scope="module")
-def oracle(tiny_checkpoint: Path) -> DraftOracle:
-    return cache(DraftOracle(tiny_checkpoint))  # type: ignore[return-value]
+@pytest.fixture
+def oracle(runtime: CpuRuntime) -> DraftOracle:
+    return oracle_of(Path(runtime.config.model))
+
+
+@cache
+def oracle_of(checkpoint: Path) -> DraftOracle:
+    """Of a checkpoint, remembering what it has said."""
+    return cache(DraftOracle(checkpoint))  # type: ignore[return-value]
 
 
 def ids(count: int, seed: int = 0) -> tuple[int, ...]:
@@ -295,9 +310,8 @@ def test_drafts_end_where_blocks_and_the_maximum_length_do(runtime: CpuRuntime) 
     sequence.release()
 
 
-def test_prompts_beyond_what_may_wait(
-    tiny_checkpoint: Path, oracle: DraftOracle, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prompts_beyond_what_may_wait(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    oracle = oracle_of(tiny_checkpoint)
     monkeypatch.setattr("qwen36_neuron.runtime.cpu_draft.MOST_OWED", 100 * 256 * 4)
     runtime = opened(tiny_checkpoint, "torch")
     sequence = Sequence_(runtime, ids(300, 9))
@@ -310,8 +324,9 @@ def test_prompts_beyond_what_may_wait(
 
 
 def test_prompts_of_one_length_end_their_last_layer_together(
-    tiny_checkpoint: Path, oracle: DraftOracle, monkeypatch: pytest.MonkeyPatch
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    oracle = oracle_of(tiny_checkpoint)
     runtime, rows_at_once = opened(tiny_checkpoint, "torch"), []
     plain = runtime.model.last_layer
 

@@ -98,6 +98,13 @@ def test_nor_for_a_quantised_checkpoint(form: str, tiny_checkpoint: Path, tmp_pa
     assert served == warm
 
 
+def test_nor_for_a_mixture_of_experts(tiny_mixture_checkpoint: Path) -> None:
+    command = [sys.executable, "-c", SERVED, str(tiny_mixture_checkpoint)]
+    warm, served = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert warm["add_experts"] == 1
+    assert served == warm
+
+
 SERVED = """
 import json, sys
 from pathlib import Path
@@ -107,11 +114,15 @@ from qwen36_neuron.ops.gated_delta_rule import numba as delta_net_prefill, numba
 from qwen36_neuron.ops.numba import held, pairs, projections, rows
 from qwen36_neuron.runtime import Commit, Output, Row, RuntimeConfig, Step, open_runtime
 from qwen36_neuron.checkpoint.load import is_quantised
+from qwen36_neuron.config import ModelConfig
+from qwen36_neuron.ops.moe import numba as moe
 
 def compiled():
     modules = (attention, attention_prefill, attend_few, delta_net, delta_net_prefill, few, projections, rows)
     if is_quantised(Path(sys.argv[1])):
         modules += (held, pairs)
+    if ModelConfig.from_pretrained(sys.argv[1]).moe:
+        modules += (held, moe)
     found = {name: value for module in modules for name, value in vars(module).items() if isinstance(value, Dispatcher)}
     return {name: len(value.signatures) for name, value in found.items() if value.targetoptions.get("parallel")}
 

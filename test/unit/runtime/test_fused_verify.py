@@ -109,8 +109,10 @@ class Sequences:
             del self.kept[slot]
 
 
-def test_any_steps_give_and_leave_what_plain_torch_does(demo_checkpoint: Path) -> None:
-    plain, fused = opened(demo_checkpoint, "torch"), opened(demo_checkpoint, "fused")
+@pytest.mark.parametrize("made", ["demo", "tiny_mixture"])
+def test_any_steps_give_and_leave_what_plain_torch_does(made: str, request: pytest.FixtureRequest) -> None:
+    checkpoint = request.getfixturevalue(f"{made}_checkpoint")
+    plain, fused = opened(checkpoint, "torch"), opened(checkpoint, "fused")
     sequences, worst = Sequences(0), 0.0
     for _ in range(120):
         step = sequences.step()
