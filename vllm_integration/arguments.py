@@ -168,7 +168,7 @@ def _check_memory(
     elif slots is None:
         slots = default_slots(kv, model.state_bytes_per_lane(1, element))
     kernels = cpu_kernels(RuntimeConfig(Path(held.model), dtype=DTYPES[held.dtype], kernels=settings.kernels))
-    weights = Memory.of_codes(Path(held.model), kernels)
+    weights = Memory.of_stored(model, Path(held.model), kernels)
     memory = Memory.of(model, element, lanes, blocks, slots, settings.draft_layer, weights, stored)
     memory.check(host, {"model": held.model, "max_num_seqs": lanes, "kv_cache_memory_bytes": kv, "num_slots": slots})
 

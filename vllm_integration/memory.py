@@ -63,8 +63,8 @@ class Memory:
         return ", ".join(f"{field.name} {getattr(self, field.name) / 2**20:.1f} MiB" for field in fields(self))
 
     @staticmethod
-    def of_codes(folder: Path, kernels: str | None) -> int | None:
-        """Bytes of a quantised checkpoint's weights where the runtime holds them as they are stored.
+    def of_stored(model: ModelConfig, folder: Path, kernels: str | None) -> int | None:
+        """Bytes of weights where the runtime holds them as they are stored: quantised ones, and those of a mixture.
 
         Args:
             folder: of the checkpoint; it may lack its files, for a runtime that needs none.
@@ -72,7 +72,7 @@ class Memory:
         """
         if kernels != "fused" or not any((folder / name).is_file() for name in (INDEX, SINGLE)):
             return None
-        return stored_bytes(folder) if is_quantised(folder) else None
+        return stored_bytes(folder) if model.moe is not None or is_quantised(folder) else None
 
     def check(self, host: int, settings: dict[str, object]) -> None:
         """Refuse what cannot fit at all.

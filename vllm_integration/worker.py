@@ -237,7 +237,7 @@ class Worker(WorkerBase):
         weights = None
         if self.settings.device == "cpu":
             asked = RuntimeConfig(self.checkpoint, dtype=DTYPES[self.model_config.dtype], kernels=self.settings.kernels)
-            weights = Memory.of_codes(self.checkpoint, cpu_kernels(asked))
+            weights = Memory.of_stored(self.model, self.checkpoint, cpu_kernels(asked))
         draft = self.settings.draft_layer
         return Memory.of(self.model, element, lanes, num_blocks, self.num_slots, draft, weights, self.kv_element)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from qwen36_lab.reference import transformers_model
 from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.model import Qwen36Model
@@ -34,9 +35,7 @@ class DraftOracle:
     """Hidden states are transformers'; the layer is this project's, which test_mtp.py compares with transformers'."""
 
     def __init__(self, checkpoint: Path) -> None:
-        from transformers import AutoModelForImageTextToText
-
-        whole = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+        whole = transformers_model(checkpoint)
         self._text = whole.model.language_model.eval()
         config = ModelConfig.from_pretrained(checkpoint)
         self._model = Qwen36Model.from_weights(config, load_weights(checkpoint, config, include_mtp=True))

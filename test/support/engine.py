@@ -12,6 +12,7 @@ from vllm import LLM, SamplingParams
 from vllm.outputs import RequestOutput
 from vllm.v1.core.kv_cache_utils import get_block_hash
 
+from qwen36_lab.reference import transformers_model
 from qwen36_neuron.config import BLOCK_SIZE
 from vllm_integration.scheduler import SlotScheduler
 from vllm_integration.worker import Worker
@@ -111,9 +112,7 @@ def greedy(count: int, **more: Any) -> SamplingParams:
 
 def greedy_of_transformers(folder: Path, prompts: Sequence[list[int]], count: int) -> list[list[int]]:
     """The most likely tokens after each prompt, by transformers in fp32."""
-    from transformers import AutoModelForImageTextToText
-
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model = transformers_model(folder)
     outputs = []
     for prompt in prompts:
         ids = torch.tensor([prompt])

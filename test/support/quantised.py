@@ -22,6 +22,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 from compressed_tensors.quantization.utils import calculate_qparams
 from safetensors.torch import load_file
 
+from qwen36_neuron.checkpoint.experts import apart
 from qwen36_neuron.checkpoint.maker import write_weights
 
 Tensors = dict[str, torch.Tensor]
@@ -56,11 +57,11 @@ class Form:
 
 
 def make(source: Path, target: Path, form: Form) -> Made:
-    """Write a checkpoint in a format, and its numbers, into two folders of `target`."""
+    """Write a checkpoint in a format, and its numbers, into two folders of `target`. Experts have a matrix each."""
     made = Made(target / "quantised", target / "plain")
     stored: Tensors = {}
     plain: Tensors = {}
-    for name, tensor in load_file(source / "model.safetensors").items():
+    for name, tensor in apart(load_file(source / "model.safetensors")).items():
         if re.search(form.wanted, name) and not re.search(form.kept, name):
             parts, plain[name] = form.quantise(tensor)
             stored |= {f"{name.removesuffix('.weight')}.{part}": held.contiguous() for part, held in parts.items()}

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from qwen36_neuron.config import BLOCK_SIZE, ModelConfig
 from qwen36_neuron.runtime import RuntimeConfig, open_runtime
 from qwen36_neuron.runtime.generate import Generation, generate
 
+from ..reference import transformers_model
 from .evaluation import Probe
 
 MOST_TOKENS = 192
@@ -42,7 +43,7 @@ class Transformers:
     """The same checkpoint in Hugging Face transformers, fp32 on CPU."""
 
     def __init__(self, model: Path) -> None:
-        self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32).eval()
+        self.model = transformers_model(model)
 
     def agrees(self, prompt: Sequence[int], answer: Sequence[int]) -> bool:
         """Whether greedy decoding after `prompt` gives `answer`: its most likely token at every place is the same."""

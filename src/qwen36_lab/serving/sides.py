@@ -171,13 +171,14 @@ class Transformers:
 
     def __init__(self, config: SideConfig) -> None:
         import torch
-        from transformers import AutoModelForImageTextToText
         from transformers.utils import logging
+
+        from ..reference import transformers_model
 
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         torch.set_num_threads(config.threads)
-        self.model = AutoModelForImageTextToText.from_pretrained(config.checkpoint, dtype=torch.float32).eval()
+        self.model = transformers_model(config.checkpoint)
 
     def first_token(self, prompt: list[int]) -> float:
         started = time.perf_counter()
@@ -312,9 +313,9 @@ def _import_vllm() -> object:
 
 
 def _import_transformers() -> object:
-    from transformers import AutoModelForImageTextToText
+    from transformers import Qwen3_5ForConditionalGeneration
 
-    return AutoModelForImageTextToText
+    return Qwen3_5ForConditionalGeneration
 
 
 def _peak_kib() -> int:

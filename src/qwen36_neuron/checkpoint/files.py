@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from ..errors import ConfigError
-from .experts import as_held, place
+from .experts import Place, as_held, place
 from .formats import Expected, Layout, QuantisedWeight, format_of
 from .formats.layout import cut
 from .formats.own_fp8 import PUBLISHED_SCALE, SCALE, OwnFp8
@@ -153,7 +153,7 @@ class CheckpointFiles:
         """
         layout = self.layout(piece.name)
         if layout is None:
-            where = None if piece.name in self._tensors else place(piece.name)
+            where = self._joined(piece.name)
             if where is not None:
                 return where.matrix(self._slice(where.name)).narrow(piece.dim, piece.start, piece.stop - piece.start)
             return cut(self._slice(piece.name), piece.dim, piece.start, piece.stop)
@@ -250,20 +250,21 @@ class CheckpointFiles:
 
         Without a configuration a matrix in FP8 speaks for itself. The draft layer is often copied into a quantised
         checkpoint as it was, whatever the configuration says: where its matrix is there in plain numbers, it is that.
+        Nor do tools quantise experts that are one tensor: it is no matrix of a layer to them.
         """
         layer = matrix_layer(name)
-        if layer is None:
+        if layer is None or self._joined(name) is not None:
             return None
         if self.format is None:
             return self._own_fp8(name, layer)
-        if name.startswith(MTP_PREFIX) and self._is_plain(name):
+        if name.startswith(MTP_PREFIX) and name in self._tensors and self._found(name)[0] in DTYPES:
             return None
         return self.format.layout(layer)
 
-    def _is_plain(self, name: str) -> bool:
+    def _joined(self, name: str) -> Place | None:
+        """Where an expert's matrix is in a tensor for all experts, if it is in one here."""
         where = None if name in self._tensors else place(name)
-        held = name if where is None else where.name
-        return held in self._tensors and self._found(held)[0] in DTYPES
+        return where if where is not None and where.name in self._tensors else None
 
     def _hint(self, dtype: str) -> str:
         """What a tensor of a type that is not plain would have to be besides, to be read."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..checkpoint.formats import Inputs, round_inputs
+from ..errors import ConfigError
 from ..model.layers import Linear, SingleRank
 from ..ops.dense import linear, prefers_mkl
 
@@ -82,8 +83,13 @@ def round_layer_inputs(model: nn.Module, inputs: Mapping[str, Inputs]) -> None:
 
     Args:
         inputs: what becomes of them, by the runtime name of the layer's weight.
+    Raises:
+        ConfigError: they are of a mixture's experts.
     """
     for name, kind in inputs.items():
+        if ".experts." in name:
+            problem = f"has inputs of experts rounded to 8 bits ({name}), which compiled operations alone do"
+            raise ConfigError("model", kind.value, problem, "Use kernels=fused with dtype float32")
         assert kind is Inputs.INT8_TOKEN
         model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(_round)
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from draft_oracle import Growing
 from safetensors.torch import load_file
-from transformers import AutoModelForImageTextToText
 from transformers.modeling_layers import MtpLayer as Reference
 from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5DecoderLayer, Qwen3_5RMSNorm
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeDecoderLayer
 
+from qwen36_lab.reference import transformers_model
 from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.model import Qwen36Model
@@ -57,7 +57,7 @@ def tokens(model: Qwen36Model) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def expected(checkpoint: Path, model: Qwen36Model, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    text = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32).model.language_model
+    text = transformers_model(checkpoint).model.language_model
     kind = Qwen3_5MoeDecoderLayer if model.config.moe else Qwen3_5DecoderLayer
     layer = Reference(text.config, kind, Qwen3_5RMSNorm, 3)
     stored = load_file(checkpoint / "model.safetensors")

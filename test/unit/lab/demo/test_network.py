@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText
 
 from qwen36_lab.demo.muon import StackedMuon
 from qwen36_lab.demo.scan import StateScan, UnitLowerInverse
 from qwen36_lab.demo.trainable import TrainableModel
+from qwen36_lab.reference import transformers_model
 from qwen36_neuron.checkpoint.names import canonical_name
 
 
@@ -19,7 +19,7 @@ def test_logits_and_gradients_are_those_of_transformers(made: str, length: int, 
     folder = request.getfixturevalue(f"{made}_checkpoint")
     model = TrainableModel.from_pretrained(folder)
     network = model.assemble()
-    reference = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    reference = transformers_model(folder)
     tokens = torch.randint(0, model.config.vocab_size, (2, length), generator=torch.Generator().manual_seed(length))
     logits = network.logits(network.hidden(tokens))
     expected = reference(input_ids=tokens).logits

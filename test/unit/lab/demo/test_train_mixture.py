@@ -10,9 +10,9 @@ from types import ModuleType
 import pytest
 import torch
 import yaml  # type: ignore[import-untyped]
-from transformers import AutoModelForImageTextToText
 
 from qwen36_lab.demo.training import TrainingConfig
+from qwen36_lab.reference import transformers_model
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step, open_runtime
 
@@ -55,7 +55,7 @@ def test_a_few_steps_leave_a_checkpoint_that_both_read_alike(script: ModuleType,
     folder = tmp_path / "checkpoint"
     script.export(config, tmp_path / "out", folder)
 
-    reference = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    reference = transformers_model(folder)
     tokens = torch.randint(0, 1024, (100,), generator=torch.Generator().manual_seed(1)).tolist()
     with torch.inference_mode():
         expected = reference(input_ids=torch.tensor([tokens])).logits[0]
