@@ -1,6 +1,6 @@
 """One rank of a tensor-parallel run: python rank.py SOURCES CHECKPOINT RANKS RANK RENDEZVOUS RESULT DTYPE KERNELS.
 
-Where kernels sum over the ranks, each process's interpreter meets the others'. In bfloat16 no drafts are made.
+Where kernels sum over the ranks, each process's interpreter meets the others'.
 """
 
 from __future__ import annotations
@@ -39,14 +39,13 @@ def main() -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=count, rank=mine)
     initialize_model_parallel(tensor_model_parallel_size=count, skip_collective_init=True)
     buckets = Buckets.grid((128, 256), (128, 512), (512,))
-    drafting = dtype == "float32"
-    settings: dict[str, Any] = {"max_drafts": 3, "max_proposals": 3 if drafting else 0, "logical_cores": 1}
+    settings: dict[str, Any] = {"max_drafts": 3, "max_proposals": 3, "logical_cores": 1}
     settings |= {"dtype": dtype, "kernels": kernels}
     options = GraphOptions(512, 2, 17, buckets, num_slots=2, tp_degree=count, **settings)
     app = NeuronQwen36ForCausalLM(checkpoint, Qwen36InferenceConfig.from_checkpoint(checkpoint, options))
     CpuContainer(app, mine)
     with running_across(Across(mine, count, every)):
-        torch.save(run(app, drafting), result)
+        torch.save(run(app), result)
 
 
 def every(brought: object) -> list[object]:
@@ -56,16 +55,16 @@ def every(brought: object) -> list[object]:
     return found
 
 
-def run(app: NeuronQwen36ForCausalLM, drafts: bool) -> dict[str, torch.Tensor]:
-    """All rows. `drafts`: have some made as well."""
+def run(app: NeuronQwen36ForCausalLM) -> dict[str, torch.Tensor]:
+    """All rows."""
     tokens = torch.randint(0, 4000, (512,), generator=torch.Generator().manual_seed(0)).tolist()
     answers = [app.prefill(row) if len(row.tokens) > 1 else next(app.decode([row])) for row in rows(tokens)]
     logits = torch.cat([answer.logits.fetch() for answer in answers])
     found = {"tokens": torch.tensor([answer.token for answer in answers]), "logits": logits}
-    made, behind = app.draft(before_drafts(tokens)) if drafts else [], []
+    made, behind = app.draft(before_drafts(tokens)), []
     for row, accepted, drafting in drafted(tokens):
         behind.append((next(app.verify([row], [accepted])), 1 + len(row.drafts)))
-        made += app.draft([drafting]) if drafts else []
+        made += app.draft([drafting])
     found["made"] = torch.tensor(made)
     found["drafted"] = torch.cat([torch.tensor(answer.tokens[:places]) for answer, places in behind])
     found["drafted logits"] = torch.cat([answer.logits.fetch()[:places] for answer, places in behind])

@@ -15,7 +15,7 @@ from draft_oracle import DraftOracle
 
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
 from qwen36_neuron.graph.sampling import parameter_tensor
-from qwen36_neuron.ops.sampling import sample_all
+from qwen36_neuron.ops.sampling import UNDECIDED, sample_all
 from qwen36_neuron.runtime import Output, Row, RuntimeConfig, Step, open_runtime
 
 from .conftest import SOURCES
@@ -65,7 +65,8 @@ BAR = 1e-2
 def test_ranks_with_fused_kernels(checkpoint: Path, tmp_path: Path) -> None:
     """Which sum over the ranks inside, in the interpreters of four processes: chunks, steps, drafts, a checkpoint.
 
-    Of random weights, whose logits are small beside what makes them: so they are to be as close as plain graphs' are.
+    Of random weights, whose logits are small beside what makes them: so they are to be as close as plain graphs' are,
+    and a draft is another now and then. Tokens are those of the same call's logits.
     """
     whole, wrong = reference(checkpoint), reference(checkpoint, {303: 7})[303:304]
     expected = {
@@ -73,11 +74,20 @@ def test_ranks_with_fused_kernels(checkpoint: Path, tmp_path: Path) -> None:
         "drafted logits": torch.cat((whole[300:303], wrong, whole[303:306], whole[304:305])),
     }
     errors: dict[str, list[float]] = {name: [] for name in expected}
+    made = []
     for kernels in ("fused", "torch"):
         found = run(checkpoint, tmp_path / kernels, 4, "bfloat16", kernels)[0]
+        asked = parameter_tensor([sampling(index) for index in range(len(found["tokens"]))])
+        tokens, drawn = found["tokens"].int(), sample_all(found["logits"], asked, found["logits"].shape[1])
+        assert ((tokens == drawn) | (tokens == UNDECIDED)).all()
+        assert (tokens == UNDECIDED).sum() <= 3
+        assert torch.equal(found["drafted"], found["drafted logits"].argmax(-1))
+        made.append(found["made"])
         for name, want in expected.items():
             errors[name].append(float((found[name] - want).square().mean().sqrt() / want.abs().max()))
-    print(f"errors of fused and plain graphs: {errors}")
+    same = int((made[0] == made[1]).sum())
+    print(f"errors of fused and plain graphs: {errors}; drafts: {same} of {made[0].numel()} the same")
+    assert same >= 12
     for name, (fused, plain) in errors.items():
         assert fused <= min(BAR, 1.25 * plain), name
 

@@ -54,7 +54,7 @@ def _bar(name: str, estimate: Estimate, bar: float, tokens: float, work: Work) -
     phases = work(estimate)
     least, resource = roofline(phases, estimate.rates)
     by_name: dict[str, dict[str, Any]] = {}
-    for phase in phases:
+    for phase in (one for one in phases if one.seconds(estimate.rates)):
         entry = by_name.setdefault(phase.name, {"ms": 0.0, "bound": phase.bound(estimate.rates)})
         entry["ms"] += 1e3 * phase.seconds(estimate.rates)
     return {

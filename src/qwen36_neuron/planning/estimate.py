@@ -126,13 +126,13 @@ class Estimate:
         """One call of a graph for so many rows that hold so many tokens, whether the profile has one or not."""
         model, options, tokens = self.model, self.profile.options, rows * (1 + drafts)
         choice = options.stages.verify if drafts else options.stages.decode
-        blocks = self._fused_blocks(tokens) if choice == "fused" else self._mlps(tokens, tokens)
-        attention = self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held)
-        without: tuple[str, ...] = MLP if blocks else ()
-        if choice == "fused":
-            without += DELTANET
-        if choice == "fused" and options.fused_attention:
-            without, attention = without + ATTENTION, self._attention_layers(attention, rows, 1 + drafts, held)
+        fused = choice == "fused"
+        blocks = self._fused_blocks(tokens) if fused else self._mlps(tokens, tokens)
+        without: tuple[str, ...] = (MLP if blocks else ()) + (DELTANET if fused else ())
+        if fused and options.fused_attention:
+            without, attention = without + ATTENTION, self._attention_layers(rows, 1 + drafts, held)
+        else:
+            attention = self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held)
         drafting = bool(drafts) or options.draft_layer
         return [
             *blocks,
@@ -186,9 +186,14 @@ class Estimate:
         scores = layers * self.model.rank(self.profile.options.tp_degree).num_query_heads * rows * tokens * held
         if self._kernels:
             seconds, bound = self._kernels.attention(rows, tokens, held)
-            flops, read = 4.0 * scores * self.model.head_dim, layers * rows * held * self._plain.kv_bytes
-            return Phase(name, flops, read, fixed=layers * seconds, fixed_bound=bound, priced=True)
+            work = self._attention_work(layers, rows, tokens, held)
+            return Phase(name, *work, fixed=layers * seconds, fixed_bound=bound, priced=True)
         return self._plain.attention(name, scores, GATHERED * layers * rows * held)
+
+    def _attention_work(self, layers: int, rows: int, tokens: int, held: int) -> tuple[float, float]:
+        """FLOPs and bytes of a kernel's attention of a few tokens of each row."""
+        scores = layers * self.model.rank(self.profile.options.tp_degree).num_query_heads * rows * tokens * held
+        return 4.0 * scores * self.model.head_dim, layers * rows * held * self._plain.kv_bytes
 
     def _row_states(self, rows: int, tokens: int) -> Phase:
         """The delta rule of a few tokens of each row; as a kernel with the convolution's, whose traffic is small."""
@@ -247,17 +252,19 @@ class Estimate:
             )
         ]
 
-    def _attention_layers(self, attention: Phase, rows: int, tokens: int, held: int) -> Phase:
-        """`attention` with all that fused attention layers have: norms, projections, gate, the sum over the ranks."""
+    def _attention_layers(self, rows: int, tokens: int, held: int) -> Phase:
+        """Attention with all that its fused layers have: norms, projections, gate, the sum over the ranks."""
         kernels, codes = self._kernels, "o_proj.weight" in QUANTISED[self.profile.weights]
         assert kernels is not None  # fused stages have them
         seconds, bound = kernels.attention_layer(rows, tokens, held, codes)
+        layers = len(self.model.attention_layers)
         work = self._plain.products("attention", ("layers.",), rows * tokens, rows * tokens, only=ATTENTION)
+        flops, read = self._attention_work(layers, rows, tokens, held)
         return replace(
             work,
-            flops=work.flops + attention.flops,
-            hbm_bytes=work.hbm_bytes + attention.hbm_bytes,
-            fixed=len(self.model.attention_layers) * seconds,
+            flops=work.flops + flops,
+            hbm_bytes=work.hbm_bytes + read,
+            fixed=layers * seconds,
             fixed_bound=bound,
             priced=True,
         )

@@ -16,11 +16,11 @@ from .speculation import HIGH, LOW, Speculation
 PROMPTS = (512, 1024, 4096, 8192, 16384, 32768, 65536, 131008)
 CAVEAT = (
     "The delta rule of prompts is a kernel's price by the interpreter's cost model; with kernels: nki attention and "
-    "the states of decode steps are too, with kernels: fused also their feed-forward blocks and DeltaNet projections. "
-    "What is left are plain operations, at rates that others were measured with. The roofline has what must be read "
-    "and multiplied alone, both at the chip's peak and at once. Host and server are in no figure but in what plain "
-    "operations of a step take, and a decode step computes every row of its graph, in use or not. Ranges are those of "
-    "the kernels' price list alone: the kernels and the collectives."
+    "the states of decode steps are too, with kernels: fused also their feed-forward blocks, attention layers and "
+    "DeltaNet projections, and the head. What is left are plain operations, at rates that others were measured with. "
+    "The roofline has what must be read and multiplied alone, both at the chip's peak and at once. Host and server are "
+    "in no figure but in what plain operations of a step take, and a decode step computes every row of its graph, in "
+    "use or not. Ranges are those of the kernels' price list alone: the kernels and the collectives."
 )
 CONTEXTS = (1024, 8192, 32768, 131072)
 SWEEP_BATCHES, SWEEP_CONTEXTS = (1, 2, 4, 8, 16, 32), (1024, 4096, 8192, 32768, 131072, 262144)
