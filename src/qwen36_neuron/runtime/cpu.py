@@ -106,6 +106,8 @@ class CpuRuntime:
             if self._drafts is not None:
                 self._drafts.begin([row], (), [0])
             self._prefill([row])
+            if self._drafts is not None:
+                self._drafts.catch_up([SCRATCH])
             hidden = self._decode([one])
             if self._drafts is not None:
                 self._drafts.begin([one], (), [0])

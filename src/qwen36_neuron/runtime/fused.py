@@ -57,7 +57,7 @@ class FusedRuntime(CpuRuntime):
         self._weights = {block.index: _weights(block) for block in blocks}
         self._program = DecodeProgram(self.model, self.cache, self._weights)
         self._verifier = VerifyProgram(self._program, self.cache)
-        if config.draft_layer and self.model.config.moe is None:  # a mixture's drafts are made in torch
+        if config.draft_layer:
             self._drafts = FusedDraftLayer(self.model, self.cache, config.max_model_len, self._program)
 
     def _load(self, described: ModelConfig) -> Qwen36Model:

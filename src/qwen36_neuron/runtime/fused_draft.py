@@ -11,7 +11,7 @@ from ..cache import HybridCache
 from ..config import BLOCK_SIZE
 from ..model import Qwen36Model
 from ..model.mtp import MtpLayer
-from ..ops.mtp.numba import DraftWeights, Owed, make_drafts, write_entries
+from ..ops.mtp.numba import DenseWeights, DraftWeights, Owed, make_drafts, write_entries
 from ..ops.numba.scalar import Array, array
 from ..step import DraftRequest
 from .cpu_draft import CpuDraftLayer
@@ -23,7 +23,7 @@ from .rotary import rotary_at
 
 
 class FusedDraftLayer(CpuDraftLayer):
-    """Its results are those of `CpuDraftLayer` within fp32 rounding. Of dense models alone."""
+    """Its results are those of `CpuDraftLayer` within fp32 rounding."""
 
     def __init__(self, model: Qwen36Model, cache: HybridCache, max_model_len: int, program: DecodeProgram) -> None:
         super().__init__(model, cache, max_model_len)
@@ -31,7 +31,7 @@ class FusedDraftLayer(CpuDraftLayer):
         assert isinstance(mtp, MtpLayer)
         layer = LayerProgram.of(mtp.layer, cache, {})
         assert isinstance(layer.mixer, AttentionStep)
-        assert isinstance(layer.block, DenseBlock)
+        block = layer.block
         self._rope = model.config.rope
         first = layer.in_proj.outputs - 2 * layer.mixer.pages.keys[0].size
         self._for_keys = layer.in_proj.packed.rows(first)
@@ -47,8 +47,11 @@ class FusedDraftLayer(CpuDraftLayer):
             pages=layer.mixer.pages,
             out_proj=layer.out_proj.packed,
             post_norm=layer.post_norm,
-            gate_up=layer.block.gate_up.packed,
-            down=layer.block.down.packed,
+            block=(
+                DenseWeights(block.gate_up.packed, block.down.packed)
+                if isinstance(block, DenseBlock)
+                else block.mixture
+            ),
             norm=norm_of(mtp.norm),
             head=program.head.packed,
         )

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba.extending import overload
 
 from ...config import BLOCK_SIZE
 from ..attention.numba_pages import Pages, put
 from ..attention.numba_verify import attention_verify
+from ..moe.numba import Mixture
+from ..moe.numba_few import add_mixture
 from ..numba.drafts import VerifyRows
 from ..numba.held import Table, take_row
 from ..numba.panels import Packed
 from ..numba.projections import Norm, norm_project_few, norm_swiglu_few, project_add_few
 from ..numba.scalar import Array, compiled, one
-from ..numba.vectors import copy, norm_row, rotate_row
+from ..numba.vectors import copy, norm_row, norm_rows, rotate_row
 
 BEGIN = 1
 """The first position that has an entry: the layer's input is of the hidden state before it."""
+
+
+class DenseWeights(NamedTuple):
+    """Of a feed-forward block, gates before ups."""
+
+    gate_up: Packed
+    down: Packed
 
 
 class DraftWeights(NamedTuple):
@@ -41,8 +51,7 @@ class DraftWeights(NamedTuple):
     pages: Pages
     out_proj: Packed
     post_norm: Norm
-    gate_up: Packed
-    down: Packed
+    block: DenseWeights | Mixture
     norm: Norm
     head: Packed
 
@@ -124,10 +133,30 @@ def _run_layer(layer: DraftWeights, cos: Array, sin: Array, owed: Owed) -> Array
     attention_verify(projected, norms[0], norms[1], norms[2], turned, sines, layer.pages, rows, BEGIN, mixed)
     project_add_few(mixed, layer.out_proj, x)
 
-    inner = np.empty((positions, layer.down.data.shape[1]), np.float32)
-    norm_swiglu_few(x, layer.post_norm, layer.gate_up, normed, inner)
-    project_add_few(inner, layer.down, x)
+    add_block(layer.block, x, layer.post_norm, normed)
     return x
+
+
+def add_block(block: DenseWeights | Mixture, x: Array, norm: Norm, normed: Array) -> None:
+    """x += the feed-forward block of norm(x), fp32 [positions, hidden]; `normed` is overwritten. In compiled code."""
+    raise NotImplementedError
+
+
+@overload(add_block)
+def _add_block(block: Any, x: Any, norm: Any, normed: Any) -> Any:
+    """The one that fits the block's type; Numba wants these annotations of all three."""
+    return _add_mixture if block.instance_class is Mixture else _add_dense
+
+
+def _add_dense(block: Any, x: Any, norm: Any, normed: Any) -> Any:
+    inner = np.empty((x.shape[0], block.down.data.shape[1]), np.float32)
+    norm_swiglu_few(x, norm, block.gate_up, normed, inner)
+    project_add_few(inner, block.down, x)
+
+
+def _add_mixture(block: Any, x: Any, norm: Any, normed: Any) -> Any:
+    norm_rows(x, norm.weight, norm.eps, normed)
+    add_mixture(block, normed, x)
 
 
 @compiled(inline=False)
