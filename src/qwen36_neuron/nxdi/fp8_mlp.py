@@ -8,6 +8,7 @@ from torch import nn
 
 from ..config import ModelConfig
 from ..graph.options import GraphOptions
+from ..model.norm import RMSNorm
 from ..ops.mlp.nki import MLP_TOKENS
 from ..ops.nki_kernels import NkiKernels
 
@@ -38,6 +39,10 @@ class Fp8MLP(nn.Module):
         parts = [self.kernels.mlp(piece, codes, scales) for piece in rows.split(MLP_TOKENS)]
         y: torch.Tensor = reduce_from_tensor_model_parallel_region(torch.cat(parts).to(x.dtype).view(x.shape))
         return y
+
+    def add_to(self, x: torch.Tensor, norm: RMSNorm) -> torch.Tensor:
+        """As in `model.mlp.MLP`."""
+        return x + self(norm(x))
 
 
 def set_mlp(network: nn.Module, config: ModelConfig, options: GraphOptions) -> None:
