@@ -182,9 +182,13 @@ def mlp_step(
     return Example(decode_mlp[cores], args, kwargs, note, ranks)
 
 
-def mlp_and_input(rows: int, fp8: bool = True, cores: int = 2) -> Example:
-    """A decode step's feed-forward block and the next DeltaNet mixer's input on the cores of a rank of four."""
-    block, into = mlp_step(rows, fp8, cores=cores), input_projection(rows, fp8, cores=cores)
+def mlp_and_input(
+    rows: int, fp8: bool = True, hidden: int = 5120, inner: int = 4352, channels: int = 4096, gates: int = 24,
+    ranks: int = 4, cores: int = 2,
+) -> Example:  # fmt: skip
+    """A decode step's feed-forward block and the next DeltaNet mixer's input on the cores of a rank."""
+    block = mlp_step(rows, fp8, hidden, inner, ranks, cores)
+    into = input_projection(rows, fp8, hidden, channels, gates, cores)
     _, gamma, weight, *scale = into.args
     scales = (*block.args[4:], *scale) if fp8 else ()
     args = (*block.args[:4], gamma, weight, *scales)

@@ -34,7 +34,7 @@ BAR = 2e-2
 PENDING = ("inputs", "factors")
 """States that only a row with drafts changes."""
 SIZES: dict[str, Any] = {"max_model_len": 512, "num_lanes": 2, "num_blocks": 65, "num_slots": 4}
-FUSED = ("decode_mlp", "norm_projection", "gated_norm_projection", "decode_attention")
+FUSED = ("decode_mlp", "decode_mlp_projection", "norm_projection", "gated_norm_projection", "decode_attention")
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +93,12 @@ def test_prompts_and_steps_are_those_of_the_cpu(
     ]
     compare(runtime, exact, steps)
     calls, layers = 2, len(runtime.app.config.model_config.layer_types)  # calls of one token a row
-    fused, mixers = {name: launches[name, 2] for name in FUSED}, calls * layers * 3 // 4
-    assert fused == dict(zip(FUSED, (calls * layers, mixers, mixers, calls * layers // 4), strict=True))
+    mixers = layers * 3 // 4
+    joined = 0 if weights == "fp8-mlp" else mixers - 1  # the first layer has no block before it
+    per_call = (layers - joined, joined, mixers - joined, mixers, layers // 4)
+    assert {name: launches[name, 2] for name in FUSED} == {
+        name: calls * count for name, count in zip(FUSED, per_call, strict=True)
+    }
     assert launches["gated_rms_norm", 2] == 2 * layers * 3 // 4  # of prompts alone
     assert launches["paged_attention", 2] == 2 * layers // 4
     assert launches["decode_head", 2] == 2 + calls
@@ -135,7 +139,8 @@ def test_rows_with_drafts_are_those_of_a_text_without(
         assert list(found.tokens) == line[at + 1 : at + 2 + right], at
     layers = len(runtime.app.config.model_config.layer_types)
     steps = 4 if verify == "fused" else 1  # a row without drafts that takes none in is decoded
-    assert launches["decode_mlp", 2] == steps * layers
+    assert launches["decode_mlp", 2] + launches["decode_mlp_projection", 2] == steps * layers
+    assert launches["decode_mlp_projection", 2] == steps * (layers * 3 // 4 - 1)
     assert launches["decode_attention", 2] == steps * layers // 4
     assert launches["decode_head", 2] == 4
     assert launches["gated_delta_rule_verify", 2] == 3 * layers * 3 // 4

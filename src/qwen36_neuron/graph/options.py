@@ -16,7 +16,7 @@ from ..devices import FP8_KV, GraphKernels, NeuronKernels
 from ..errors import ConfigError
 from ..ops.attention import MOST_POSITIONS
 from ..ops.fp8 import STORAGE
-from ..ops.fused import TOKENS, check_fused
+from ..ops.fused import TOKENS, check_fused, joins_projection
 from ..ops.kernels import check_places, check_shapes, check_tokens
 from ..ops.sampling import MOST_CANDIDATES
 from .buckets import Buckets, PrefillBucket
@@ -153,6 +153,16 @@ class GraphOptions:
             if stage == "verify":
                 field, value = "max_drafts", self.max_drafts
             raise ConfigError(field, value, problem, f"Lower it, or say {stage}: nki in the profile's kernels")
+
+    def joined_layers(self, model: ModelConfig) -> list[int]:
+        """DeltaNet layers whose input projections are in one kernel with the feed-forward block before.
+
+        Where both are of one number format, and not too wide; ascending.
+        """
+        sizes = self.tp_degree, self.logical_cores, self.fused_tokens
+        if not self.stages.fused or self.weights == WeightFormat.FP8_MLP or not joins_projection(model, *sizes):
+            return []
+        return [layer for layer in model.deltanet_layers if layer]
 
     def check_model(self, model: ModelConfig) -> None:
         """Raises ConfigError naming every size of a rank's model that the kernels do not take."""

@@ -19,8 +19,9 @@ class StageKernels:
 
     "torch" is plain operations; "nki" makes convolution, delta rule, attention, gated norm and, in FP8, MLPs NKI
     kernels; "fused" is "nki" with the feed-forward block, an attention layer (but for FP8 keys and values), and a
-    DeltaNet mixer's projections in one kernel each, norms and sums over ranks inside. There are none of these for
-    prompts. With a fused stage the head is a kernel in the graphs of all.
+    DeltaNet mixer's projections in one kernel each, norms and sums over ranks inside; a feed-forward block and the next
+    mixer's input projections are one where they are of one number format. There are none of these for prompts. With a
+    fused stage the head is a kernel in the graphs of all.
 
     Attributes:
         prefill: of prompts; "torch" or "nki".

@@ -187,7 +187,8 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
         if options.mlp_kernel:
             weights = lay_out(weights)
         if options.stages.fused:
-            weights = pack_weights(weights, options.logical_cores, options.fused_attention)
+            joined = options.joined_layers(self.config.model_config)
+            weights = pack_weights(weights, options.logical_cores, options.fused_attention, joined)
         if options.fp8_kv:
             model = self.config.model_config
             scales = load_kv_scales(Path(self.model_path), model, options.draft_layer, self.kv_scales)

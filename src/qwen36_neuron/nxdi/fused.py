@@ -6,6 +6,7 @@ prompts among them, run plain operations on the same order (`ops.fused.packed`),
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from nki_kernels.decode_attention_torch import PackedAttention, pack_factor
 from nki_kernels.decode_head_torch import pack_head, pack_scale
+from nki_kernels.decode_mlp_projection_torch import pack_blocks
 from nki_kernels.decode_mlp_torch import PackedMlp, pack
 from nki_kernels.decode_projection_torch import pack_columns, pack_rows
 
@@ -31,6 +33,7 @@ from ..ops.fused.nki import (
     attention_nki,
     delta_net_input_nki,
     delta_net_output_nki,
+    feed_forward_and_input_nki,
     feed_forward_nki,
     head_nki,
 )
@@ -51,10 +54,15 @@ class PackedLinear(nn.Module):
 
     scale: torch.Tensor | None
 
-    def __init__(self, inputs: int, outputs: int, cores: int, codes: bool, heads: bool = False) -> None:
-        """heads: inputs are heads, whose result is summed over the ranks; else they are the hidden size."""
+    def __init__(
+        self, inputs: int, outputs: int, cores: int, codes: bool, heads: bool = False, blocks: bool = False
+    ) -> None:
+        """heads: inputs are heads, whose result is summed over the ranks; else they are the hidden size.
+
+        blocks: these inputs are in the order of heads all the same, as `pack_blocks` has them.
+        """
         super().__init__()
-        self.heads = heads
+        self.heads, self.blocks = heads, blocks
         size = (cores, TILE, inputs // TILE * outputs // cores)
         dtype = torch.uint8 if codes else torch.bfloat16
         self.weight = nn.Parameter(torch.zeros(size, dtype=dtype), requires_grad=False)
@@ -63,9 +71,32 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., inputs] -> [..., outputs]."""
-        if not self.heads:
-            return packed.columns(x, self.weight, self.scale)
-        return _summed(packed.rows(x, self.weight, self.scale))
+        if self.heads:
+            return _summed(packed.rows(x, self.weight, self.scale))
+        return (packed.rows if self.blocks else packed.columns)(x, self.weight, self.scale)
+
+
+class Ahead:
+    """What a feed-forward block's kernel has projected for the mixer of the next layer, until that takes it.
+
+    Attributes:
+        mixer, norm: that mixer, and the norm before it.
+    """
+
+    def __init__(self, mixer: FusedDeltaNet, norm: RMSNorm) -> None:
+        self.mixer, self.norm = mixer, norm
+        self._given: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
+
+    def put(self, x: torch.Tensor, qkvz: torch.Tensor, ba: torch.Tensor) -> None:
+        """Of the residual x."""
+        self._given = x, qkvz, ba
+
+    def take(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What was put of x, once."""
+        given, self._given = self._given, None
+        assert given is not None
+        assert given[0] is x
+        return given[1:]
 
 
 class FusedMLP(nn.Module):
@@ -87,6 +118,7 @@ class FusedMLP(nn.Module):
     def __init__(self, config: ModelConfig, tp: int, cores: int, codes: bool, launch: Launch | None) -> None:
         super().__init__()
         self.tp, self.launch = tp, launch
+        self.ahead: Ahead | None = None
         hidden, inner = config.hidden_size, config.intermediate_size // tp
         own, dtype = inner // cores // TILE, torch.uint8 if codes else torch.bfloat16
         for name, size, kind in (
@@ -112,7 +144,13 @@ class FusedMLP(nn.Module):
         """As in `model.mlp.MLP`."""
         if self.launch is None:
             return x + self(norm(x))
-        return feed_forward_nki(self.launch, x, norm.weight, self.weights, self.tp, norm.eps)
+        if self.ahead is None:
+            return feed_forward_nki(self.launch, x, norm.weight, self.weights, self.tp, norm.eps)
+        into, gates = self.ahead.mixer.in_proj_qkvz, self.ahead.mixer.in_proj_ba
+        beside = self.ahead.norm.weight, into.weight, into.scale, gates.weight
+        y, qkvz, ba = feed_forward_and_input_nki(self.launch, x, norm.weight, self.weights, *beside, self.tp, norm.eps)
+        self.ahead.put(y, qkvz, ba)
+        return y
 
 
 class FusedDeltaNet(GatedDeltaNet):
@@ -121,6 +159,7 @@ class FusedDeltaNet(GatedDeltaNet):
     Args:
         codes: the large projections are codes; those of the gates are bfloat16 in any case.
         launch: of the fused kernels; None for plain operations.
+        joined: the feed-forward block before has the input projections in its kernel, where it is launched.
     """
 
     in_proj_qkvz: PackedLinear
@@ -128,21 +167,32 @@ class FusedDeltaNet(GatedDeltaNet):
     out_proj: PackedLinear
 
     def __init__(
-        self, config: ModelConfig, layers: LayerFactory, index: int, cores: int, codes: bool, launch: Launch | None
+        self,
+        config: ModelConfig,
+        layers: LayerFactory,
+        index: int,
+        cores: int,
+        codes: bool,
+        launch: Launch | None,
+        joined: bool,
     ) -> None:
         super().__init__(config, layers, index)
         self.tp, self.launch = layers.tp, launch
+        self.ahead: Ahead | None = None
         hidden, values = config.hidden_size, self.value_heads * self.value_head_dim
-        self.in_proj_qkvz = PackedLinear(hidden, self.conv_channels + values, cores, codes)
-        self.in_proj_ba = PackedLinear(hidden, 2 * self.value_heads, cores, False)
+        self.in_proj_qkvz = PackedLinear(hidden, self.conv_channels + values, cores, codes, blocks=joined)
+        self.in_proj_ba = PackedLinear(hidden, 2 * self.value_heads, cores, False, blocks=joined)
         self.out_proj = PackedLinear(values, hidden, cores, codes, heads=True)
 
     def add_to(self, x: torch.Tensor, norm: RMSNorm, state: StepState) -> torch.Tensor:
         if self.launch is None:
             return super().add_to(x, norm, state)
         into, out = self.in_proj_qkvz, self.out_proj
-        held = into.weight, into.scale, self.in_proj_ba.weight
-        qkvz, ba = delta_net_input_nki(self.launch, x, norm.weight, *held, norm.eps)
+        if self.ahead is not None:
+            qkvz, ba = self.ahead.take(x)
+        else:
+            held = into.weight, into.scale, self.in_proj_ba.weight
+            qkvz, ba = delta_net_input_nki(self.launch, x, norm.weight, *held, norm.eps)
         mixed, gate = self.between(qkvz, ba, cast(StateOperations, state))  # a graph's state has the operations
         of = self.norm.weight, out.weight, out.scale
         return delta_net_output_nki(self.launch, x, mixed, gate, *of, self.tp, self.norm.eps)
@@ -237,22 +287,29 @@ def set_fused(network: nn.Module, config: Qwen36InferenceConfig, layers: LayerFa
     of_head = "lm_head.weight" in endings
     network.lm_head = FusedHead(model, options.tp_degree, cores, of_head, kernels.launch)
     of_mlp, of_mixer = ("gate_up_proj.weight" in endings, "in_proj_qkvz.weight" in endings)
-    attention = options.fused_attention
+    attention, joined = options.fused_attention, options.joined_layers(model)
+    blocks: list[FusedMLP] = []
     for index, (layer, kind) in enumerate(zip(network.layers, model.layer_types, strict=True)):  # type: ignore[arg-type]
         layer.mlp = FusedMLP(model, options.tp_degree, cores, of_mlp, launch)
         if kind is LayerType.DELTANET:
-            layer.mixer = FusedDeltaNet(model, layers, index, cores, of_mixer, launch)
+            layer.mixer = FusedDeltaNet(model, layers, index, cores, of_mixer, launch, index in joined)
         elif attention:
             layer.mixer = FusedAttention(model, layers, index, cores, of_mixer, launch)
+        if launched and index in joined:
+            blocks[-1].ahead = layer.mixer.ahead = Ahead(layer.mixer, layer.input_norm)
+        blocks.append(layer.mlp)
 
 
-def pack_weights(weights: dict[str, torch.Tensor], cores: int, attention: bool) -> dict[str, torch.Tensor]:
+def pack_weights(
+    weights: dict[str, torch.Tensor], cores: int, attention: bool, joined: Collection[int]
+) -> dict[str, torch.Tensor]:
     """A rank's weights with feed-forward blocks, mixers' projections and the head in the order of the fused kernels.
 
     `weights` is emptied on the way, so that no more than a matrix is held twice.
 
     Args:
         attention: those of attention layers too.
+        joined: DeltaNet layers whose input projections the block before has in its kernel.
     """
     out: dict[str, torch.Tensor] = {}
     into, outof = {"in_proj_qkvz", "in_proj_ba"}, {"out_proj"}
@@ -267,6 +324,8 @@ def pack_weights(weights: dict[str, torch.Tensor], cores: int, attention: bool) 
             out |= _packed_mlp(weights, f"{block}.mlp.", cores)
         elif mixer.startswith("layers.") and projection.partition(".")[0] in into | outof:
             tensor, kind = weights.pop(name), pack_rows if projection.partition(".")[0] in outof else pack_columns
+            if kind is pack_columns and int(mixer.split(".")[1]) in joined:
+                kind = pack_blocks
             out[name] = tensor.view(cores, -1) if name.endswith(".scale") else kind(_codes(tensor), cores)
         elif name == "lm_head.weight":
             out[name] = pack_head(_codes(weights.pop(name)), cores)

@@ -233,22 +233,29 @@ class Estimate:
         return [replace(work, fixed=total, fixed_bound=bound, priced=True)]
 
     def _fused_blocks(self, tokens: int) -> list[Phase]:
-        """Feed-forward blocks and DeltaNet projections, a kernel each with its norm and its sum over the ranks."""
+        """Feed-forward blocks and DeltaNet projections, a kernel each with its norm and its sum over the ranks.
+
+        Input projections that are in a block's kernel are counted with the blocks.
+        """
         model, kernels = self.model, self._kernels
         assert kernels is not None  # fused stages have them
         endings, mixers = QUANTISED[self.profile.weights], len(model.deltanet_layers)
-        block, bound = kernels.feed_forward(tokens, "down_proj.weight" in endings)
-        around, bound_around = kernels.delta_projections(tokens, "out_proj.weight" in endings)
+        of_mlp, of_mixer = "down_proj.weight" in endings, "out_proj.weight" in endings
+        joined = len(self.profile.options.joined_layers(model))
+        block, bound = kernels.feed_forward(tokens, of_mlp)
+        both = joined and kernels.feed_forward_and_input(tokens, of_mlp)[0]
+        into, bound_around = kernels.delta_input(tokens, of_mixer)
+        out, _ = kernels.delta_output(tokens, of_mixer)
         return [
             replace(
                 self._plain.products(name, ("layers.",), tokens, tokens, only=only),
-                fixed=count * seconds,
+                fixed=seconds,
                 fixed_bound=found,
                 priced=True,
             )
-            for name, only, count, seconds, found in (
-                ("feed-forward", MLP, model.num_layers, block, bound),
-                ("DeltaNet projections", DELTANET, mixers, around, bound_around),
+            for name, only, seconds, found in (
+                ("feed-forward", MLP, (model.num_layers - joined) * block + joined * both, bound),
+                ("DeltaNet projections", DELTANET, (mixers - joined) * into + mixers * out, bound_around),
             )
         ]
 

@@ -35,6 +35,7 @@ KERNELS = {
     "conv": ("causal_conv1d",),
     "norm": ("gated_rms_norm",),
     "mlp_step": ("decode_mlp",),
+    "mlp_and_input": ("decode_mlp_projection",),
     "attention_layer": ("decode_attention",),
     "head": ("decode_head",),
     "input_projection": ("decode_projection",),
@@ -137,14 +138,26 @@ class KernelPrices:
 
         return _between_tokens(rows, at)
 
-    def delta_projections(self, tokens: int, codes: bool) -> tuple[float, str]:
-        """Seconds for what a DeltaNet mixer projects, in and out with its norms, and what binds the first."""
-        rank, hidden = self.model.rank(self.tp), self.model.hidden_size
-        heads = rank.num_value_heads
-        wide = rank.conv_channels + heads * self.model.value_head_dim
-        into, bound = self._between("input_projection", tokens, codes, hidden, wide, 2 * heads, ranked=False)
-        out, _ = self._between("output_projection", tokens, codes, hidden, heads)
-        return into + out, bound
+    def feed_forward_and_input(self, tokens: int, codes: bool) -> tuple[float, str]:
+        """Seconds for a feed-forward block and what the next DeltaNet mixer projects in, as one kernel."""
+        sizes = self.model.hidden_size, self.model.intermediate_size // self.tp, *self._input_channels
+        return self._between("mlp_and_input", tokens, codes, *sizes)
+
+    def delta_input(self, tokens: int, codes: bool) -> tuple[float, str]:
+        """Seconds for what a DeltaNet mixer projects in, with the norm before it, and what binds it."""
+        sizes = self.model.hidden_size, *self._input_channels
+        return self._between("input_projection", tokens, codes, *sizes, ranked=False)
+
+    def delta_output(self, tokens: int, codes: bool) -> tuple[float, str]:
+        """Seconds for what it projects out, with the gated norm before it."""
+        rank = self.model.rank(self.tp)
+        return self._between("output_projection", tokens, codes, self.model.hidden_size, rank.num_value_heads)
+
+    @property
+    def _input_channels(self) -> tuple[int, int]:
+        """Of a DeltaNet mixer's input projections: q, k, v, z, and the gates."""
+        rank = self.model.rank(self.tp)
+        return rank.conv_channels + rank.num_value_heads * self.model.value_head_dim, 2 * rank.num_value_heads
 
     def _between(self, name: str, tokens: int, *sizes: Any, ranked: bool = True) -> tuple[float, str]:
         """A fused kernel's price, which hardly depends on the tokens."""

@@ -105,3 +105,18 @@ def test_fused_kernels_take_no_more_memory(published_27b: dict[str, Any]) -> Non
         for kernels in ("torch", "fused")
     )
     assert fused.used_bytes == plain.used_bytes
+
+
+def test_projections_join_the_block_before_where_one_kernel_takes_both(published_27b: dict[str, Any]) -> None:
+    model = ModelConfig.from_dict(published_27b)
+    every = list(model.deltanet_layers[1:])  # before the first layer there is no block
+    for changes, expected in (
+        ({"weights": "fp8"}, every),
+        ({"weights": "bf16"}, every),
+        ({"weights": "fp8-mlp"}, []),  # of two number formats
+        ({"weights": "fp8", "kernels": "nki"}, []),
+        ({"weights": "fp8", "kernels": StageKernels("nki", "nki", "fused"), "max_drafts": 4}, every),
+        ({"weights": "fp8", "logical_cores": 1}, every),
+        ({"weights": "fp8", "logical_cores": 1, "max_drafts": 4}, []),  # 4096 channels a core of 40 tokens
+    ):
+        assert options(**{"kernels": "fused", **changes}).joined_layers(model) == expected, changes

@@ -37,6 +37,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[Any, ...]]]:
     def price(name: str, sizes: tuple[Any, ...]) -> price_record.Price:
         found.append((name, sizes))
         us: float = sizes[0] if name.endswith(("step", "projection")) and name != "conv_step" else 1
+        us = sizes[0] if name == "mlp_and_input" else us
         us = sizes[0] * sizes[2] if name == "attention_layer" else us
         us = sizes[0] * sizes[3] / PART if name == "head" else us
         return (0.5e-6 * us, 1e-6 * us, 2e-6 * us), f"kernel: {name}"
@@ -67,8 +68,10 @@ def test_a_step_has_a_price_of_every_fused_kernel(
     model: ModelConfig, asked: list[tuple[str, tuple[Any, ...]]], weights: str, codes: tuple[bool, bool]
 ) -> None:
     phases = named(estimate(model, "fused", weights).step_phases(8, 1024))
+    joined = 0 if weights == "fp8-mlp" else MIXERS - 1
     assert phases["feed-forward"].seconds(Rates()) == pytest.approx(LAYERS * 8e-6)
-    assert phases["DeltaNet projections"].seconds(Rates()) == pytest.approx(MIXERS * 2 * 8e-6)
+    assert phases["DeltaNet projections"].seconds(Rates()) == pytest.approx((2 * MIXERS - joined) * 8e-6)
+    assert (("mlp_and_input", (8, codes[0], 5120, 4352, 4096, 24, 4, 2)) in asked) == bool(joined)
     assert phases["feed-forward"].bound(Rates()) == "kernel: mlp_step"
     assert ("mlp_step", (8, codes[0], 5120, 4352, 4, 2)) in asked
     assert ("input_projection", (8, codes[1], 5120, 4096, 24, 2)) in asked

@@ -4,6 +4,6 @@
 """
 
 from .rows import PagedRows
-from .sizes import TOKENS, check_fused
+from .sizes import TOKENS, check_fused, joins_projection
 
-__all__ = ["TOKENS", "PagedRows", "check_fused"]
+__all__ = ["TOKENS", "PagedRows", "check_fused", "joins_projection"]

@@ -10,6 +10,8 @@ from nki_kernels.decode_attention import decode_attention
 from nki_kernels.decode_attention_torch import PackedAttention
 from nki_kernels.decode_head import decode_head
 from nki_kernels.decode_mlp import decode_mlp
+from nki_kernels.decode_mlp_projection import decode_mlp_projection
+from nki_kernels.decode_mlp_projection_torch import pack_gamma_blocks
 from nki_kernels.decode_mlp_torch import PackedMlp, pack_gamma
 from nki_kernels.decode_projection import gated_norm_projection, norm_projection
 
@@ -49,6 +51,33 @@ def feed_forward_nki(
     held = weights.gate_up, weights.down, weights.gate_up_scale, weights.down_scale
     y: torch.Tensor = launch(decode_mlp, x.flatten(0, 1), pack_gamma(gamma), *held, eps=eps, **summed_over(ranks))
     return y.view(x.shape)
+
+
+def feed_forward_and_input_nki(
+    launch: Launch,
+    x: torch.Tensor,
+    gamma: torch.Tensor,
+    weights: PackedMlp,
+    next_gamma: torch.Tensor,
+    into: torch.Tensor,
+    scale: torch.Tensor | None,
+    gates: torch.Tensor,
+    ranks: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`feed_forward_nki`, and of its result what `delta_net_input_nki` gives.
+
+    Args:
+        x, gamma, weights: as in `feed_forward_nki`.
+        next_gamma: fp32 [hidden], of the norm before the projections.
+        into, scale, gates: of these, as in `delta_net_input_nki`, in the order of `pack_blocks`.
+    """
+    held = weights.gate_up, weights.down, pack_gamma_blocks(next_gamma), into
+    scales = weights.gate_up_scale, weights.down_scale, scale
+    how = {"few": gates, "has_few": True, "eps": eps, **summed_over(ranks)}
+    parts = launch(decode_mlp_projection, x.flatten(0, 1), pack_gamma(gamma), *held, *scales, **how)
+    y, qkvz, ba = (part.view(*x.shape[:2], -1) for part in parts)
+    return y, qkvz, ba
 
 
 def attention_nki(

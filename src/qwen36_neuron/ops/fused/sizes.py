@@ -18,6 +18,17 @@ RANKS = (1, 2, 4, 8, 16, 32, 64)
 """How many can sum: each brings its part of the residual, which is exact for these."""
 
 
+def joins_projection(model: ModelConfig, tp: int, cores: int, tokens: int) -> bool:
+    """Whether a feed-forward block's kernel can have the next DeltaNet mixer's input projections in it too."""
+    from nki_kernels.decode_mlp import DOWN_BANKS  # imported on use, as the kernels are
+    from nki_kernels.delta_rule_tiles import BANK_COLUMNS, TILE
+    from nki_kernels.weight_stream import group_width
+
+    rank = model.rank(tp)
+    wide = (rank.conv_channels + rank.num_value_heads * model.value_head_dim) // cores
+    return wide <= DOWN_BANKS * BANK_COLUMNS * (TILE // group_width(max(1, tokens)))
+
+
 def check_fused(model: ModelConfig, tp: int, cores: int, tokens: int, sequences: int, row: int) -> None:
     """Raises ConfigError naming every size of a rank's model that the fused kernels do not take.
 
