@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,8 +14,7 @@ from qwen36_neuron.ops.numba.panels import Packed
 from qwen36_neuron.ops.numba.projections import Matrix
 from qwen36_neuron.ops.numba.scalar import use_threads
 
-THEIR_FORMS = ("grouped_mm", "eager")
-"""`experts_implementation` of transformers: its default, and the loop over experts. The faster one counts."""
+from .turns import THEIR_FORMS, in_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,26 +74,9 @@ class Blocks:
         return found
 
     def compare(self, tokens: int, rounds: int) -> dict[str, float]:
-        """Milliseconds of either side, medians of rounds in turns, and how many times ours fits into theirs."""
+        """`in_turns` of so many tokens, and the largest difference between the sides' results."""
         x = torch.randn(tokens, self.sizes.hidden, generator=torch.Generator().manual_seed(tokens))
-        sides: dict[str, Callable[[], torch.Tensor]] = {"ours": lambda: self.run_ours(x)}
-        sides |= {form: partial(self.run_theirs, x, form) for form in THEIR_FORMS}
-        results = {name: side() for name, side in sides.items()}  # warm, and compared
-        error = max(float((results["ours"] - results[form]).abs().max()) for form in THEIR_FORMS)
-        times: dict[str, list[float]] = {name: [] for name in sides}
-        for _ in range(rounds):
-            for name, side in sides.items():
-                started = time.perf_counter()
-                side()
-                times[name].append(1e3 * (time.perf_counter() - started))
-        medians = {name: statistics.median(each) for name, each in times.items()}
-        theirs = min(THEIR_FORMS, key=medians.__getitem__)
-        ratios = sorted(other / own for other, own in zip(times[theirs], times["ours"], strict=True))
-        return {
-            "tokens": tokens,
-            **{f"{name}_ms": median for name, median in medians.items()},
-            "ratio": statistics.median(ratios),
-            "least_ratio": ratios[0],
-            "most_ratio": ratios[-1],
-            "largest_difference": error,
-        }
+        ours, theirs = partial(self.run_ours, x), {form: partial(self.run_theirs, x, form) for form in THEIR_FORMS}
+        found = ours()  # warm, and compared
+        error = max(float((found - other()).abs().max()) for other in theirs.values())
+        return {"tokens": tokens, **in_turns(ours, theirs, rounds), "largest_difference": error}
