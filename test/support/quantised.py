@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from compressed_tensors.compressors.naive_quantized import FloatQuantizationCompressor, IntQuantizationCompressor
 from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
@@ -207,3 +208,15 @@ FORMS: dict[str, Callable[[], Form]] = {
     "block fp8": block_fp8,
     "block fp8 and vocabulary": lambda: block_fp8(vocabulary=True),
 }
+
+
+def maker(source: Path, folders: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """Makes a checkpoint in a format of `FORMS`, each once."""
+    kept: dict[str, Made] = {}
+
+    def once(name: str) -> Made:
+        if name not in kept:
+            kept[name] = make(source, folders.mktemp("made"), FORMS[name]())
+        return kept[name]
+
+    return once

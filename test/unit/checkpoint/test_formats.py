@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("compressed_tensors")
 
-from quantised import FORMS, Made, as_int32, auto_round, block_fp8, compressed, configure, make
+from quantised import FORMS, Made, as_int32, auto_round, block_fp8, compressed, configure, make, maker
 
 from qwen36_neuron.checkpoint.files import CheckpointError, CheckpointFiles
 from qwen36_neuron.checkpoint.formats import Inputs, QuantisedWeight, join, read_format, round_inputs
@@ -53,15 +53,7 @@ def ragged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """Makes, once, the checkpoint in a format of `FORMS`."""
-    kept: dict[str, Made] = {}
-
-    def once(name: str) -> Made:
-        if name not in kept:
-            kept[name] = make(source, tmp_path_factory.mktemp("made"), FORMS[name]())
-        return kept[name]
-
-    return once
+    return maker(source, tmp_path_factory)
 
 
 def config_of(folder: Path) -> ModelConfig:

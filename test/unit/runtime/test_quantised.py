@@ -16,7 +16,7 @@ from transformers import Qwen3_5ForConditionalGeneration
 
 pytest.importorskip("compressed_tensors")
 
-from quantised import FORMS, Made, make
+from quantised import FORMS, Made, maker
 
 from qwen36_neuron.runtime import DraftRequest, Output, Row, Runtime, RuntimeConfig, Step, open_runtime
 from qwen36_neuron.runtime.cpu import CpuRuntime
@@ -31,14 +31,7 @@ SINGLE = 24
 
 @pytest.fixture(scope="module")
 def made(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    kept: dict[str, Made] = {}
-
-    def once(name: str) -> Made:
-        if name not in kept:
-            kept[name] = make(tiny_checkpoint, tmp_path_factory.mktemp("made"), FORMS[name]())
-        return kept[name]
-
-    return once
+    return maker(tiny_checkpoint, tmp_path_factory)
 
 
 def opened(folder: Path, kernels: str | None, **more: int) -> Runtime:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 pytest.importorskip("compressed_tensors")
 
-from quantised import FORMS, Made, configure, make
+from quantised import FORMS, Made, configure, make, maker
 
 from qwen36_lab.reference import transformers_model
 from qwen36_neuron.checkpoint.experts import joined
@@ -50,14 +50,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    kept: dict[str, Made] = {}
-
-    def once(name: str) -> Made:
-        if name not in kept:
-            kept[name] = make(source, tmp_path_factory.mktemp("made"), FORMS[name]())
-        return kept[name]
-
-    return once
+    return maker(source, tmp_path_factory)
 
 
 def opened(folder: Path, kernels: str, **more: object) -> Runtime:
