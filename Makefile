@@ -9,7 +9,7 @@ TORCH_PIP_FLAGS ?=
 WHEELS ?= $(HOME)/.cache/qwen36-neuron/wheels
 MODEL ?= assets/demo-checkpoint
 # What clients call the model.
-NAME ?= $(if $(filter assets/demo-checkpoint,$(MODEL)),demo,$(notdir $(abspath $(MODEL))))
+NAME ?= $(patsubst %-checkpoint,%,$(notdir $(abspath $(MODEL))))
 PORT ?= 8000
 ARGS ?=
 
