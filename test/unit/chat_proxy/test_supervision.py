@@ -72,6 +72,12 @@ def post(url: str, **body: object) -> None:
         httpx.post(f"{url}/v1/completions", json=body, trust_env=False, timeout=120)
 
 
+def as_by_default() -> None:
+    """The signals that a stop is asked by, as a terminal's first process has them."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Script:
     """The script, running, with both of its children ready."""
 
@@ -103,6 +109,7 @@ def started(
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=as_by_default,  # whoever runs the tests may ignore them, as nohup does
     )
     url = f"http://127.0.0.1:{port}"
 
