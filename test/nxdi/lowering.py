@@ -31,7 +31,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 import torch_xla  # noqa: E402  before the stand-ins, which take the place of what is not installed
 import typer  # noqa: E402
-from rig import stand_ins  # noqa: E402
+from rig import custom_calls, stand_ins, work  # noqa: E402  NKI's interpreter among it
 
 FORBIDDEN = {
     "custom-call": "a call that the compiler does not know",
@@ -61,47 +61,16 @@ def count_operations(hlo: str) -> Counter[str]:
 
 
 def problems(hlo: str) -> list[str]:
-    """What the module has that no graph may have."""
-    found = [f"{name}: {meaning}" for name, meaning in FORBIDDEN.items() if count_operations(hlo)[name]]
+    """What the module has that no graph may have; kernels are no problem."""
+    counts = count_operations(hlo)
+    counts["custom-call"] -= hlo.count(f'custom_call_target="{custom_calls.PREFIX}')
+    found = [f"{name}: {meaning}" for name, meaning in FORBIDDEN.items() if counts[name]]
     if re.search(r"\[[^\]]*<=\d", hlo):
         found.append("a bounded dynamic dimension")
     return found
 
 
-def rows(prefill: bool, active: int, prefix: int, lanes: int) -> list[Any]:
-    """Work that reaches every input: a start inside a block, a restored state, a checkpoint, drawn and greedy rows."""
-    from qwen36_neuron.runtime import Commit, Row, Sampling
-
-    if prefill:
-        start = 64 if prefix else 0
-        tokens = [(7 * n + 3) % 1000 for n in range(active - 27)]
-        commits = (Commit(start + 64, 2),)
-        restore = 1 if prefix else None
-        return [Row("a", 1, tokens, start, range(1, 9), restore, commits, sampling=Sampling(1.0, 0.4, 20, 0.95))]
-    commit = (Commit(64, 2),)
-    first = Row("a", 1, [11], 63, range(1, 9), commits=commit, sampling=Sampling(1.3, 0.7, top_k=20))
-    return [first, *(Row(str(n), n, [5 + n], 64 + n, range(8, 16)) for n in range(2, lanes))]
-
-
-def drafted_rows(lanes: int) -> tuple[list[Any], list[int]]:
-    """For a verify graph: rows of all drafts and of none, drafts taken in over a boundary; how many each takes in."""
-    from qwen36_neuron.runtime import Commit, Row, Sampling
-
-    how = Sampling(1.3, 0.7, top_k=20, later=(0.2, 0.5))
-    first = Row("a", 1, [11], 65, range(1, 9), commits=(Commit(64, 2),), sampling=how, drafts=(12, 13))
-    others = [Row(str(n), n, [5 + n], 63 + n, range(8, 16), drafts=(3,) * (3 * (n % 2))) for n in range(2, lanes)]
-    return [first, *others], [2, *(n - 2 for n in range(2, lanes))]
-
-
-def rows_to_draft(count: int) -> list[Any]:
-    """For a draft graph: rows behind accepted drafts and behind none, over a boundary, one that wants fewer drafts."""
-    from qwen36_neuron.graph.inputs import DraftRow
-
-    first = DraftRow(1, 11, 63, 2, range(1, 9), 2)
-    return [first, *(DraftRow(n, 5 + n, 64 + n, n - 2, range(8, 16), 1) for n in range(2, count))]
-
-
-def options(checkpoint_dtype: str, kv_cache_dtype: str) -> Any:
+def options(checkpoint_dtype: str, kv_cache_dtype: str, kernels: str, weights: str) -> Any:
     """Sizes of the graphs that are lowered."""
     from qwen36_neuron.graph.buckets import Buckets
     from qwen36_neuron.graph.options import GraphOptions
@@ -118,17 +87,19 @@ def options(checkpoint_dtype: str, kv_cache_dtype: str) -> Any:
         max_drafts=3,
         max_proposals=2,
         kv_cache_dtype=kv_cache_dtype,
+        kernels=kernels,
+        weights=weights,
     )
 
 
-def application(checkpoint: Path, dtype: str, kv_cache_dtype: str) -> Any:
+def application(checkpoint: Path, *of_options: str) -> Any:
     """The NxDI application, not loaded; scales of FP8 keys and values are 1/32, as the states are small."""
     from qwen36_neuron.checkpoint.kv_scales import KVScales, save_kv_scales
     from qwen36_neuron.config import ModelConfig
     from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
     from qwen36_neuron.nxdi.config import Qwen36InferenceConfig
 
-    config = Qwen36InferenceConfig.from_checkpoint(checkpoint, options(dtype, kv_cache_dtype))
+    config = Qwen36InferenceConfig.from_checkpoint(checkpoint, options(*of_options))
     app = NeuronQwen36ForCausalLM(str(checkpoint), config)
     if app.options.fp8_kv:
         model = ModelConfig.from_pretrained(checkpoint)
@@ -140,48 +111,54 @@ def application(checkpoint: Path, dtype: str, kv_cache_dtype: str) -> Any:
 
 
 def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
-    """Lower one graph, look at it, run it, and compare with the same module run eagerly."""
-    from qwen36_neuron.graph.inputs import decode_inputs, draft_inputs, graph_inputs, verify_inputs
-
-    instance = wrapper.get_model_instance()
-    instance.load_module()
-    module, aliases = instance.get(index)
-    module.load_state_dict(app.rank_state_dict(0), strict=False)
-    generator = torch.Generator().manual_seed(0)
-    for state in module.kv_mgr.states():
-        state.data.copy_(torch.randn(state.shape, generator=generator) * 0.1)
-    active, size = wrapper.neuron_config.buckets[index]
-    settings = app.options
-    if wrapper.is_prefill:
-        work = rows(True, active, size, 1)
-        laid = graph_inputs(wrapper.lay_out(work))
-    elif wrapper.drafts:
-        drafts, count, size = settings.draft_graphs[index]
-        laid = graph_inputs(draft_inputs(rows_to_draft(count), count, size, drafts))
-    elif wrapper.verifies:
-        count, size = settings.decode_graphs[index]
-        drafted, accepted = drafted_rows(count)
-        sizes = count, size, settings.max_drafts, settings.decode_commits, settings.num_lanes
-        laid = graph_inputs(verify_inputs(drafted, accepted, *sizes, wrapper.draws))
-    else:
-        count, size = settings.decode_graphs[index]
-        work = rows(False, active, size, count)
-        decode = decode_inputs(work, count, size, settings.decode_commits, settings.num_lanes, wrapper.draws)
-        laid = graph_inputs(decode)
+    """Lower one graph and look at it; one of plain operations is run too, and compared with the module run eagerly."""
+    laid = work.inputs(app, wrapper, index)
     example = wrapper.input_generator()[index]
     assert [t.shape for t in laid] == [t.shape for t in example], "the work does not fall into this bucket"
-    with torch.no_grad():
-        expected = [output.clone() for output in module(*laid)]
+    with custom_calls.custom_calls() as calls:
+        instance = wrapper.get_model_instance()
+        instance.load_module()
+        module, _ = instance.get(index)
+        module.load_state_dict(app.rank_state_dict(0), strict=False)
+        generator = torch.Generator().manual_seed(0)
+        for state in module.kv_mgr.states():
+            state.data.copy_(torch.randn(state.shape, generator=generator) * 0.1)
+        with torch.no_grad():
+            expected = [output.clone() for output in module(*laid)]
+        module.to(torch_xla.device())
+        module, aliases = instance.get(index)  # the states are other parameters now
+        given = [tensor.to(torch_xla.device()) for tensor in laid]
+        torch_xla.sync()
+        with torch.no_grad():
+            outputs = module(*given)
+    found = look_at(module, given, outputs)
+    found |= {
+        "tag": wrapper.tag,
+        "bucket": [*wrapper.neuron_config.buckets[index]],
+        "rows": len(laid[0]),
+        "inputs": [[*tensor.shape] for tensor in laid],
+        "outputs": len(outputs),
+        "states": len(aliases),
+    }
+    if calls.results:  # nothing here runs them on an XLA device
+        hlo = torch_xla._XLAC._get_xla_tensors_hlo(list(outputs))
+        names = {id(p): name for name, p in module.named_parameters()}
+        places = {names[id(state)]: place for state, place in aliases.items()}
+        return found | {
+            "kernels": dict(sorted(custom_calls.kernels(hlo).items())),
+            "launched": dict(sorted(Counter(name for name, _ in calls.results).items())),
+            "plain": dict(sorted(custom_calls.plain_operations(hlo).items())),
+            "written_by": dict(sorted(custom_calls.writers(hlo, places).items())),
+        }
+    errors, aliased = execute(outputs, expected, aliases)
+    agree = torch.equal(outputs[0].cpu(), expected[0])
+    return found | {"aliased": aliased, "relative_error": errors, "tokens_agree": agree}
 
-    device = torch_xla.device()
-    module.to(device)
-    module, aliases = instance.get(index)  # the states are other parameters now
+
+def look_at(module: torch.nn.Module, given: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> dict[str, Any]:
+    """What the graph of the outputs is made of, and what of the module it does not read."""
     states = [(name, p) for name, p in module.named_parameters() if name.startswith("kv_mgr.")]
     weights = [(name, p) for name, p in module.named_parameters() if not name.startswith("kv_mgr.")]
-    given = [tensor.to(device) for tensor in laid]
-    torch_xla.sync()
-    with torch.no_grad():
-        outputs = module(*given)
     hlo = torch_xla._XLAC._get_xla_tensors_hlo(list(outputs))
     ids, data = torch_xla._XLAC._get_tensors_xla_device_data_node(list(outputs))
     used = set(ids)
@@ -192,21 +169,11 @@ def lower(app: Any, wrapper: Any, index: int) -> dict[str, Any]:
     places = [(f"input {place}", tensor) for place, tensor in enumerate(given)]
     known = {torch_xla._XLAC._xla_get_tensor_id(tensor) for _, tensor in (*states, *weights, *places)}
     lifted = [tuple(tensor.shape) for number, tensor in zip(ids, data, strict=True) if number not in known]
-    errors, aliased = execute(outputs, expected, aliases)
     return {
-        "tag": wrapper.tag,
-        "bucket": [active, size],
-        "rows": len(laid[0]),
-        "inputs": [[*tensor.shape] for tensor in laid],
-        "outputs": len(outputs),
-        "states": len(aliases),
-        "aliased": aliased,
         "parameters": {"inputs": len(given), "states": len(states), "weights": len(weights), "lifted": len(lifted)},
         "unused": unused([*places, *states, *weights]),
         "constants": sorted(shape for shape in lifted if shape),
         "problems": problems(hlo),
-        "relative_error": errors,
-        "tokens_agree": torch.equal(outputs[0].cpu(), expected[0]),
         "operations": dict(sorted(count_operations(hlo).items())),
         "instructions": sum(count_operations(hlo).values()),
     }
@@ -255,6 +222,8 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder to write hlo.json to.")],
     dtype: Annotated[str, typer.Option(help="float32, to compare closely, or bfloat16.")] = "float32",
     kv_cache_dtype: Annotated[str, typer.Option(help="auto, or fp8.")] = "auto",
+    kernels: Annotated[str, typer.Option(help="torch, nki, or fused, which wants bfloat16.")] = "torch",
+    weights: Annotated[str, typer.Option(help="bf16, or the number format that the checkpoint is in.")] = "bf16",
     first_of_each: Annotated[
         bool,
         typer.Option(help="One graph of each kind: no prefix, a prefix, four rows, one row, the same for drafts."),
@@ -269,14 +238,15 @@ def main(
     rendezvous = Path(tempfile.mkdtemp()) / "store"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", world_size=1, rank=0)
     initialize_model_parallel(tensor_model_parallel_size=1, skip_collective_init=True)
-    app = application(checkpoint, dtype, kv_cache_dtype)
+    app = application(checkpoint, dtype, kv_cache_dtype, kernels, weights)
     graphs = []
     for wrapper in app.models:
         pairs = wrapper.neuron_config.buckets
         each = [0, 1] if wrapper.is_prefill else [4, 6] if wrapper.drafts else [0, 2]  # of two drafts, not one
         for index in each if first_of_each else range(len(pairs)):
             graphs.append(lower(app, wrapper, index))
-            print(json.dumps({name: graphs[-1][name] for name in ("tag", "bucket", "instructions", "relative_error")}))
+            shown = ("tag", "bucket", "instructions", "relative_error", "kernels", "problems")
+            print(json.dumps({name: graphs[-1][name] for name in shown if name in graphs[-1]}), flush=True)
     packages = {"torch": torch.__version__, "torch_xla": torch_xla.__version__}
     result = {
         "provenance": provenance("measured").as_dict(),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from .conftest import SOURCES
+from .support import TRAINED
 
 XLA_PYTHON = os.environ.get("QWEN36_XLA_PYTHON")
 
@@ -47,17 +48,45 @@ TOLERANCE = 1e-5
 """Of the largest value of the same tensor: XLA fuses and sums in another order."""
 
 
-@pytest.fixture(scope="module")
-def graphs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+OF_FUSED = {
+    "context encoding": {
+        "causal_conv1d",
+        "gated_delta_rule_prefill",
+        "gated_rms_norm",
+        "paged_attention",
+        "state_copy",
+    },
+    "decoding": {"causal_conv1d_step", "gated_delta_rule_decode"},
+    "verifying": {"causal_conv1d_verify", "gated_delta_rule_verify"},
+    "drafting": {"paged_attention"},
+}
+"""Kernels of a kind of graph with `kernels: fused`, beside the head and those of whole parts of a layer."""
+WHOLE = {"decode_attention", "decode_mlp", "decode_mlp_projection", "gated_norm_projection", "norm_projection"}
+OF_DRAFTS = {"factors", "inputs"}
+"""States that only a graph that verifies drafts writes by a kernel."""
+
+
+def lower(checkpoint: Path, out: Path, *options: str) -> dict[str, dict[str, Any]]:
     """What lowering.py found of one graph of each kind."""
-    out = tmp_path_factory.mktemp("hlo")
     command = [
         *(str(XLA_PYTHON), str(Path(__file__).with_name("lowering.py"))),
-        *("--sources", str(SOURCES), "--checkpoint", str(tiny_checkpoint), "--out", str(out), "--first-of-each"),
+        *("--sources", str(SOURCES), "--checkpoint", str(checkpoint), "--out", str(out), "--first-of-each", *options),
     ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(INPUTS, json.loads((out / "hlo.json").read_text())["graphs"], strict=True))
+
+
+@pytest.fixture(scope="module")
+def graphs(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Of plain operations."""
+    return lower(tiny_checkpoint, tmp_path_factory.mktemp("hlo"))
+
+
+@pytest.fixture(scope="module")
+def with_kernels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Of fused kernels, which want the larger checkpoint."""
+    return lower(TRAINED, tmp_path_factory.mktemp("hlo"), "--kernels", "fused", "--dtype", "bfloat16")
 
 
 @pytest.mark.parametrize("kind", INPUTS)
@@ -87,6 +116,39 @@ def test_every_layer_writes_its_state_once(graphs: dict[str, dict[str, Any]], ki
     """A write by index is a scatter; more of them would be copies of a whole cache. Each draft has keys and values."""
     more = 2 * (DRAFTS - 1) if kind == "drafting" else 0
     assert graphs[kind]["operations"]["scatter"] == STATES + more
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_a_graph_has_every_kernel_that_was_launched(with_kernels: dict[str, dict[str, Any]], kind: str) -> None:
+    """As custom calls, each as often as the interpreter ran it for the module itself, and nothing else unknown."""
+    graph, stage = with_kernels[kind], kind.split(" of ")[0].split(" after ")[0]
+    whole = WHOLE if stage in ("decoding", "verifying") else set()
+    assert set(graph["kernels"]) == OF_FUSED[stage] | whole | {"decode_head"}
+    assert graph["kernels"] == graph["launched"]
+    assert graph["problems"] == [], "dynamic shapes, loops, branches, unknown calls or random state"
+    assert graph["constants"] == []
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_a_kernel_gives_back_the_state_that_it_writes(with_kernels: dict[str, dict[str, Any]], kind: str) -> None:
+    """To the output that takes the state's place, with nothing between that would copy it."""
+    graph, stage = with_kernels[kind], kind.split(" of ")[0].split(" after ")[0]
+    by = {name.removeprefix("kv_mgr."): writer for name, writer in graph["written_by"].items()}
+    recurrent = {writer for name, writer in by.items() if name.startswith("recurrent")}
+    windows = {writer for name, writer in by.items() if name.startswith("window")}
+    pending = {writer for name, writer in by.items() if name.split(".")[0] in OF_DRAFTS}
+    attention = [by[f"past_key_values.{n}"] for n in range(4)]  # of two layers; the draft layer's come after
+    if stage == "verifying":
+        assert recurrent == {"gated_delta_rule_verify"}
+        assert windows == {"causal_conv1d_verify"}
+        assert pending == {"gated_delta_rule_verify", "causal_conv1d_verify"}
+    elif stage == "decoding":
+        assert (recurrent, windows, pending) == ({"gated_delta_rule_decode"}, {"causal_conv1d_step"}, {"scatter"})
+    elif stage == "context encoding":
+        assert (recurrent, windows, pending) == ({"gated_delta_rule_prefill"}, {"state_copy"}, {"scatter"})
+    else:
+        assert recurrent | windows | pending == {"scatter"}
+    assert set(attention) == ({"decode_attention"} if stage in ("decoding", "verifying") else {"scatter"})
 
 
 def test_the_check_finds_what_no_graph_may_have(tmp_path: Path) -> None:
