@@ -9,7 +9,7 @@ import vllm.config
 from transformers import PretrainedConfig
 from vllm.transformers_utils.config import get_config
 
-from qwen36_neuron.config import CPU_SERVES, ModelConfig
+from qwen36_neuron.config import ModelConfig
 from qwen36_neuron.devices import FP8_KV, DType
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.ops.kernels import check_shapes
@@ -55,8 +55,6 @@ def check_model(held: vllm.config.ModelConfig, settings: Settings) -> ModelConfi
     """The model's description, overrides settled. Raises ConfigError if it cannot be run as the settings say."""
     settle_overrides(held)
     model = describe(held)
-    if settings.device != "cpu":
-        model.check_dense(f"device={settings.device}", CPU_SERVES)
     model.rank(settings.tp_degree)
     if settings.kernels == "interpreter":
         check_shapes(settings.kernels, model)

@@ -21,7 +21,7 @@ from qwen36_neuron.checkpoint.kv_scales import load_kv_scales
 from qwen36_neuron.checkpoint.locate import locate
 from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.weight_format import WeightFormat
-from qwen36_neuron.config import BLOCK_SIZE, CPU_SERVES
+from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.devices import NeuronKernels
 from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.profile import Profile, shipped
@@ -101,8 +101,6 @@ def compile_model(
     chosen_profile = changed(Profile.load(required("profile", profile)), weights, kernels, *drafts, kv_cache_dtype)
     folder = locate(model, sizes_only=dry_run)
     model_config = described(folder, hf_overrides)
-    if not dry_run:
-        model_config.check_dense("qwen36 compile", CPU_SERVES)
     checked = check(chosen_profile, model_config, long_allowed())
     if dry_run and as_json:
         print(json.dumps(as_dict(checked), indent=2))

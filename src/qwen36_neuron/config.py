@@ -18,9 +18,6 @@ from .fields import Fields
 from .moe import MoEConfig, read_moe
 from .rope import RopeConfig, read_rope
 
-CPU_SERVES = "Use device=cpu, which serves it; qwen36 plan says what it takes on a device"
-"""What there is instead of a mixture of experts on a device."""
-
 BLOCK_SIZE = 64
 """Tokens in a KV block, in a DeltaNet chunk and between two possible state checkpoints."""
 

@@ -54,10 +54,10 @@ def test_from_nxdis_own_reader_and_settings(demo_checkpoint: Path) -> None:
     assert [(p.active, p.prefix) for p in options.buckets.prefill] == [(128, 0), (128, 512), (256, 0), (256, 512)]
 
 
-def test_a_mixture_of_experts_is_refused_by_name(make_options: Callable[..., Any], tmp_path: Path) -> None:
+def test_fused_kernels_of_a_mixture_are_refused_by_name(make_options: Callable[..., Any], tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "mixture", PRESETS["tiny-moe"])
-    with pytest.raises(ConfigError, match=r"qwen3_5_moe.*8 experts is not served by device=neuron.*device=cpu"):
-        Qwen36InferenceConfig.from_checkpoint(folder, make_options())
+    with pytest.raises(ConfigError, match=r"kernels='fused'.*mixture of experts.*Use kernels: nki or torch"):
+        Qwen36InferenceConfig.from_checkpoint(folder, make_options(kernels="fused", dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("setting", sorted(UNSUPPORTED))
@@ -88,7 +88,8 @@ def test_registered_in_nxdis_table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neuronx_distributed_inference.utils, "constants", module, raising=False)
     register()
     register()
-    assert table == {"llama": {"causal-lm": object}, "qwen3_5": {"causal-lm": NeuronQwen36ForCausalLM}}
+    ours = {name: {"causal-lm": NeuronQwen36ForCausalLM} for name in ("qwen3_5", "qwen3_5_moe")}
+    assert table == {"llama": {"causal-lm": object}} | ours
 
 
 def test_each_graph_has_its_own_compiler_arguments(make_app: Callable[..., Any]) -> None:

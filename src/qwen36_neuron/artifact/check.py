@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ..config import BLOCK_SIZE, CPU_SERVES, ModelConfig
+from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from ..graph.profile import Profile
 from ..planning.plan import GIB, Plan, plan_profile
@@ -60,7 +60,6 @@ def check(profile: Profile, model: ModelConfig, allow_long: bool = False) -> Che
     """
     plan, listed = plan_profile(profile, model, allow_long), graphs(profile, model)
     findings = [
-        *_model(model),
         *_memory(plan),
         *_buckets(profile),
         *_compiler(profile),
@@ -68,12 +67,6 @@ def check(profile: Profile, model: ModelConfig, allow_long: bool = False) -> Che
         *_graphs(plan, listed),
     ]
     return Checked(profile, model, plan, listed, findings)
-
-
-def _model(model: ModelConfig) -> Iterator[Finding]:
-    if model.moe is not None:
-        problem = f"a mixture of {model.moe.num_experts} experts is planned from its sizes alone"
-        yield Finding(False, "model_type", model.model_type, problem, f"It cannot be compiled yet: {CPU_SERVES}")
 
 
 def _memory(plan: Plan) -> Iterator[Finding]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..checkpoint.weight_format import WeightFormat
 from ..config import BLOCK_SIZE, ModelConfig, RankShape
 from ..graph.compiler import decode_options, prefill_options
 from ..graph.inputs import GraphInputs, empty_decode, empty_draft, empty_prefill, empty_verify
@@ -85,7 +86,8 @@ def graphs(profile: Profile, model: ModelConfig) -> list[Graph]:
     states = 2 * len(model.attention_layers) + (4 if options.max_drafts else 2) * len(model.deltanet_layers)
     states += 2 + 2 if options.draft_layer else 0  # its keys and values, and two banks of hidden states
     width, draws = options.torch_dtype.itemsize, bool(options.sampling_candidates)
-    extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.reads_fp8 else "")
+    coded = model.moe is not None and options.weights != WeightFormat.BF16  # a mixture's MLPs are plain operations
+    extra = HLO_ARGUMENTS.format(FP8_ARGUMENT + " " if options.reads_fp8 or coded else "")
 
     def graph(tag: str, bucket: tuple[int, int], example: GraphInputs) -> Graph:
         compiler = prefill_options if tag == PREFILL else decode_options

@@ -127,7 +127,7 @@ class Conversion:
         """
         expert = next((name for name in self.tensors if ".mlp.experts." in name), None)
         if expert is not None:
-            remedy = "Serve the checkpoint as it is with device=cpu, or one that was published in FP8 or INT8"
+            remedy = "Use --weights bf16, or serve the checkpoint as it is with device=cpu"
             raise ConfigError("model", expert, "is a mixture's experts, which are not converted to FP8 yet", remedy)
         listed = sorted(self.tensors.values(), key=lambda t: (t.file, t.name))
         work = tuple(self._work(tensor) for tensor in listed if self._owner(tensor) is None)

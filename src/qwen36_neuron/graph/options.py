@@ -167,7 +167,10 @@ class GraphOptions:
     def check_model(self, model: ModelConfig) -> None:
         """Raises ConfigError naming every size of a rank's model that the kernels do not take."""
         sizes = self.tp_degree, self.logical_cores
-        check_shapes(self._form, model, *sizes, self.mlp_kernel, self.max_drafts)
+        if model.moe is not None and self.stages.fused:
+            problem = "the fused kernels have dense feed-forward blocks, and the model is a mixture of experts"
+            raise ConfigError("kernels", str(self.kernels), problem, "Use kernels: nki or torch")
+        check_shapes(self._form, model, *sizes, self.mlp_kernel and model.moe is None, self.max_drafts)
         if self.stages.fused:
             check_fused(model, *sizes, self.fused_tokens, *self._attention_sizes)
 

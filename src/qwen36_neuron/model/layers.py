@@ -24,8 +24,16 @@ class LayerFactory(Protocol):
         """Linear layer whose outputs are split over the ranks; out_features is the total."""
         ...
 
-    def row(self, in_features: int, out_features: int) -> nn.Module:
-        """Linear layer whose inputs are split over the ranks; the partial results are summed over them."""
+    def row(self, in_features: int, out_features: int, summed: bool = True) -> nn.Module:
+        """Linear layer whose inputs are split over the ranks; the partial results are summed over them.
+
+        Args:
+            summed: False leaves a rank's partial result as it is, for `total`.
+        """
+        ...
+
+    def total(self, partial: torch.Tensor) -> torch.Tensor:
+        """The sum over the ranks of what each of them has."""
         ...
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
@@ -33,7 +41,7 @@ class LayerFactory(Protocol):
         ...
 
     def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
-        """The experts of a mixture, each split over its inner channels; the partial results are summed over the ranks.
+        """The experts of a mixture, each split over its inner channels: a rank's partial result, for `total`.
 
         Called as `Experts` is, and with parameters of its names.
         """
@@ -95,8 +103,11 @@ class SingleRank:
     def column(self, in_features: int, out_features: int) -> nn.Module:
         return Linear(in_features, out_features)
 
-    def row(self, in_features: int, out_features: int) -> nn.Module:
+    def row(self, in_features: int, out_features: int, summed: bool = True) -> nn.Module:
         return Linear(in_features, out_features)
+
+    def total(self, partial: torch.Tensor) -> torch.Tensor:
+        return partial
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         return Linear(in_features, out_features)

@@ -16,12 +16,16 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 class MLP(nn.Module):
-    """down(silu(gate(x)) * up(x)); gate and up are one projection, each rank's gate rows before its up rows."""
+    """down(silu(gate(x)) * up(x)); gate and up are one projection, each rank's gate rows before its up rows.
 
-    def __init__(self, hidden_size: int, intermediate_size: int, layers: LayerFactory) -> None:
+    Args:
+        summed: over the ranks; else a rank's partial result is given.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int, layers: LayerFactory, summed: bool = True) -> None:
         super().__init__()
         self.gate_up_proj = layers.column(hidden_size, 2 * intermediate_size)
-        self.down_proj = layers.row(intermediate_size, hidden_size)
+        self.down_proj = layers.row(intermediate_size, hidden_size, summed)
         self.activation: Activation = swiglu
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

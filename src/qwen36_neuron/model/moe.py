@@ -17,7 +17,8 @@ class Mixture(nn.Module):
     """sum over the chosen of weight * expert(x), + sigmoid(shared_gate(x)) * shared(x).
 
     Every rank holds the router and the shared expert's gate whole and routes alike; each expert is split inside itself,
-    over its inner channels, as the feed-forward block of a dense model is.
+    over its inner channels, as the feed-forward block of a dense model is. What routed experts and the shared one give
+    is summed over the ranks once.
     """
 
     def __init__(self, config: ModelConfig, layers: LayerFactory) -> None:
@@ -27,15 +28,16 @@ class Mixture(nn.Module):
         self.top_k, self.renormalise = moe.num_experts_per_tok, moe.norm_topk_prob
         self.router = Linear(config.hidden_size, moe.num_experts)
         self.experts = layers.experts(moe.num_experts, config.hidden_size, moe.moe_intermediate_size)
-        self.shared = MLP(config.hidden_size, moe.shared_expert_intermediate_size, layers)
+        self.shared = MLP(config.hidden_size, moe.shared_expert_intermediate_size, layers, summed=False)
         self.shared_gate = Linear(config.hidden_size, 1)
+        self.total = layers.total
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., hidden] in and out."""
         rows = x.reshape(-1, x.shape[-1])
         weights, chosen = route(self.scores(rows), self.top_k, self.renormalise)
         of_all = self.gate(rows) * self.shared(rows)
-        return (self.experts(rows, weights, chosen) + of_all).view(x.shape)
+        return self.total(self.experts(rows, weights, chosen) + of_all).to(x.dtype).view(x.shape)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:
         """The router's logits, fp32 [tokens, experts]: bf16 products would decide near ties by rounding."""

@@ -184,7 +184,7 @@ class NeuronQwen36ForCausalLM(NeuronBaseForCausalLM):
             include_mtp=options.draft_layer,
             keep_fp8=options.weights != WeightFormat.BF16,
         )
-        if options.mlp_kernel:
+        if options.mlp_kernel and self.config.model_config.moe is None:
             weights = lay_out(weights)
         if options.stages.fused:
             joined = options.joined_layers(self.config.model_config)

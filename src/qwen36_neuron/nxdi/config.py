@@ -12,7 +12,7 @@ from neuronx_distributed_inference.models.config import InferenceConfig, NeuronC
 
 from ..checkpoint.fp8 import BLOCK, Scales
 from ..checkpoint.weight_format import WeightFormat
-from ..config import BLOCK_SIZE, CPU_SERVES, ModelConfig
+from ..config import BLOCK_SIZE, ModelConfig
 from ..errors import ConfigError
 from ..graph.buckets import Buckets
 from ..graph.options import GraphOptions
@@ -103,12 +103,18 @@ class Qwen36NeuronConfig(NeuronConfig):
         return GraphOptions.from_json(self.qwen36)
 
 
-def quantisation(options: GraphOptions) -> dict[str, Any]:
-    """NxDI's settings of FP8 weights: which of our layers NxD exchanges for its quantised ones, and their scales."""
-    if not options.quantised_layers:
+def quantisation(options: GraphOptions, mixture: bool = False) -> dict[str, Any]:
+    """NxDI's settings of FP8 weights: which of our layers NxD exchanges for its quantised ones, and their scales.
+
+    Args:
+        mixture: the feed-forward blocks are mixtures, for which `options.mlp_kernel` is nothing. Their experts are no
+            layers of NxD, and never exchanged.
+    """
+    kernel = options.mlp_kernel and not mixture
+    if options.weights == WeightFormat.BF16 or (options.weights == WeightFormat.FP8_MLP and kernel):
         return {"quantized": False}
     kept = ["in_proj_ba"] if options.weights == WeightFormat.FP8 else ["mixer", "lm_head"]
-    kept += ["mlp"] if options.mlp_kernel or options.stages.fused else []
+    kept += ["mlp"] if kernel or options.stages.fused else []
     kept += ["mtp"] if options.draft_layer else []  # bf16 in every checkpoint of ours
     blocks = options.scales == Scales.BLOCK
     return {
@@ -154,7 +160,6 @@ class Qwen36InferenceConfig(InferenceConfig):
             self.checkpoint_config = _from_transformers(self.__dict__)
         self.__dict__.pop("text_config", None)  # NxDI prefers a nested one, which would be the unvalidated form
         model = self.model_config
-        model.check_dense("device=neuron", CPU_SERVES)
         self.hidden_size = model.hidden_size
         self.intermediate_size = model.intermediate_size
         self.num_hidden_layers = model.num_layers
@@ -169,6 +174,9 @@ class Qwen36InferenceConfig(InferenceConfig):
         options = self.neuron_config.options
         model.rank(options.tp_degree)
         options.check_model(model)
+        if model.moe is not None:
+            for name, value in quantisation(options, mixture=True).items():
+                setattr(self.neuron_config, name, value)
 
     @property
     def model_config(self) -> ModelConfig:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from neuronx_distributed.parallel_layers.layers import ColumnParallelLinear, ParallelEmbedding, RowParallelLinear
+from neuronx_distributed.parallel_layers.mappings import reduce_from_tensor_model_parallel_region
 from torch import nn
 
 from .config import Qwen36NeuronConfig
+from .experts import StaticExperts
 
 
 class NxdLayers:
@@ -23,22 +25,28 @@ class NxdLayers:
     def column(self, in_features: int, out_features: int) -> nn.Module:
         return ColumnParallelLinear(in_features, out_features, bias=False, gather_output=False, dtype=self.dtype)
 
-    def row(self, in_features: int, out_features: int) -> nn.Module:
+    def row(self, in_features: int, out_features: int, summed: bool = True) -> nn.Module:
         return RowParallelLinear(
             in_features,
             out_features,
             bias=False,
             input_is_parallel=True,
+            reduce_output=summed,
             dtype=self.dtype,
             reduce_dtype=self.reduce_dtype,
         )
+
+    def total(self, partial: torch.Tensor) -> torch.Tensor:
+        """In the type that NxD's row-parallel layers sum in."""
+        summed: torch.Tensor = reduce_from_tensor_model_parallel_region(partial.to(self.reduce_dtype))
+        return summed
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         return ColumnParallelLinear(in_features, out_features, bias=False, gather_output=True, dtype=self.dtype)
 
     def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
-        """None yet: the configuration has refused a mixture by now."""
-        raise NotImplementedError("a mixture of experts on a device")
+        """Plain operations; a kernel of experts takes their place here, as a module that is called alike."""
+        return StaticExperts(count, hidden_size, intermediate_size // self.tp)
 
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         """Split over the vocabulary, as the head is, so that tied weights are one tensor.

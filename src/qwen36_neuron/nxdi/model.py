@@ -70,7 +70,7 @@ class NeuronQwen36Model(NeuronBaseModel):
         choice = stages.prefill if self.is_prefill else stages.verify if self.verifies else stages.decode
         form: GraphKernels = "torch" if choice == "torch" else "nki"
         self.kernels = open_kernels(form, options.logical_cores, options.dma_transposes)
-        if options.mlp_kernel:
+        if options.mlp_kernel and config.model_config.moe is None:
             set_mlp(self.network, config.model_config, options)
         if stages.fused:
             set_fused(self.network, config, layers, choice == "fused")

@@ -64,7 +64,7 @@ class CpuLayers(SingleRank):
     def column(self, in_features: int, out_features: int) -> nn.Module:
         return self.kind(in_features, out_features)
 
-    def row(self, in_features: int, out_features: int) -> nn.Module:
+    def row(self, in_features: int, out_features: int, summed: bool = True) -> nn.Module:
         return self.kind(in_features, out_features)
 
     def head(self, hidden_size: int, vocab_size: int) -> nn.Module:

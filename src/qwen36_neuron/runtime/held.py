@@ -65,8 +65,11 @@ class HeldLayers:
     def column(self, in_features: int, out_features: int) -> nn.Module:
         return HeldLinear(in_features, out_features)
 
-    def row(self, in_features: int, out_features: int) -> nn.Module:
+    def row(self, in_features: int, out_features: int, summed: bool = True) -> nn.Module:
         return HeldLinear(in_features, out_features)
+
+    def total(self, partial: torch.Tensor) -> torch.Tensor:
+        return partial
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         return HeldLinear(in_features, out_features)

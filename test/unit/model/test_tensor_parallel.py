@@ -67,17 +67,6 @@ class Reduced(nn.Module):
         return self.ranks.exchange(self.rank, self.layer[0](x), self.combine)
 
 
-class ReducedExperts(Experts):
-    """A rank's parts of all experts, whose results are added up."""
-
-    def __init__(self, count: int, hidden_size: int, inner: int, ranks: Ranks, rank: int) -> None:
-        super().__init__(count, hidden_size, inner)
-        self.ranks, self.rank = ranks, rank
-
-    def forward(self, x: torch.Tensor, weights: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        return self.ranks.exchange(self.rank, super().forward(x, weights, chosen), add)
-
-
 class ShardedEmbedding(Embedding):
     """The rank's rows of the vocabulary; other tokens give zero."""
 
@@ -100,15 +89,19 @@ class RankLayers:
     def column(self, in_features: int, out_features: int) -> nn.Module:
         return Linear(in_features, out_features // self.tp)
 
-    def row(self, in_features: int, out_features: int) -> nn.Module:
-        return Reduced(Linear(in_features // self.tp, out_features), self.ranks, self.rank, add)
+    def row(self, in_features: int, out_features: int, summed: bool = True) -> nn.Module:
+        layer = Linear(in_features // self.tp, out_features)
+        return Reduced(layer, self.ranks, self.rank, add) if summed else layer
+
+    def total(self, partial: torch.Tensor) -> torch.Tensor:
+        return self.ranks.exchange(self.rank, partial, add)
 
     def joined(self, in_features: int, out_features: int) -> nn.Module:
         layer = Linear(in_features, out_features // self.tp)
         return Reduced(layer, self.ranks, self.rank, lambda parts: torch.cat(parts, dim=-1))
 
     def experts(self, count: int, hidden_size: int, intermediate_size: int) -> nn.Module:
-        return ReducedExperts(count, hidden_size, intermediate_size // self.tp, self.ranks, self.rank)
+        return Experts(count, hidden_size, intermediate_size // self.tp)
 
     def embedding(self, vocab_size: int, hidden_size: int) -> nn.Module:
         share = vocab_size // self.tp

@@ -9,7 +9,9 @@ from moe_cases import EXPERTS, HIDDEN, INNER, ROUTERS, TOP_K, exact_experts, log
 from transformers.models.qwen3_5_moe.configuration_qwen3_5_moe import Qwen3_5MoeTextConfig
 from transformers.models.qwen3_5_moe.modeling_qwen3_5_moe import Qwen3_5MoeSparseMoeBlock, Qwen3_5MoeTopKRouter
 
-from qwen36_neuron.ops.moe import experts, route
+from qwen36_neuron.checkpoint.fp8 import quantise_channels
+from qwen36_neuron.ops.moe import BlockPlan, Stack, experts, route, static, static_experts
+from qwen36_neuron.ops.moe.static import LARGEST_BLOCK
 
 
 @pytest.mark.parametrize("router", ROUTERS)
@@ -105,3 +107,69 @@ def test_experts_that_nobody_chose_are_not_read() -> None:
     for weight in both:
         weight[TOP_K:] = torch.nan
     assert torch.isfinite(experts(x, *both, *routed)).all()
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("tokens", [1, 3, 4, 5, 9, 31, 64])
+def test_static_experts_by_their_definition(router: str, tokens: int) -> None:
+    """A token a block up to as many choices as experts, blocks of several beyond, at and beside where they fill."""
+    x, both = normal(tokens, HIDDEN), weights_of()
+    routed = route(logits_of(router, tokens), TOP_K, True)
+    found = static_experts(x, *(Stack(weight) for weight in both), *routed)
+    assert (found.dtype, found.shape) == (torch.float32, x.shape)
+    assert (found - exact_experts(x, *both, *routed)).abs().max() <= 2e-6
+
+
+def test_static_experts_in_runs_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many at once as memory allows, and a remainder."""
+    x, (gate_up, down) = normal(40, HIDDEN), weights_of()
+    routed = route(logits_of("few experts", 40), TOP_K, True)
+    whole = static_experts(x, Stack(gate_up), Stack(down), *routed)
+    monkeypatch.setattr(static, "GATHERED_BYTES", 7 * 4 * (gate_up[0].numel() + down[0].numel()))
+    torch.testing.assert_close(static_experts(x, Stack(gate_up), Stack(down), *routed), whole, rtol=0, atol=2e-6)
+
+
+def test_static_experts_of_codes() -> None:
+    """The codes' own numbers times their scales: only products are rounded."""
+    x, both = normal(9, HIDDEN), weights_of()
+    routed = route(logits_of("random", 9), TOP_K, True)
+    coded = [[quantise_channels(matrix) for matrix in weight] for weight in both]
+    stacks = [Stack(*(torch.stack(part) for part in zip(*pairs, strict=True))) for pairs in coded]
+    plain = [stack.weight.float() * stack.scale for stack in stacks if stack.scale is not None]
+    found = static_experts(x, *stacks, *routed)
+    assert (found - exact_experts(x, plain[0], plain[1], *routed)).abs().max() <= 2e-6
+
+
+def test_a_token_of_static_experts_is_no_others() -> None:
+    """What is not a number in one row, as padding may be, stays there."""
+    x, both = normal(24, HIDDEN), weights_of()
+    routed = route(logits_of("one expert", 24), TOP_K, True)
+    whole = static_experts(x, *(Stack(weight) for weight in both), *routed)
+    x[0] = torch.nan
+    found = static_experts(x, *(Stack(weight) for weight in both), *routed)
+    assert found[0].isnan().all()
+    assert torch.equal(found[1:], whole[1:])
+
+
+@pytest.mark.parametrize("experts_", [4, 64, 256])
+@pytest.mark.parametrize("tokens", [1, 2, 31, 32, 33, 128, 512, 1000, 1024, 4096])
+def test_blocks_are_enough_for_any_routing_and_few(experts_: int, tokens: int) -> None:
+    plan, top_k = BlockPlan.of(tokens, experts_, 4), 4
+    choices = tokens * top_k
+    one_each = [1 + (choices - experts_) // experts_] * experts_ if choices >= experts_ else [1] * choices
+    skewed = [tokens] * top_k
+    uneven = [1] * (min(experts_, choices) - 1)
+    for counts in (one_each, skewed, [*uneven, min(tokens, choices - len(uneven))]):
+        assert sum(-(-count // plan.size) for count in counts) <= plan.blocks
+    if choices > experts_:
+        assert plan.rows <= 5 * choices or plan.size == tokens
+        if plan.size < LARGEST_BLOCK and plan.size < tokens:
+            assert plan.blocks <= 1.5 * experts_
+    else:
+        assert plan.rows == choices
+
+
+def test_1024_tokens_of_the_published_mixture() -> None:
+    """380 experts' weights for 256, 24,320 rows for 8,192 choices; every expert for every token would be 262,144."""
+    plan = BlockPlan.of(1024, 256, 8)
+    assert (plan.size, plan.blocks, plan.rows) == (64, 380, 24320)
