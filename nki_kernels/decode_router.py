@@ -90,18 +90,27 @@ def decode_router(
 
 def choose(logits: nl.ndarray, top_k: int, renormalise: bool) -> tuple:
     """Weights, fp32 [rows, top_k], and experts, int32 [rows, top_k], of logits, fp32 [rows, experts] in SBUF."""
-    rows, vector = logits.shape[0], nisa.engine.vector
-    best, places = sbuf(nl.float32, (rows, EIGHT)), sbuf(nl.uint32, (rows, EIGHT))
+    best, places = search(logits)
+    numbers = sbuf(nl.int32, (logits.shape[0], top_k))
+    nisa.tensor_copy(dst=numbers, src=places[:, 0:top_k], engine=nisa.engine.gpsimd)
+    return weigh(logits, best, top_k, renormalise), numbers
+
+
+def search(logits: nl.ndarray) -> tuple:
+    """The eight largest of each row in descending order, fp32, and where they are, uint32: both [rows, 8]."""
+    best, places = sbuf(nl.float32, (logits.shape[0], EIGHT)), sbuf(nl.uint32, (logits.shape[0], EIGHT))
     nisa.max8(dst=best, src=logits)
     nisa.nc_find_index8(dst=places, data=logits, vals=best)
+    return best, places
+
+
+def weigh(logits: nl.ndarray, best: nl.ndarray, top_k: int, renormalise: bool) -> nl.ndarray:
+    """Weights of the first top_k of `search`, fp32 [rows, top_k]."""
+    rows, vector = logits.shape[0], nisa.engine.vector
     less, total, share = sbuf(nl.float32, (rows, 1)), sbuf(nl.float32, (rows, 1)), sbuf(nl.float32, (rows, 1))
+    powers, weights = sbuf(nl.float32, (rows, top_k)), sbuf(nl.float32, (rows, top_k))
     nisa.tensor_scalar(dst=less, data=best[:, 0:1], op0=nl.multiply, operand0=-1.0, engine=vector)
-    powers, weights, numbers = (
-        sbuf(nl.float32, (rows, top_k)), sbuf(nl.float32, (rows, top_k)), sbuf(nl.int32, (rows, top_k)),
-    )  # fmt: skip
-    nisa.tensor_copy(dst=numbers, src=places[:, 0:top_k], engine=nisa.engine.gpsimd)
-    kept = best[:, 0:top_k]
-    nisa.activation(dst=powers, op=nl.exp, data=kept, bias=less)
+    nisa.activation(dst=powers, op=nl.exp, data=best[:, 0:top_k], bias=less)
     every = powers
     if not renormalise:
         every = sbuf(nl.float32, logits.shape)
@@ -109,4 +118,4 @@ def choose(logits: nl.ndarray, top_k: int, renormalise: bool) -> tuple:
     nisa.tensor_reduce(dst=total, op=nl.add, data=every, axis=1)
     nisa.reciprocal(dst=share, data=total)
     nisa.tensor_scalar(dst=weights, data=powers, op0=nl.multiply, operand0=share, engine=vector)
-    return weights, numbers
+    return weights

@@ -23,6 +23,7 @@ HELD = (1024, 8192, 32768)
 BY_ROWS: dict[str, Callable[[int, bool], Example]] = {
     "norm_projection": examples.input_projection, "gated_norm_projection": examples.output_projection,
     "decode_mlp": examples.mlp_step, "decode_mlp_projection": examples.mlp_and_input,
+    "decode_experts": mixture_examples.experts,
 }  # fmt: skip
 """Kernels to which a row is a row."""
 

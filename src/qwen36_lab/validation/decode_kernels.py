@@ -22,6 +22,8 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
     from nki_kernels.decode_attention import decode_attention
     from nki_kernels.decode_attention_torch import decode_attention_torch
     from nki_kernels.decode_attention_torch import pack as pack_attention
+    from nki_kernels.decode_experts import decode_experts
+    from nki_kernels.decode_experts_torch import decode_experts_torch, pack_experts, pack_shared
     from nki_kernels.decode_head import decode_head
     from nki_kernels.decode_head_torch import decode_head_torch, pack_head, pack_scale
     from nki_kernels.decode_mlp import decode_mlp
@@ -56,10 +58,24 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
             return pack_head(one.expand(120 * cores, HIDDEN), cores), pack_scale(levels, cores)
         return pack_head((levels[:, None] * signs).to(torch.bfloat16), cores), None
 
-    def router() -> torch.Tensor:
-        """Logits as far apart, of 64 experts, but so near that eight of them have weights that count."""
-        levels = (1.0 + torch.randperm(64, generator=random)) / 64
+    def router(experts: int = 64) -> torch.Tensor:
+        """Logits as far apart, but so near that eight of them have weights that count."""
+        levels = (1.0 + torch.randperm(experts, generator=random)) / experts
         return pack_columns((levels[:, None] * normal(HIDDEN).sign()).to(torch.bfloat16), 1)
+
+    def mixture(codes: bool) -> tuple[torch.Tensor, ...]:
+        """16 experts, and a shared one whose channels fill half of a core's partitions."""
+        half, scales, of_shared = D // 2 * cores, None, None
+        parts = [matrix(16 * n, m, codes) for n, m in ((D, HIDDEN), (D, HIDDEN), (HIDDEN, D))]
+        of_all = [matrix(n, m, codes) for n, m in ((half, HIDDEN), (half, HIDDEN), (HIDDEN, half))]
+        if codes:
+            by_gate, by_up, by_down = (0.01 + 0.01 * normal(16, len(w) // 16).abs() for w in parts)
+            scales = by_gate, by_up, by_down
+            of_shared = by_gate[0].repeat(2)[:half], by_up[0].repeat(2)[:half], by_down[0]
+        gate, up, down = (w.view(16, -1, w.shape[1]) for w in parts)
+        shared = pack_shared(of_all[0], of_all[1], of_all[2], cores, of_shared)
+        gates = pack_gamma(0.06 * normal(HIDDEN)).to(torch.bfloat16)
+        return router(16), pack_experts(gate, up, down, scales), shared, gates
 
     def attention(layer: PackedAttention, heads: int) -> tuple[torch.Tensor | None, ...]:
         """A token and four drafts of one sequence whose cache begins amid a block; as many key as query heads."""
@@ -98,6 +114,7 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         args = (x, mixed, gate, factor, out, of_rows)
         yield Case(name, gated_norm_projection, gated_norm_projection_torch, args, BAR)
         yield Case(name, decode_head, decode_head_torch, (x, gamma, *head(codes)), BAR)
+        yield Case(name, decode_experts, decode_experts_torch, (x, gamma, *mixture(codes), 8, True), BAR)
         size = 2 * D
         into, out = matrix(4 * heads * size, HIDDEN, codes), matrix(HIDDEN, heads * size, codes)
         of_layer = (0.01 + 0.01 * normal(4 * heads * size).abs(), scales[2]) if scales else None
