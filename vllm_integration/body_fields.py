@@ -20,6 +20,9 @@ CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/r
 MESSAGES, COUNT_TOKENS = "/v1/messages", "/v1/messages/count_tokens"
 TOKENIZE, DETOKENIZE = "/tokenize", "/detokenize"
 
+RENDER = "/render"
+"""Ends the routes whose answer is what a request would run: its tokens and sampling parameters."""
+
 LABELS = frozenset({"user", "metadata", "safety_identifier", "prompt_cache_key", "session_id", "request_id"})
 """Names for whoever asks or what is asked. Prefixes are cached whatever `prompt_cache_key` says."""
 
@@ -110,7 +113,8 @@ def check_fields(route: str, body: Mapping[str, Any], facts: Facts) -> None:
     """Raises ProxyError 400 for the first field of a request that would have no effect.
 
     Args:
-        route: path of the request; of others than those of this module nothing is known, and all pass.
+        route: path of the request; of others than those of this module nothing is known, and all pass. A request that
+            is only rendered has the fields of its own route.
         body: its parsed body.
         facts: what the server does.
     """
@@ -140,8 +144,9 @@ def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 @cache
 def known_fields(route: str) -> frozenset[str]:
     """The fields of a route's bodies, none for a route that this module does not know."""
-    names = {name for model in _models(route) for name in _names(model)}
-    return frozenset(names | LABELS | _READ_BESIDE.get(route, frozenset())) if names else frozenset()
+    of = route.removesuffix(RENDER)
+    names = {name for model in _models(of) for name in _names(model)}
+    return frozenset(names | LABELS | _READ_BESIDE.get(of, frozenset())) if names else frozenset()
 
 
 def _models(route: str) -> tuple[Any, ...]:
@@ -197,6 +202,9 @@ def _check_field(
     elif name == "priority":
         if value != 0 and not facts.priorities:
             raise _refused(name, "requests are served in the order of their arrival; --scheduling-policy priority")
+    elif name == "return_token_offsets":
+        if value is not False and not route.endswith(RENDER):
+            raise _refused(name, f"places of tokens in the text are told by {CHAT}{RENDER} and {COMPLETIONS}{RENDER}")
     elif name == "length_penalty":
         if value != 1 and not body.get("use_beam_search"):
             raise _refused(name, "it is part of beam search; set use_beam_search")

@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+from vllm.v1.kv_cache_interface import KVCacheSpecKind
 from vllm.v1.metrics.stats import SchedulerStats
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -35,12 +36,22 @@ class SlotScheduler(Scheduler):
         if not isinstance(manager, SlotManager) or self.need_mamba_block_aligned_split:
             raise RuntimeError("vLLM did not take the lane group's own manager")
         self.slot_manager = manager
+        self._label_events(lane_group)
         manager.requests = self.requests
         self.num_lookahead_tokens = Settings.parse(self.vllm_config.additional_config).mtp_drafts
         self.lanes_in_use = 0
         self.draft_lengths: Counter[int] = Counter()
         """Rows that gave tokens while decoding, by how many drafts they had."""
         self.answers = Answers(self.structured_output_manager, drafts=self.num_spec_tokens > 0)
+
+    def _label_events(self, lane_group: int) -> None:
+        """Have checkpoints announced as recurrent states, for which vLLM would take the group by the type of its spec.
+
+        Routers skip what is called a state space's, and warn at each event of a kind that they do not know.
+        """
+        labels = list(self.kv_cache_manager.kv_cache_event_metadata)
+        labels[lane_group] = (KVCacheSpecKind.MAMBA.value, None)
+        self.kv_cache_manager.kv_cache_event_metadata = tuple(labels)
 
     def add_request(self, request: Request) -> None:
         """Take a request in, and look where its answer will begin."""

@@ -46,6 +46,10 @@ _CORS: dict[str, Any] = {
 """What a page of an allowed origin may do and see."""
 
 
+_RENDER = "/render"
+"""Ends the routes that answer with the tokens and the sampling parameters that a request would run."""
+
+
 class Proxy:
     """The parts of one proxy.
 
@@ -134,6 +138,8 @@ class Forward:
         self, proxy: Proxy, method: str, path: str, fill: Fill | None = None, answer: type[ChatAnswer] | None = None
     ) -> None:
         self.proxy, self.method, self.path, self.fill, self.answer = proxy, method, path, fill, answer
+        self.request = path.removesuffix(_RENDER)
+        """The route of the request; the path itself, unless it is only rendered."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = self.answer() if self.answer else None
@@ -166,10 +172,10 @@ class Forward:
                 if content is not open_ended:  # what is left of the context is less than what was filled in
                     return request(open_ended)
                 cut = proxy.settings.cut_max_tokens
-                better = await refit(self.path, body, exchange.backend, sent, cut=cut)
+                better = await refit(self.request, body, exchange.backend, sent, cut=cut)
                 return None if better is None else request(json.dumps(better).encode())
 
-            retry: Again | None = again if self.path in FIELDS else None
+            retry: Again | None = again if self.request in FIELDS else None
             await exchange.forward(request(content), retry)
 
     async def _body(self, headers: Headers, receive: Receive) -> tuple[dict[str, Any], bytes]:
@@ -195,9 +201,11 @@ def create_app(settings: ProxySettings) -> Starlette:
     """
     proxy = Proxy(settings)
     fills, origins = RequestDefaults(settings), settings.cors_origins
+    rendered = {"/v1/chat/completions": fills.chat, "/v1/completions": None, "/v1/messages": fills.messages}
     forwards = (
         Forward(proxy, "POST", "/v1/chat/completions", fills.chat, ChatAnswer),
         Forward(proxy, "POST", "/v1/completions"),
+        *(Forward(proxy, "POST", route + _RENDER, fill) for route, fill in rendered.items()),
         Forward(proxy, "POST", "/v1/responses", fills.responses),
         Forward(proxy, "POST", "/v1/messages", fills.messages),
         Forward(proxy, "POST", "/v1/messages/count_tokens", fills.count_tokens),

@@ -24,7 +24,7 @@ def vllm_command(launch: Launch, num_blocks: int | None = None) -> list[str]:
     host, port = ("127.0.0.1", launch.backend_port) if engine.proxy else (front.host, front.port)
     command = [
         *(launch.python, "-m", "vllm.entrypoints.cli.main", "serve", str(launch.model.folder)),
-        *("--served-model-name", launch.served_model_name),
+        *("--served-model-name", *launch.served_model_names),
         *("--host", host, "--port", str(port)),
         *("--dtype", launch.dtype),
         *(("--kv-cache-dtype", engine.kv_cache_dtype) if engine.kv_cache_dtype != "auto" else ()),
@@ -36,6 +36,7 @@ def vllm_command(launch: Launch, num_blocks: int | None = None) -> list[str]:
         *("--enable-auto-tool-choice", "--tool-call-parser", parsers.NAME, "--reasoning-parser", parsers.NAME),
         *("--disable-access-log-for-endpoints", "/health,/metrics"),
         *("--additional-config", json.dumps(additional_config(launch))),
+        *(("--kv-events-config", json.dumps(launch.events)) if launch.events else ()),
         *(("--speculative-config", engine.speculative_config) if engine.speculative_config else ()),
         *launch.extra,
     ]
@@ -60,9 +61,13 @@ def proxy_command(launch: Launch) -> list[str]:
     return command
 
 
-def chosen_environment(launch: Launch) -> dict[str, str]:
-    """What both processes are given beside the environment of the launcher, without the key."""
-    chosen = {"VLLM_USE_V2_MODEL_RUNNER": "0"}  # the second runner's step protocol is not the plugin's
+def chosen_environment(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
+    """What both processes are given beside the environment of the launcher, without the key.
+
+    Blocks of replicas have the same hashes, with any of vLLM's hash functions, unless the environment says otherwise.
+    """
+    chosen = {"PYTHONHASHSEED": environment.get("PYTHONHASHSEED") or "0"}
+    chosen |= {"VLLM_USE_V2_MODEL_RUNNER": "0"}  # the second runner's step protocol is not the plugin's
     if launch.settings.device == "neuron":
         chosen |= {"XLA_HANDLE_SPECIAL_SCALAR": "1", "UNSAFE_FP8FNCAST": "1"}  # torch_xla reads them once, for FP8
     return chosen | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -70,7 +75,7 @@ def chosen_environment(launch: Launch) -> dict[str, str]:
 
 def full_environment(launch: Launch, environment: Mapping[str, str]) -> dict[str, str]:
     """The environment of both processes. The key is there, since a command line shows in every process list."""
-    full = {**openmp_environment(environment), **environment, **chosen_environment(launch)}
+    full = {**openmp_environment(environment), **environment, **chosen_environment(launch, environment)}
     full.pop("VLLM_API_KEY", None)
     if launch.front.api_key is not None:
         full["VLLM_API_KEY"] = launch.front.api_key

@@ -18,7 +18,7 @@ from ..flags import either
 from ..kv_dtype import check_kv_cache_dtype
 from ..settings import Settings
 from ..speculation.config import ALONE, DraftLimits, asked_for, settings_of
-from . import envelope, extra
+from . import envelope, events, extra
 from . import model as models
 from .errors import Refusal
 from .options import Engine, options
@@ -52,6 +52,7 @@ class Launch:
         extra: flags for `vllm serve`, as they were given.
         dtype: number format.
         drafts: what --speculative-config comes to.
+        events: vLLM's configuration of KV events, where --kv-events asks for them.
         names: by field, the flag as it was written.
     """
 
@@ -63,6 +64,7 @@ class Launch:
     extra: tuple[str, ...]
     dtype: str
     drafts: DraftLimits
+    events: Mapping[str, Any] | None
     names: Mapping[str, str]
 
     @property
@@ -70,8 +72,9 @@ class Launch:
         return self.engine.python or sys.executable
 
     @property
-    def served_model_name(self) -> str:
-        return self.engine.served_model_name or self.model.name
+    def served_model_names(self) -> tuple[str, ...]:
+        """What clients may call the model; the first is the one in answers."""
+        return self.engine.served_model_name or (self.model.name,)
 
     @property
     def backend_port(self) -> int:
@@ -106,8 +109,15 @@ def prepare(asked: ParsedArguments, environment: Mapping[str, str]) -> tuple[Lau
     extra.check(asked.rest, blocks_are_chosen=_blocks(name, device))
     settings = _settings(values, name)
     drafts = _drafts(engine, model, values, name)
+    if "served_model_name" in values and not engine.served_model_name:
+        raise Refusal(f"{name('served_model_name')} has no name")
+    served = (engine.served_model_name or (model.name,))[0]
+    published = events.config(engine, front, served, asked.rest, name, environment)
+    if published is not None:
+        everywhere = f"port {engine.kv_events} on every address, to anyone: keep it from all but routers"
+        notes.append(f"{name('kv_events')} publishes the tokens of prompts on {everywhere}")
     given = frozenset(field for field in _of(Settings, values)) | {"device", "tp_degree", "cache_gib"}
-    return Launch(engine, model, settings, given, front, asked.rest, dtype, drafts, asked.names), notes
+    return Launch(engine, model, settings, given, front, asked.rest, dtype, drafts, published, asked.names), notes
 
 
 class _Names:

@@ -55,6 +55,8 @@ def check(launch: Launch) -> None:
     _check_port(names.get("port", "--port"), front.host, front.port)
     if launch.engine.proxy:
         _check_port(names.get("backend_port", "--backend-port"), "127.0.0.1", launch.backend_port)
+    for port in (launch.engine.kv_events, launch.engine.kv_events + 1) if launch.engine.kv_events else ():
+        _check_port(names.get("kv_events", "--kv-events"), "0.0.0.0", port)
 
 
 def _check_python(launch: Launch) -> None:

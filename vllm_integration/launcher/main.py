@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from . import machine
 from .commands import chosen_environment, full_environment, proxy_command, vllm_command
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         note(str(refusal))
         return 2
     if launch.engine.dry_run:
-        show(launch, vllm, proxy)
+        show(launch, vllm, proxy, os.environ)
         return 0
     environment = full_environment(launch, os.environ)
     if not launch.engine.proxy:
@@ -41,12 +41,12 @@ def main(arguments: Sequence[str]) -> int:
     return supervise(vllm, proxy, environment, url=url, drain_timeout=front.drain_timeout, note=note)
 
 
-def show(launch: Launch, vllm: list[str], proxy: list[str]) -> None:
+def show(launch: Launch, vllm: list[str], proxy: list[str], environment: Mapping[str, str]) -> None:
     """Print what would run, one command a line, fit for a shell."""
     print(shlex.join(vllm))
     if launch.engine.proxy:
         print(shlex.join(proxy))
-    chosen = " ".join(f"{name}={value}" for name, value in chosen_environment(launch).items())
+    chosen = " ".join(f"{name}={value}" for name, value in chosen_environment(launch, environment).items())
     key = " and VLLM_API_KEY" if launch.front.api_key is not None else ""
     note(f"nothing was started; the commands need {chosen}{key} in their environment")
 

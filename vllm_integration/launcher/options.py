@@ -28,7 +28,7 @@ class Engine:
     Attributes:
         model: checkpoint folder in Hugging Face layout, or the id of one that is in the local cache.
         revision: branch, tag or commit of a Hugging Face id.
-        served_model_name: what clients call it.
+        served_model_name: what clients call it; of several names the first is the one in answers and metrics.
         dtype: number format of weights and activations.
         kv_cache_dtype: number format of keys and values: fp8, which needs scales (see --kv-scales), or auto for what
             the checkpoint declares, else that of the model.
@@ -37,6 +37,9 @@ class Engine:
         max_num_batched_tokens: tokens of one step.
         enable_prefix_caching: reuse the prefixes that requests share.
         speculative_config: JSON that says how tokens are drafted, as in {"method":"mtp","num_speculative_tokens":3}.
+        kv_events: port on which what the prefix cache holds is published, for routers (ZeroMQ, vLLM's KV events); what
+            was missed can be asked for on the next port.
+        kv_events_topic: what the messages' topic is.
         envelope: result of qwen36 gate: prompts and answers longer than those it accepted are refused.
         proxy: run the chat proxy in front; without it vLLM alone listens on HOST:PORT.
         backend_port: inner port of vLLM behind the proxy, on 127.0.0.1.
@@ -46,7 +49,7 @@ class Engine:
 
     model: str | None = None
     revision: str | None = None
-    served_model_name: str | None = None
+    served_model_name: tuple[str, ...] = ()
     dtype: DType | None = None
     kv_cache_dtype: str = "auto"
     max_model_len: int = 8192
@@ -54,6 +57,8 @@ class Engine:
     max_num_batched_tokens: int = 2048
     enable_prefix_caching: bool = True
     speculative_config: str | None = None
+    kv_events: int | None = None
+    kv_events_topic: str | None = None
     envelope: str | None = None
     proxy: bool = True
     backend_port: int | None = None
@@ -128,6 +133,7 @@ _GROUP = {
     **dict.fromkeys(("kv_cache_dtype", "kv_scales"), MODEL),
     **dict.fromkeys(("kernels", "sampling_candidates", "lazy_logits", "threads", "share_cores"), MODEL),
     **dict.fromkeys(("host", "port", "backend_port", "api_key", "proxy"), FRONT),
+    **dict.fromkeys(("kv_events", "kv_events_topic"), FRONT),
     **dict.fromkeys(("python", "dry_run"), OTHER),
     "envelope": GUARDS,
 }
@@ -148,7 +154,8 @@ _HELP = {
 
 _METAVARS = {
     "model": "DIR",
-    "served_model_name": "NAME",
+    "served_model_name": "NAME[,NAME]",
+    "kv_events": "PORT",
     "dtype": "TYPE",
     "kv_cache_dtype": "TYPE",
     "kv_scales": "FILE",
@@ -176,6 +183,8 @@ _DEFAULTS = {
     "python": "the one that runs this",
     "revision": "main",
     "speculative_config": "no speculation",
+    "kv_events": "nothing is published",
+    "kv_events_topic": "kv@ADDRESS:PORT@NAME",
     "envelope": "the artifact's gate.json, or none",
 }
 

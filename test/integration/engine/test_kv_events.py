@@ -64,6 +64,7 @@ def test_a_router_can_tell_every_hit(fake_engine):
     assert hits > 5
     for event in router.stored:
         assert event.block_size == 64
+        assert event.kv_cache_spec_kind == ("full_attention", "mamba")[event.group_idx]
         if event.group_idx == 1:
             assert len(event.block_hashes) == 1
             assert len(event.token_ids) == 64

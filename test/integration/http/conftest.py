@@ -34,11 +34,23 @@ def free_ports() -> tuple[int, int]:
         return int(first.getsockname()[1]), int(second.getsockname()[1])
 
 
+def two_free_ports() -> int:
+    """A port that was free a moment ago, as was the next one."""
+    while True:
+        with socket.socket() as first, socket.socket() as second, contextlib.suppress(OSError, OverflowError):
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            second.bind(("127.0.0.1", port + 1))
+            return port
+
+
 class Server:
     """The start script and everything it started."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, backend: str, log: Path) -> None:
         self.process, self.url, self.backend, self.log = process, url, backend, log
+        self.events: int | None = None
+        """Port of the KV events, if they are published."""
         self.http = httpx.Client(base_url=url, timeout=120, trust_env=False)
         self.client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
 
@@ -138,7 +150,9 @@ def running(checkpoint: Path, log: Path, *flags: str) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def server(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """The server that the tests share. They leave it idle, and it ends well."""
-    with running(tiny_checkpoint, tmp_path_factory.mktemp("server") / "log") as made:
+    events = two_free_ports()
+    with running(tiny_checkpoint, tmp_path_factory.mktemp("server") / "log", "--kv-events", str(events)) as made:
+        made.events = events
         yield made
         made.wait_idle()
         made.terminate()

@@ -88,7 +88,10 @@ class FakeEngine:
                 Route("/v1/completions", _Endpoint(self), methods=["POST"]),
                 *(
                     Route(path, _Endpoint(self), methods=["POST"])
-                    for path in ("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/tokenize")
+                    for path in (
+                        *("/v1/responses", "/v1/messages", "/v1/messages/count_tokens", "/tokenize"),
+                        *(f"/v1/{of}/render" for of in ("chat/completions", "completions", "messages")),
+                    )
                 ),
                 Route("/reset_prefix_cache", _Endpoint(self), methods=["POST"]),
             ]

@@ -93,6 +93,17 @@ async def test_tokenize_counts_what_chat_would_render(engine, make):
     assert (await stack.client.post("/tokenize", json={"prompt": "a"})).json() == {"prompt": "a"}
 
 
+@pytest.mark.parametrize("of", ["/v1/chat/completions", "/v1/completions", "/v1/messages"])
+async def test_what_is_rendered_is_what_would_run(engine, make, of):
+    stack = await make(enable_thinking=False)
+    body = {"messages": [{"role": "developer", "content": "Be brief."}], "max_tokens": 5}
+    if of == "/v1/completions":
+        body = {"prompt": "a", "max_tokens": 5}
+    run, rendered = [(await stack.client.post(route, json=body)).json() for route in (of, f"{of}/render")]
+    assert rendered == run
+    assert engine.paths == [of, f"{of}/render"]
+
+
 async def test_get_and_query_are_forwarded(engine, make):
     stack = await make()
     assert (await stack.client.get("/v1/models?x=1")).json()["data"][0]["id"] == "tiny"

@@ -92,6 +92,18 @@ async def test_the_count_renders_what_the_request_renders(counting, make):
     assert "max_tokens" not in sent[1]
 
 
+async def test_what_is_rendered_is_cut_as_it_would_run(counting, make):
+    stack = await make()
+    run, rendered = [
+        (await stack.client.post(route, json={**chat(60), "max_tokens": 1000})).json()["max_tokens"]
+        for route in ("/v1/chat/completions", "/v1/chat/completions/render")
+    ]
+    assert rendered == run == 40
+    refused = await stack.client.post("/v1/chat/completions/render", json={**chat(100), "max_tokens": 1000})
+    assert refused.status_code == 400
+    assert "Shorten it" in refused.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("message", ["temperature must be in [0, 2]", "maximum fun"])
 async def test_other_refusals_are_passed_on_untried(engine, make, message):
     async def answer(body, receive, send):

@@ -220,9 +220,88 @@ def test_a_flag_by_vllms_name_does_what_ours_did(model: Path, new: list[str], ol
 
 def test_the_model_may_stand_alone_as_for_vllm_serve(model: Path) -> None:
     launch, _ = prepare(parse([str(model), "--max-num-seqs", "2"]), {})
-    assert launch.served_model_name == "Qwen3.6-27B"
+    assert launch.served_model_names == ("Qwen3.6-27B",)
     with pytest.raises(Refusal, match="unknown argument 'more'"):
         parse([str(model), "more"])
+
+
+def test_several_names_reach_vllm_in_their_order(start: Start) -> None:
+    command = commands.vllm_command(start("--served-model-name", "chat, chat-large"))
+    at = command.index("--served-model-name")
+    assert command[at : at + 4] == ["--served-model-name", "chat", "chat-large", "--host"]
+    assert refused(start, "--served-model-name", ",") == "--served-model-name has no name"
+
+
+# ---- KV events ---------------------------------------------------------------------------------------------------
+
+
+def published(start: Start, *words: object, **environment: str) -> dict[str, object]:
+    command = commands.vllm_command(start(*words, **environment))
+    config: dict[str, object] = json.loads(command[command.index("--kv-events-config") + 1])
+    return config
+
+
+def test_kv_events_are_published_as_routers_look_for_them(start: Start) -> None:
+    assert "--kv-events-config" not in commands.vllm_command(start())
+    assert published(start, "--kv-events", 5557) == {
+        "enable_kv_cache_events": True,
+        "publisher": "zmq",
+        "endpoint": "tcp://*:5557",
+        "replay_endpoint": "tcp://127.0.0.1:5558",
+        "topic": "kv@127.0.0.1:8000@Qwen3.6-27B",
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "topic", "replay"),
+    [
+        (("--host", "0.0.0.0"), {"POD_IP": "10.0.0.7"}, "kv@10.0.0.7@Qwen3.6-27B", "tcp://*:5558"),
+        (("--host", "::1", "--port", 9000), {}, "kv@[::1]:9000@Qwen3.6-27B", "tcp://[::1]:5558"),
+        (("--served-model-name", "a,b"), {}, "kv@127.0.0.1:8000@a", "tcp://127.0.0.1:5558"),
+        (("--kv-events-topic", ""), {"POD_IP": "10.0.0.7"}, "", "tcp://127.0.0.1:5558"),
+        (("--no-proxy", "--kv-events-topic", "mine"), {}, "mine", "tcp://127.0.0.1:5558"),
+    ],
+)
+def test_a_topic_names_the_replica_and_the_model(
+    start: Start, words: tuple[object, ...], environment: dict[str, str], topic: str, replay: str
+) -> None:
+    config = published(start, "--kv-events", 5557, *words, **environment)
+    assert (config["topic"], config["replay_endpoint"]) == (topic, replay)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--kv-events", 0), "--kv-events 0 must be a port from 1 to 65534"),
+        (("--kv-events", 65535), "the next one gives what was missed"),
+        (("--kv-events", 8000), "needs its own port, which is --port"),
+        (("--kv-events", 7999), "needs port 8000 for what was missed, which is --port"),
+        (("--kv-events", 8001), "needs its own port, which is --backend-port"),
+        (("--kv-events", 5556, "--backend-port", 5557), "port 5557 for what was missed, which is --backend-port"),
+        (("--kv-events", 5557, "--no-enable-prefix-caching"), "--no-enable-prefix-caching has nothing cached"),
+        (("--kv-events-topic", "a"), "--kv-events-topic says nothing without --kv-events"),
+        (("--kv-events", 5557, "--", "--kv-events-config", "{}"), "would contradict --kv-events 5557"),
+        (("--kv-events", 5557, "--", "--kv_events_config.topic=a"), "would contradict --kv-events 5557"),
+        (("--kv-events", "x"), "--kv-events"),
+    ],
+)
+def test_events_that_cannot_be_published_are_refused(start: Start, words: tuple[object, ...], told: str) -> None:
+    assert told in refused(start, *words)
+
+
+def test_events_may_have_a_port_beside_those_of_vllm_alone(start: Start) -> None:
+    assert published(start, "--kv-events", 8001, "--no-proxy")["endpoint"] == "tcp://*:8001"
+    assert "--kv-events-config" in start("--", "--kv-events-config", "{}").extra, "vLLM's own flag is passed on"
+
+
+def test_who_publishes_is_told_that_anyone_can_listen(model: Path) -> None:
+    _, notes = prepare(parse(["--model", str(model), "--kv-events", "5557"]), {})
+    assert "port 5557 on every address" in notes[-1]
+
+
+def test_replicas_hash_blocks_alike_unless_the_environment_says_otherwise(start: Start) -> None:
+    assert commands.full_environment(start(), {})["PYTHONHASHSEED"] == "0"
+    assert commands.full_environment(start(), {"PYTHONHASHSEED": "17"})["PYTHONHASHSEED"] == "17"
 
 
 def test_an_error_names_the_flag_as_it_was_written(start: Start) -> None:

@@ -38,7 +38,7 @@ prompt_logprobs logprob_token_ids allowed_token_ids bad_words response_format st
 tool_choice parallel_tool_calls reasoning reasoning_effort include_reasoning thinking_token_budget output_config
 use_beam_search echo add_generation_prompt continue_final_message add_special_tokens skip_special_tokens
 spaces_between_special_tokens truncate_prompt_tokens truncation_side truncation chat_template chat_template_kwargs
-return_tokens_as_token_ids return_token_ids return_token_offsets return_token_strs return_prompt_text cache_salt
+return_tokens_as_token_ids return_token_ids return_token_strs return_prompt_text cache_salt
 vllm_xargs repetition_detection stream_interval previous_input_messages enable_response_messages
 """
 """Fields that vLLM or the proxy act on; what they do is tested elsewhere."""
@@ -49,6 +49,7 @@ REFUSED_BY_VALUE = {"documents", "mm_processor_kwargs", "media_io_kwargs", "prio
     "routed_experts_prompt_start",
     "return_assistant_tokens_mask",
     "service_tier",
+    "return_token_offsets",
 }
 OF_TOOLS_THAT_RUN_ELSEWHERE = {"include", "max_tool_calls"}
 """They say something of tools that a server runs itself; tools of that kind are refused."""
@@ -108,6 +109,11 @@ def refusal(route: str, body: Mapping[str, Any], facts: Facts = FACTS) -> ProxyE
         (RESPONSES, "reasoning", {"summary": "detailed"}, "not summarised"),
         (CHAT, "priority", 5, "--scheduling-policy priority"),
         (CHAT, "length_penalty", 2.0, "use_beam_search"),
+        (CHAT, "return_token_offsets", True, "/v1/chat/completions/render"),
+        (TOKENIZE, "return_token_offsets", True, "/v1/completions/render"),
+        (f"{CHAT}/render", "temprature", 1, "not a field of /v1/chat/completions/render. Did you mean temperature?"),
+        (f"{COMPLETIONS}/render", "best_of", 3, "ask for them with n"),
+        (f"{MESSAGES}/render", "container", "c", "no code runs here"),
         (CHAT, "documents", [{"text": "a"}], "put them into a message"),
         (CHAT, "mm_processor_kwargs", {"a": 1}, "text alone"),
         (CHAT, "media_io_kwargs", {"image": {}}, "text alone"),
@@ -146,6 +152,9 @@ def test_what_would_be_forgotten_is_refused(route: str, field: str, value: Any, 
         (CHAT, {"chat_template_kwargs": {"enable_thinking": True, "reasoning_effort": "low"}}),
         (CHAT, {"vllm_xargs": {"checkpoints": [64], "of_an_extension": 1}}),
         (COMPLETIONS, {"best_of": 1}),
+        (COMPLETIONS, {"return_token_offsets": False}),
+        (f"{COMPLETIONS}/render", {"return_token_offsets": True}),
+        (f"{CHAT}/render", {"return_token_offsets": True, "stream": True}),
         (COMPLETIONS, {"best_of": 2, "n": 2}),
         (RESPONSES, {"reasoning": {"effort": "low", "summary": "auto"}, "store": False, "include": []}),
         (RESPONSES, {"stream_options": {"include_obfuscation": False}}),
