@@ -35,6 +35,7 @@ BENCHMARKS = {
     "kernels": "qwen36_cli.bench.kernels:kernels",
     "sampling": "qwen36_cli.bench.sampling:sampling",
     "speculation": "qwen36_cli.bench.speculation:speculation",
+    "scenarios": "qwen36_cli.bench.scenarios:scenarios",
 }
 
 EXTRAS = {

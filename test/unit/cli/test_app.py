@@ -192,7 +192,7 @@ def test_an_id_is_taken_from_the_cache(tmp_path: Path, config: Path, monkeypatch
     assert ended.stderr.endswith("Download the rest: `hf download Qwen/Mine`.\n")
 
 
-@pytest.mark.parametrize("name", ["bench_serving", "bench_apc", "bench_kernels", "bench_sampling"])
+@pytest.mark.parametrize("name", ["bench_serving", "bench_apc", "bench_kernels", "bench_sampling", "bench_scenarios"])
 def test_a_script_is_the_command(name: str) -> None:
     source = (ROOT / "scripts" / f"{name}.py").read_text()
     assert f'app(["bench", "{name.removeprefix("bench_")}", *sys.argv[1:]])' in source
