@@ -54,7 +54,8 @@ def config(
             of = "its own port" if own == port else f"port {own} for what was missed"
             raise Refusal(f"{named} needs {of}, which is {name(taken[own])}")
     for word in rest:
-        if word.split("=", 1)[0].split(".", 1)[0].replace("_", "-") == FLAG:
+        flag = word.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
+        if FLAG.startswith(flag) and len(flag) > len("--kv-"):  # vLLM takes a flag by its beginning too
             raise Refusal(f"{word} after -- would contradict {named}")
     address = environment.get("POD_IP") or f"{_bracketed(front.host)}:{front.port}"
     return {
