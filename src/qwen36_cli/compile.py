@@ -16,6 +16,7 @@ from rich.table import Table
 from qwen36_neuron.artifact.build import compile_artifact, convert, quantiser, require_sdk
 from qwen36_neuron.artifact.check import Checked, check
 from qwen36_neuron.artifact.graphs import Graph
+from qwen36_neuron.checkpoint.expert_errors import EXPERTS, summary
 from qwen36_neuron.checkpoint.fp8 import Scales
 from qwen36_neuron.checkpoint.kv_scales import load_kv_scales
 from qwen36_neuron.checkpoint.locate import locate
@@ -161,7 +162,13 @@ def changed(
 def converted(model: Path, out: Path, weights: WeightFormat, scales: Scales | None) -> Path:
     """The checkpoint in `weights`: the one given, or its conversion in `out`."""
     work = quantiser(model, out / "checkpoint", weights, scales)
-    return model if work is None else run(work)
+    if work is None:
+        return model
+    made = run(work)
+    report = made / EXPERTS
+    if report.is_file():
+        print(f"{summary(json.loads(report.read_text(encoding='utf-8')))}\n{report} has every expert.")
+    return made
 
 
 def run(work: Quantiser) -> Path:

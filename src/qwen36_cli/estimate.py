@@ -14,6 +14,7 @@ from qwen36_neuron.graph.profile import Profile, shipped
 from qwen36_neuron.planning import report
 from qwen36_neuron.planning.delta_rule import DeltaRuleCost, Prefill, RowByRow
 from qwen36_neuron.planning.estimate import Estimate, single_sequence
+from qwen36_neuron.planning.mixture_report import mixture_table
 
 from .interpreter import require_interpreter
 
@@ -39,6 +40,9 @@ def estimate(
     console = Console()
     console.print(report.prefill_table(result))
     console.print(report.decode_table(result))
+    if "mixture" in result:
+        console.print(mixture_table(result))
+        console.print(result["mixture"]["assumed"], style="dim")
     if result["speculation"]:
         console.print(report.speculation_table(result))
         console.print(report.ACCEPTANCE, style="dim")

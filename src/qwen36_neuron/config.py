@@ -226,18 +226,6 @@ class ModelConfig:
         """Channels of the causal convolution: q, k and v together."""
         return 2 * self.key_dim + self.value_dim
 
-    def check_dense(self, where: str, instead: str) -> None:
-        """Refuse a mixture of experts where none is served yet.
-
-        Args:
-            where: what does not serve it, and instead: what does, or what to give this place.
-        Raises:
-            UnsupportedModelError: the model is a mixture.
-        """
-        if self.moe is not None:
-            problem = f"a mixture of {self.moe.num_experts} experts is not served by {where} yet"
-            raise UnsupportedModelError("model_type", self.model_type, problem, instead)
-
     def check_length(self, tokens: int, allow_long: bool = False) -> None:
         """Raises ConfigError for sequences longer than the model's own, which vLLM asks consent for.
 

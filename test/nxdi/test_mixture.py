@@ -11,7 +11,11 @@ import pytest
 import torch
 from draft_oracle import DraftOracle
 
+from qwen36_neuron.checkpoint.conversion import FORMATS, Conversion
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint
+from qwen36_neuron.checkpoint.quantiser import Quantiser
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
+from qwen36_neuron.errors import ConfigError
 from qwen36_neuron.graph.buckets import Buckets
 from qwen36_neuron.graph.options import GraphOptions
 from qwen36_neuron.nxdi.application import NeuronQwen36ForCausalLM
@@ -133,3 +137,31 @@ def test_a_checkpoint_of_a_mixture_continues_bit_for_bit(load_mixture: Callable[
     found = logits(warm, last(3, ids[128:200], 128, BLOCKS, restore=2))
     cold.run(Step((Row("a", 2, ids[:128], 0, BLOCKS),)))
     assert torch.equal(found, logits(cold, last(2, ids[128:200], 128, BLOCKS)))
+
+
+@pytest.mark.parametrize("weights", ["fp8-mlp", "fp8"])
+@pytest.mark.parametrize(("dtype", "kernels"), [("float32", "torch"), ("bfloat16", "nki")])
+def test_experts_in_fp8(parallel_state: None, tmp_path: Path, weights: str, dtype: str, kernels: str) -> None:
+    """Codes of the converted checkpoint, a prompt and steps, against the CPU runtime that multiplies them out.
+
+    2e-5 in fp32: scales are applied after the products here. Experts and shared one are plain operations with NKI too.
+    """
+    Quantiser(Conversion(TRAINED, FORMATS[WeightFormat(weights)]), tmp_path / "fp8").run()
+    buckets = Buckets.grid((128,), (512,), (512,))
+    options = GraphOptions(dtype=dtype, kernels=kernels, weights=weights, buckets=buckets, **SIZES)
+    config = Qwen36InferenceConfig.from_checkpoint(tmp_path / "fp8", options)
+    container = CpuContainer(NeuronQwen36ForCausalLM(str(tmp_path / "fp8"), config))
+    experts = next(iter(container.modules.values())).network.layers[0].mlp.experts
+    assert experts.down_proj.dtype == torch.float8_e4m3fn
+    device, cpu = neuron(container), open_runtime(RuntimeConfig(tmp_path / "fp8", kernels="torch", **SIZES))
+    ids = prompts(1)[0]
+    for start, stop in ((0, len(ids) - 1), (len(ids) - 1, len(ids))):
+        found, want = (logits(side, last(1, ids[start:stop], start, BLOCKS)) for side in (device, cpu))
+        assert (found - want).abs().max() <= (2e-5 if dtype == "float32" else NARROW) * want.abs().max()
+        assert int(found.argmax()) == int(want.argmax())
+
+
+def test_experts_with_scales_of_blocks_are_refused() -> None:
+    options = GraphOptions(weights="fp8", scales="block", buckets=Buckets.grid((128,), (512,), (512,)), **SIZES)
+    with pytest.raises(ConfigError, match=r"scales='block'.*Convert with --scales channel"):
+        Qwen36InferenceConfig.from_checkpoint(TRAINED, options)

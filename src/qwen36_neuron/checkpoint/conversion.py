@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from pathlib import Path
@@ -13,18 +14,21 @@ from safetensors import safe_open
 from ..checkpoint.weight_format import WeightFormat
 from ..errors import ConfigError
 from .coded import Coded, coded_tensors
+from .experts import Place, members, place
 from .files import DTYPES, FP8, PUBLISHED_SCALE, SCALE, CheckpointFiles, checkpoint_files, scaled_weight
 from .fp8 import BLOCK, Scales
 from .names import HEAD, canonical_name
 from .stream import Entry
 
 PARTS = {
-    "mlp": r"layers\.\d+\.mlp\.(gate|up|down)_proj\.weight",
+    "mlp": r"layers\.\d+\.mlp\.((experts\.\d+|shared_expert)\.)?(gate|up|down)_proj\.weight",
     "attention": r"layers\.\d+\.self_attn\.[qkvo]_proj\.weight",
     "deltanet": r"layers\.\d+\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)\.weight",
     "head": re.escape(HEAD),
 }
-"""Matrices that may be FP8, by part: not norms, embeddings, conv1d, A_log, dt_bias, in_proj_a and in_proj_b, MTP."""
+"""Matrices that may be FP8, by part: not norms, embeddings, conv1d, A_log, dt_bias, in_proj_a and in_proj_b, MTP.
+
+A mixture's MLPs are its routed experts and the shared one; routers and the shared expert's gate are no part."""
 
 FORMATS: dict[WeightFormat, frozenset[str]] = {
     WeightFormat.BF16: frozenset(),
@@ -45,12 +49,17 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A tensor of the checkpoint to convert."""
+    """A tensor of the checkpoint to convert.
+
+    Attributes:
+        place: where it is in a tensor for all experts, under a name of its own.
+    """
 
     name: str
     file: str
     dtype: str
     shape: tuple[int, ...]
+    place: Place | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +134,10 @@ class Conversion:
         Raises:
             ConfigError: a matrix cannot be converted as asked, or one asked for is not there.
         """
-        expert = next((name for name in self.tensors if ".mlp.experts." in name), None)
-        if expert is not None:
-            remedy = "Use --weights bf16, or serve the checkpoint as it is with device=cpu"
-            raise ConfigError("model", expert, "is a mixture's experts, which are not converted to FP8 yet", remedy)
         listed = sorted(self.tensors.values(), key=lambda t: (t.file, t.name))
-        work = tuple(self._work(tensor) for tensor in listed if self._owner(tensor) is None)
+        work = tuple(
+            self._work(matrix) for tensor in listed if self._owner(tensor) is None for matrix in self._apart(tensor)
+        )
         for part in sorted(self.parts):
             if not any(part_of(w.source.name) == part for w in work):
                 raise ConfigError(
@@ -153,6 +160,17 @@ class Conversion:
     def layout(self) -> Scales:
         """What the result's scales are of."""
         return Scales.BLOCK if any(w.action is Action.HALVE for w in self.work) else Scales.CHANNEL
+
+    def _apart(self, tensor: Source) -> Iterator[Source]:
+        """The tensor; of one for all experts that are converted, the matrices in it, under names of their own."""
+        names = [name for name in members(tensor.name, tensor.shape) if part_of(name) in self.parts]
+        for name in names:
+            where = place(name)
+            assert where is not None
+            rows = tensor.shape[1] // (1 if where.half is None else 2)
+            yield replace(tensor, name=name, shape=(rows, *tensor.shape[2:]), place=replace(where, name=tensor.name))
+        if not names:
+            yield tensor
 
     def _owner(self, tensor: Source) -> str | None:
         """The matrix of which a tensor is not the part that stands for it."""

@@ -37,10 +37,13 @@ class Place:
 
     def matrix(self, joined: Any) -> Any:
         """[out, in] of the tensor, or of a safetensors slice of it, of which only these bytes are read."""
-        if self.half is None:
-            return joined[self.expert]
-        inner = _shape(joined)[1] // 2
-        return joined[self.expert, self.half * inner : (self.half + 1) * inner]
+        rows = _shape(joined)[1] // (1 if self.half is None else 2)
+        return self.rows(joined, 0, rows)
+
+    def rows(self, joined: Any, start: int, stop: int) -> Any:
+        """Some rows of the matrix, likewise."""
+        first = 0 if self.half is None else self.half * (_shape(joined)[1] // 2)
+        return joined[self.expert, first + start : first + stop]
 
 
 def place(name: str) -> Place | None:
@@ -77,21 +80,26 @@ def joined(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return rest
 
 
+def members(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The names that the matrices in a tensor for all experts have of their own; none for any other tensor."""
+    at = _JOINED.fullmatch(name)
+    if at is None:
+        return []
+    kinds = ("down",) if name.endswith("down_proj") else ("gate", "up")
+    return [f"{at[1]}.{expert}.{kind}_proj.weight" for expert in range(shape[0]) for kind in kinds]
+
+
 def apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same tensors with a matrix of its own for each expert's gates, ups and downs."""
     found = {}
     for name, tensor in tensors.items():
-        at = _JOINED.fullmatch(name)
-        if at is None:
+        names = members(name, tuple(tensor.shape))
+        if not names:
             found[name] = tensor
-            continue
-        kinds = ("down",) if name.endswith("down_proj") else ("gate", "up")
-        for expert in range(len(tensor)):
-            for kind in kinds:
-                own = f"{at[1]}.{expert}.{kind}_proj.weight"
-                where = place(own)
-                assert where is not None
-                found[own] = where.matrix(tensor).contiguous()
+        for own in names:
+            where = place(own)
+            assert where is not None
+            found[own] = where.matrix(tensor).contiguous()
     return found
 
 

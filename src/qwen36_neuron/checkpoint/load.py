@@ -162,6 +162,11 @@ def _tie(weights: dict[str, torch.Tensor], own: ModelConfig) -> None:
     logger.warning("config.json says tie_word_embeddings, but lm_head.weight is there with other values, and is used.")
 
 
+def scale_name(name: str) -> str:
+    """Where the scales of a runtime weight are, of `x.weight` as NxD's quantised layers have them."""
+    return name.removesuffix(".weight") + SCALE if name.endswith(".weight") else f"{name}_scale"
+
+
 def _is_fp8(files: CheckpointFiles, name: str, weight: RankWeight) -> bool:
     held = {files.is_fp8(piece.name) for piece in weight.slices}
     if len(held) > 1:
@@ -171,8 +176,16 @@ def _is_fp8(files: CheckpointFiles, name: str, weight: RankWeight) -> bool:
 
 
 def _fp8(files: CheckpointFiles, name: str, weight: RankWeight) -> dict[str, torch.Tensor]:
+    if weight.stacked:
+        each = len(weight.slices) // weight.stacked
+        one = replace(weight, stacked=0)
+        experts = [
+            _fp8(files, name, replace(one, slices=weight.slices[first : first + each]))
+            for first in range(0, len(weight.slices), each)
+        ]
+        return {key: torch.stack([expert[key] for expert in experts]) for key in experts[0]}
     payloads, scales = zip(*(files.read_fp8(piece) for piece in weight.slices), strict=True)
-    joined = {name: payloads, name.removesuffix(".weight") + SCALE: scales}
+    joined = {name: payloads, scale_name(name): scales}
     # A split of the inputs is one slice, so its scales by channel, which every rank needs all of, are never joined.
     return {
         key: (parts[0] if len(parts) == 1 else torch.cat(parts, weight.dim)).contiguous()

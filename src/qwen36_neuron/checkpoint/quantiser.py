@@ -20,6 +20,7 @@ from safetensors import safe_open
 
 from ..errors import ConfigError
 from .conversion import Action, Conversion, Source, Work, scale_name, source_files
+from .expert_errors import EXPERTS, expert_errors
 from .files import INDEX, CheckpointFiles
 from .formats import PLACES
 from .fp8 import BLOCK, Error, dequantise, halve, is_neuron_range, quantise_channels
@@ -147,11 +148,18 @@ class Quantiser:
     def _finish(self, done: Done) -> dict[str, Any]:
         source = self.conversion.source
         for file in sorted(source.iterdir()):
-            if file.is_file() and file.suffix in (".json", ".jinja", ".txt") and file.name not in (INDEX, MANIFEST):
+            if (
+                file.is_file()
+                and file.suffix in (".json", ".jinja", ".txt")
+                and file.name not in (INDEX, MANIFEST, EXPERTS)
+            ):
                 shutil.copyfile(file, self.target / file.name)
         _drop_published_format(self.target / "config.json")
         tensors = {name: error for entry in done.values() for name, error in entry["tensors"].items()}
         halved = [error for error in tensors.values() if error["action"] == Action.HALVE]
+        report = expert_errors(tensors)
+        if report is not None:
+            _write_json(self.target / EXPERTS, report)
         manifest = {
             "format": FORMAT,
             "parts": sorted(self.conversion.parts),
@@ -225,6 +233,9 @@ class _Reader:
         if not tensor.shape:
             whole: torch.Tensor = self._opened.get_tensor(tensor.name)
             return whole
+        if tensor.place is not None:
+            held: torch.Tensor = tensor.place.rows(self._opened.get_slice(tensor.place.name), start, stop)
+            return held
         rows: torch.Tensor = self._opened.get_slice(tensor.name)[start:stop]
         return rows
 

@@ -170,6 +170,9 @@ class GraphOptions:
         if model.moe is not None and self.stages.fused:
             problem = "the fused kernels have dense feed-forward blocks, and the model is a mixture of experts"
             raise ConfigError("kernels", str(self.kernels), problem, "Use kernels: nki or torch")
+        if model.moe is not None and self.weights != WeightFormat.BF16 and self.scales != Scales.CHANNEL:
+            problem = "a graph's experts take FP8 weights with one scale an output channel"
+            raise ConfigError("scales", self.scales, problem, "Convert with --scales channel")
         check_shapes(self._form, model, *sizes, self.mlp_kernel and model.moe is None, self.max_drafts)
         if self.stages.fused:
             check_fused(model, *sizes, self.fused_tokens, *self._attention_sizes)

@@ -30,13 +30,18 @@ OPTIONAL = ("dma_transposes", "max_drafts", "max_proposals", "kv_cache_dtype")
 FIELDS = ("description", "weights", "dtype", "kernels", "prefill_buckets", "decode_buckets", "decode_rows", *SIZES)
 
 SHIPPED = Path(__file__).with_name("profiles")
-"""Folder of the profiles of the 27B, which are part of the package."""
+"""Folder of the profiles of the 27B, and of the 35B-A3B as 35b-..., which are part of the package."""
 
 
 def shipped() -> list[str]:
-    """Their names, which are lengths in K and M of tokens, the shortest sequences first."""
+    """Their names, which end with lengths in K and M of tokens: of each model the shortest sequences first."""
     units = {"k": 10, "m": 20}
-    return sorted((file.stem for file in SHIPPED.glob("*.yaml")), key=lambda name: int(name[:-1]) << units[name[-1]])
+
+    def order(name: str) -> tuple[str, int]:
+        model, _, length = name.rpartition("-")
+        return model, int(length[:-1]) << units[length[-1]]
+
+    return sorted((file.stem for file in SHIPPED.glob("*.yaml")), key=order)
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ class Mixture(nn.Module):
         """[..., hidden] in and out."""
         rows = x.reshape(-1, x.shape[-1])
         weights, chosen = route(self.scores(rows), self.top_k, self.renormalise)
-        of_all = self.gate(rows) * self.shared(rows)
+        of_all = self.gate(rows) * self.shared(x).view(rows.shape)  # of x: NxD's quantised layers take three dimensions
         return self.total(self.experts(rows, weights, chosen) + of_all).to(x.dtype).view(x.shape)
 
     def scores(self, rows: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ class StaticExperts(nn.Module):
     def __init__(self, count: int, hidden_size: int, inner: int, fp8: bool = False) -> None:
         super().__init__()
         for name, size in zip(MATRICES, ((2 * inner, hidden_size), (hidden_size, inner)), strict=True):
-            weight = torch.zeros(count, *size).to(torch.float8_e4m3fn if fp8 else torch.get_default_dtype())
+            weight = torch.zeros(count, *size, dtype=torch.float8_e4m3fn if fp8 else None)
             self.register_parameter(name, nn.Parameter(weight, requires_grad=False))
             if fp8:
                 scale = torch.ones(count, size[0], 1, dtype=torch.float32)
@@ -36,3 +36,11 @@ class StaticExperts(nn.Module):
         """
         gate_up, down = (Stack(getattr(self, name), getattr(self, f"{name}_scale", None)) for name in MATRICES)
         return static_experts(x, gate_up, down, weights, chosen)
+
+
+def set_fp8_experts(network: nn.Module) -> None:
+    """Have the experts of every layer in FP8, of a network that has no weights yet; the draft layer's are bf16."""
+    for layer in network.layers:  # type: ignore[union-attr]
+        held = layer.mlp.experts
+        count, hidden, inner = held.down_proj.shape
+        layer.mlp.experts = StaticExperts(count, hidden, inner, fp8=True)

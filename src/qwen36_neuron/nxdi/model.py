@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from neuronx_distributed_inference.models.model_base import NeuronBaseModel
 
+from ..checkpoint.weight_format import WeightFormat
 from ..devices import GraphKernels
 from ..graph.draft import make_drafts, run_tokens
 from ..graph.inputs import DecodeInputs, DraftInputs, PrefillInputs, VerifyInputs
@@ -17,6 +18,7 @@ from ..ops.kernels import open_kernels
 from ..ops.sampling import draw
 from .candidates import PlainScores, Scores, SearchedScores
 from .config import Qwen36InferenceConfig
+from .experts import set_fp8_experts
 from .fp8_mlp import set_mlp
 from .fused import FusedHead, set_fused
 from .layers import NxdLayers
@@ -70,7 +72,10 @@ class NeuronQwen36Model(NeuronBaseModel):
         choice = stages.prefill if self.is_prefill else stages.verify if self.verifies else stages.decode
         form: GraphKernels = "torch" if choice == "torch" else "nki"
         self.kernels = open_kernels(form, options.logical_cores, options.dma_transposes)
-        if options.mlp_kernel and config.model_config.moe is None:
+        if config.model_config.moe is not None:
+            if options.weights != WeightFormat.BF16:
+                set_fp8_experts(self.network)
+        elif options.mlp_kernel:
             set_mlp(self.network, config.model_config, options)
         if stages.fused:
             set_fused(self.network, config, layers, choice == "fused")

@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 
 from nki_kernels.interpreter.price_list import Level
 
-from ..checkpoint.weight_format import QUANTISED
+from ..checkpoint.weight_format import QUANTISED, WeightFormat
 from ..config import ModelConfig
 from ..graph.buckets import PrefillBucket
 from ..graph.profile import Profile
 from .delta_rule import DeltaRuleCost
+from .experts import PlainExperts
 from .kernel_prices import KernelPrices
 from .plain import ATTENTION, DELTANET, GATHERED, MLP, PlainOperations
 from .rates import Phase, Rates
@@ -39,6 +40,8 @@ class Estimate:
 
     Attributes:
         level: at which kernels are priced.
+        worst_routing: the roofline has a mixture's tokens choose as many different experts as they can, and not as many
+            as expected; see `experts`.
     """
 
     profile: Profile
@@ -46,9 +49,10 @@ class Estimate:
     delta_rule: DeltaRuleCost
     rates: Rates = field(default_factory=Rates)
     level: Level = "centre"
+    worst_routing: bool = False
 
     def __post_init__(self) -> None:
-        self.model.check_dense("qwen36 estimate", "Use qwen36 plan for its memory")
+        self.profile.options.check_model(self.model)
 
     def at(self, level: Level) -> Estimate:
         """The same with the kernels' prices at their cheapest, centre or dearest."""
@@ -99,6 +103,7 @@ class Estimate:
         mlp = self._mlps(new, asked)
         return [
             *mlp,
+            *self._experts(new, asked),
             *self._head(1),
             self._plain.matrices(new, 1, whole, MLP if mlp else (), not options.stages.fused),
             *self._around_the_rule(new),
@@ -136,6 +141,7 @@ class Estimate:
         drafting = bool(drafts) or options.draft_layer
         return [
             *blocks,
+            *self._experts(tokens, tokens),
             attention,
             *self._head(tokens),
             self._plain.matrices(tokens, tokens, drafting, without, not options.stages.fused),
@@ -159,10 +165,12 @@ class Estimate:
         options = self.profile.options
         layer = self._row_attention("draft: attention", 1, rows, 1, held)
         sums = Phase("draft: collectives", fixed=5 * self.rates.collective if options.tp_degree > 1 else 0.0)
-        rest = Phase("draft: small operations", fixed=2 * self.rates.half_layer)
+        blocks = 2 if self.model.moe is None else 3  # as in `PlainOperations.small_operations`
+        rest = Phase("draft: small operations", fixed=blocks * self.rates.half_layer)
+        experts = self._routed("draft: experts", {rows: 1}, fp8=False)
         used = ("mtp.",) if options.stages.fused else ("mtp.", "lm_head.")
         products = self._plain.products("draft: weights", used, rows, rows)
-        return [products, *self._head(rows, "draft: head"), layer, sums, rest]
+        return [products, *experts, *self._head(rows, "draft: head"), layer, sums, rest]
 
     # ---- what has two forms: kernels, and plain operations ---------------------------------------------------------
 
@@ -223,7 +231,7 @@ class Estimate:
 
     def _mlps(self, tokens: int, asked: int) -> list[Phase]:
         """MLPs of `tokens` tokens, in the last layer of `asked` ones, where they are the kernel for FP8 weights."""
-        if not self.profile.options.mlp_kernel:
+        if not self.profile.options.mlp_kernel or self.model.moe is not None:
             return []
         assert self._kernels is not None
         last = f"layers.{self.model.num_layers - 1}."
@@ -231,6 +239,18 @@ class Estimate:
         work = self._plain.products("MLPs", ("layers.",), tokens, asked, (last,), only=MLP)
         total = (self.model.num_layers - 1) * seconds + alone
         return [replace(work, fixed=total, fixed_bound=bound, priced=True)]
+
+    def _experts(self, tokens: int, asked: int) -> list[Phase]:
+        """Routed experts of `tokens` tokens, in the last layer of `asked` ones; none of a dense model."""
+        layers = {tokens: self.model.num_layers - 1}
+        layers[asked] = layers.get(asked, 0) + 1
+        return self._routed("experts", layers, self.profile.weights is not WeightFormat.BF16)
+
+    def _routed(self, name: str, tokens: dict[int, int], fp8: bool) -> list[Phase]:
+        """Routed experts of some layers, by the tokens that they have. The price of a kernel of experts goes here."""
+        if self.model.moe is None:
+            return []
+        return [PlainExperts(self.profile, self.model, self.worst_routing).phase(name, tokens, fp8)]
 
     def _fused_blocks(self, tokens: int) -> list[Phase]:
         """Feed-forward blocks and DeltaNet projections, a kernel each with its norm and its sum over the ranks.

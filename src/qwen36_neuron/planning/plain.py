@@ -109,7 +109,9 @@ class PlainOperations:
         model, rank = self.model, self.model.rank(self.profile.options.tp_degree)
         entry = 2 * model.hidden_size  # the first norm, of one in, one out
         rest = (2 + 2 * 3) * model.hidden_size  # the second norm; two additions of two in, one out
-        rest += 3 * rank.intermediate_size + 2 * (2 * rank.intermediate_size)  # SwiGLU, and the products' outputs
+        # Routed experts' are counted with them: what every token has of a mixture is the shared one.
+        inner = rank.intermediate_size if model.moe is None else rank.shared_intermediate_size
+        rest += 3 * inner + 2 * (2 * inner)  # SwiGLU, and the products' outputs
         deltanet = 4 * rank.conv_channels + 6 * rank.num_value_heads * model.value_head_dim
         deltanet = deltanet if self.profile.options.stages.prefill == "torch" else 0  # convolution and gated norm
         queries, keys = (2 * heads * model.head_dim for heads in (rank.num_query_heads, rank.num_kv_heads))
@@ -131,10 +133,11 @@ class PlainOperations:
 
         Half of a DeltaNet mixer's are kernels with "nki", taken for half of their time; an attention mixer's rate comes
         of a model whose attention was a kernel. What is left with "fused" is taken for one block's: the embedding,
-        rotary angles, places of keys.
+        rotary angles, places of keys. A mixture is taken for two blocks, of which one scores, chooses and lays out.
         """
         layers, mixers = self.model.num_layers, len(self.model.deltanet_layers)
-        plain = {"torch": 2.0 * layers, "nki": 2.0 * layers - mixers / 2, "fused": 1.0 + self._plain_attention}[kernels]
+        every = (2.0 if self.model.moe is None else 3.0) * layers
+        plain = {"torch": every, "nki": every - mixers / 2, "fused": 1.0 + self._plain_attention}[kernels]
         return Phase("small operations", fixed=plain * self.rates.half_layer)
 
     def collectives(self, tokens: int, asked: int, stage: NeuronKernels = "nki") -> Phase:

@@ -71,6 +71,7 @@ class Phase:
         streams: the bytes are weights, read in long runs.
         priced: `fixed` is the price of kernels, which is all of it: their resources are for the roofline alone.
         needed_bytes: what of the bytes any implementation reads and writes; None for all.
+        needed_flops: what of the FLOPs any implementation computes; None for all.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Phase:
     streams: bool = False
     priced: bool = False
     needed_bytes: float | None = None
+    needed_flops: float | None = None
 
     def times(self, rates: Rates) -> dict[str, float]:
         """Seconds that each resource is busy."""
@@ -115,5 +117,6 @@ def roofline(phases: list[Phase], rates: Rates) -> tuple[float, str]:
     Both at their peak and at the same time, nothing waiting for anything.
     """
     moved = sum(phase.hbm_bytes if phase.needed_bytes is None else phase.needed_bytes for phase in phases) / rates.hbm
-    multiplied = sum(phase.flops for phase in phases) / rates.tensor
+    needed = sum(phase.flops if phase.needed_flops is None else phase.needed_flops for phase in phases)
+    multiplied = needed / rates.tensor
     return max((moved, "HBM"), (multiplied, "TensorE"))

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from .dense import PROMPT, QWEN3_8B, QWEN3_32B
 from .estimate import Estimate
+from .mixture_report import mixture_json
 from .plan import Plan, PlanRequest
 from .rates import Phase, Rates, roofline
 from .speculation import HIGH, LOW, Speculation
@@ -23,7 +24,11 @@ CAVEAT = (
     "use or not. Ranges are those of the kernels' price list alone: the kernels and the collectives."
 )
 CONTEXTS = (1024, 8192, 32768, 131072)
-SWEEP_BATCHES, SWEEP_CONTEXTS = (1, 2, 4, 8, 16, 32), (1024, 4096, 8192, 32768, 131072, 262144)
+SWEEP_BATCHES, MIXTURE_BATCHES, SWEEP_CONTEXTS = (
+    (1, 2, 4, 8, 16, 32),
+    (64, 128),
+    (1024, 4096, 8192, 32768, 131072, 262144),
+)
 DRAFTS = (1, 2, 3, 4)
 ACCEPTANCE = (
     "With drafts: every row has that many in every round. Ranges are those of published acceptance on GPUs, 2.8 to 3.5 "
@@ -80,11 +85,11 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
         "any_size": [
             sweep_json(estimate, batch, context)
             for context in SWEEP_CONTEXTS
-            for batch in SWEEP_BATCHES
+            for batch in (*SWEEP_BATCHES, *(MIXTURE_BATCHES if estimate.model.moe else ()))
             if context <= estimate.model.max_position_embeddings
         ],
         "validation": validation_json(rates),
-    }
+    } | mixture_json(estimate)
 
 
 def roofline_json(tokens: int, phases: list[Phase], rates: Rates) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,15 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from qwen36_neuron.checkpoint.conversion import Conversion
+from qwen36_neuron.checkpoint.conversion import FORMATS, Conversion
+from qwen36_neuron.checkpoint.expert_errors import EXPERTS, expert_errors, summary
 from qwen36_neuron.checkpoint.experts import apart, joined
 from qwen36_neuron.checkpoint.files import CheckpointError
+from qwen36_neuron.checkpoint.fp8 import STORED, quantise_channels
 from qwen36_neuron.checkpoint.load import load_weights
 from qwen36_neuron.checkpoint.maker import PRESETS, make_checkpoint, write_weights
 from qwen36_neuron.checkpoint.names import canonical_name
+from qwen36_neuron.checkpoint.quantiser import Quantiser
 from qwen36_neuron.checkpoint.sharding import arrange, rank_weights
+from qwen36_neuron.checkpoint.weight_format import WeightFormat
 from qwen36_neuron.config import ModelConfig
-from qwen36_neuron.errors import ConfigError
 
 SPEC = replace(
     PRESETS["tiny-moe"],
@@ -164,9 +168,71 @@ def test_a_dense_checkpoint_is_no_mixture_nor_the_other_way_round(
         load_weights(folder, replace(config, moe=None, intermediate_size=64))
 
 
-@pytest.mark.parametrize("edit", [dict, apart], ids=["joined", "apart"])
-def test_a_conversion_to_fp8_is_refused(
-    changed: Callable[[Callable[[Tensors], Tensors]], Path], edit: Callable[[Tensors], Tensors]
+@pytest.fixture
+def converted(folder: Path, tmp_path: Path) -> Path:
+    Quantiser(Conversion(folder, FORMATS[WeightFormat.FP8_MLP]), tmp_path / "fp8").run()
+    return tmp_path / "fp8"
+
+
+def test_both_layouts_are_converted_to_the_same_fp8(
+    folder: Path, converted: Path, changed: Callable[[Callable[[Tensors], Tensors]], Path], tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=r"experts.*not converted to FP8 yet.*device=cpu"):
-        _ = Conversion(changed(edit)).work
+    """A matrix and its scales an expert, as dense ones; the draft layer stays as it is published."""
+    Quantiser(Conversion(changed(mtp_joined), FORMATS[WeightFormat.FP8_MLP]), tmp_path / "other").run()
+    sides = [{k: t for file in at.glob("*.safetensors") for k, t in load_file(file).items()}
+             for at in (converted, tmp_path / "other")]  # fmt: skip
+    assert set(sides[0]) == set(sides[1])
+    for name, tensor in sides[0].items():
+        assert torch.equal(tensor.view(torch.uint8), sides[1][name].view(torch.uint8)), name
+    source = load_file(folder / "model.safetensors")
+    for part, rows in (("gate", slice(0, 64)), ("up", slice(64, 128)), ("down", slice(None))):
+        whole = source[f"{TEXT}{'down' if part == 'down' else 'gate_up'}_proj"][2, rows]
+        codes, scale = quantise_channels(whole)
+        assert torch.equal(sides[0][f"{TEXT}2.{part}_proj.weight"].float(), codes.float())
+        assert torch.equal(sides[0][f"{TEXT}2.{part}_proj.scale"], scale)
+    assert torch.equal(sides[0][f"{MTP}gate_up_proj"], source[f"{MTP}gate_up_proj"])
+    assert sides[0][f"{TEXT.removesuffix('experts.')}gate.weight"].dtype == torch.float32
+    assert sides[0][f"{TEXT.removesuffix('experts.')}shared_expert.up_proj.weight"].dtype == STORED
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_a_rank_has_codes_and_scales_of_its_part(converted: Path, config: ModelConfig, tp: int) -> None:
+    plain = load_weights(converted, config, tp=tp, rank=tp - 1, include_mtp=True)
+    coded = load_weights(converted, config, tp=tp, rank=tp - 1, include_mtp=True, keep_fp8=True)
+    for matrix in ("gate_up_proj", "down_proj"):
+        codes, scale = (coded[f"layers.1.mlp.experts.{matrix}{end}"] for end in ("", "_scale"))
+        assert (codes.dtype, scale.shape) == (STORED, (3, codes.shape[1], 1))
+        assert torch.equal(codes.float() * scale, plain[f"layers.1.mlp.experts.{matrix}"])
+        assert coded[f"mtp.layer.mlp.experts.{matrix}"].dtype == torch.float32
+
+
+def test_the_report_names_the_expert_that_lost_most(
+    changed: Callable[[Callable[[Tensors], Tensors]], Path], tmp_path: Path
+) -> None:
+    """One with an outlier a row: the scale is the outlier's, and the rest of the row is in its last digits."""
+
+    def spoil(tensors: Tensors) -> Tensors:
+        spoilt = tensors[f"{TEXT}down_proj"].clone()
+        spoilt[1] *= 1e-3
+        spoilt[1, :, 0] = 1.0
+        return tensors | {f"{TEXT}down_proj": spoilt}
+
+    source = changed(spoil)
+    Quantiser(Conversion(source, FORMATS[WeightFormat.FP8_MLP]), tmp_path / "fp8").run()
+    report = json.loads((tmp_path / "fp8" / EXPERTS).read_text())
+    assert len(report["experts"]) == 4 * (3 + 1)
+    one = next(entry for entry in report["experts"] if (entry["layer"], entry["expert"]) == (1, 1))
+    matrix = load_file(source / "model.safetensors")[f"{TEXT}down_proj"][1]
+    codes, scale = quantise_channels(matrix)
+    lost = codes.float() * scale - matrix
+    assert one["matrices"]["down"]["relative"] == pytest.approx(float(lost.norm() / matrix.norm()), rel=1e-4)
+    assert one["matrices"]["down"]["largest"] == pytest.approx(float((lost.abs().amax(1) / matrix.abs().amax(1)).max()))
+    worst = max(report["experts"], key=lambda entry: entry["relative"])
+    assert [report["worst"][0][key] for key in ("layer", "expert")] == [worst["layer"], worst["expert"]]
+    assert f"layer {worst['layer']}, expert {worst['expert']}" in summary(report).splitlines()[1]
+    assert "shared" in {entry["expert"] for entry in report["experts"]}
+
+
+def test_no_report_of_a_dense_checkpoint() -> None:
+    error = {"sqnr_db": 30.0, "max_of_channel": 0.01}
+    assert expert_errors({"model.language_model.layers.0.mlp.up_proj.weight": error}) is None

@@ -160,7 +160,7 @@ def test_a_value_that_looks_like_an_earlier_flag_is_left_alone(tmp_path: Path) -
 def test_a_profile_is_found_by_name_and_a_file_of_that_name_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: Path
 ) -> None:
-    assert shipped() == ["4k", "32k", "128k", "256k", "1m"]
+    assert shipped() == ["4k", "32k", "128k", "256k", "1m", "35b-2k", "35b-32k", "35b-128k", "35b-256k"]
     assert Profile.load("32k") == Profile.load(ROOT / "profiles" / "32k.yaml")
     fields = yaml.safe_load((ROOT / "profiles" / "32k.yaml").read_text())
     monkeypatch.chdir(tmp_path)

@@ -101,15 +101,16 @@ def static_experts(
         of, place = _lay_out(chosen, experts, plan)
         rows = x.index_select(0, _tokens_of(place, plan))
     blocks = rows.view(plan.blocks, plan.size, x.shape[1])
-    each = gate_up.weight[0].numel() + down.weight[0].numel()
+    each = gate_up.weight.shape[1:].numel() + down.weight.shape[1:].numel()
     step = max(1, GATHERED_BYTES // (each * gate_up.weight.element_size()))
-    made = torch.cat([
-        down.product(swiglu(gate_up.product(some, which)), which)
-        for some, which in zip(blocks.split(step), of.split(step), strict=True)
-    ]).flatten(0, 1)  # fmt: skip
+    made = []
+    for first in range(0, plan.blocks, step):  # slices: torch_xla crashes on a piece of a split that is an index
+        some, which = blocks[first : first + step], of[first : first + step]
+        made.append(down.product(swiglu(gate_up.product(some, which)), which))
+    found = torch.cat(made).flatten(0, 1)
     if place is not None:
-        made = made.index_select(0, place.flatten())
-    return (made.view(*chosen.shape, -1).float() * weights.unsqueeze(-1)).sum(1)
+        found = found.index_select(0, place.flatten())
+    return (found.view(*chosen.shape, -1).float() * weights.unsqueeze(-1)).sum(1)
 
 
 def _lay_out(chosen: torch.Tensor, experts: int, plan: BlockPlan) -> tuple[torch.Tensor, torch.Tensor]:
