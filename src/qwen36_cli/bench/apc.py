@@ -10,6 +10,11 @@ With --bound, the policy in its simulator is compared with what no policy can ex
 
     qwen36 bench apc --bound all --out profile_artifacts/apc
 
+With --trace-file, a recorded trace in Mooncake's format takes the place of made-up ones, for what one of N replicas
+sees of it (--one-in N, which may be given again), with an ablation of what the policy learns.
+
+    qwen36 bench apc --trace-file conversation_trace.jsonl --one-in 16 --one-in 8 --one-in 1 --slots 16
+
 With --serve, the real engine runs a small checkpoint on this machine: time to the first token, cold against warm, and
 throughput with nothing shared, prefix caching on against off.
 
@@ -40,6 +45,10 @@ SLOTS = [8, 16, 64]
 def apc(
     trace: Annotated[list[str] | None, typer.Option(help=f"A trace to replay: all, {', '.join(TRACES)}.")] = None,
     bound: Annotated[list[str] | None, typer.Option(help="A trace to bound: all, or a name.")] = None,
+    trace_file: Annotated[Path | None, typer.Option(help="A recorded trace, in Mooncake's format.")] = None,
+    one_in: Annotated[
+        list[int] | None, typer.Option(min=1, help="Of --trace-file: the share of one of N replicas. [default: 1]")
+    ] = None,
     slots: Annotated[list[int], typer.Option(help="Checkpoint slots; may be given again.")] = SLOTS,
     kv_ratio: Annotated[float, typer.Option(help="Bytes of KV for a byte of slots, on top of 32K tokens.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Of the traces.")] = 0,
@@ -54,12 +63,16 @@ def apc(
     out: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("profile_artifacts/apc"),
 ) -> None:
     """What prefix caching reuses: traces replayed at equal memory (--trace), bounded (--bound); or what it is worth."""
-    if not (trace or bound or serve):
-        raise typer.BadParameter("give --trace, --bound or --serve")
+    if not (trace or bound or serve or trace_file):
+        raise typer.BadParameter("give --trace, --trace-file, --bound or --serve")
+    if one_in and not trace_file:
+        raise typer.BadParameter("--one-in says nothing without --trace-file")
     console = Console(width=200)
     out.mkdir(parents=True, exist_ok=True)
     if trace:
         replay(trace, slots, kv_ratio, seed, model, keep, out, console)
+    if trace_file:
+        recorded(trace_file, one_in or [1], slots, kv_ratio, model, out, console)
     if bound:
         limit(bound, slots, kv_ratio, seed, model, out, console)
     if serve:
@@ -84,6 +97,18 @@ def replay(
     (out / "traces.json").write_text(json.dumps(result, indent=1) + "\n")
     plot(result, out / "traces.png")
     console.print(f"written: {out / 'traces.json'}, {out / 'traces.png'}")
+
+
+def recorded(
+    file: Path, shares: list[int], slots: list[int], kv_ratio: float, model: Path, out: Path, console: Console
+) -> None:
+    """Write recorded.json."""
+    from qwen36_lab.apc.recorded import run
+
+    result = run(file, shares, slots, kv_ratio, model, console)
+    path = out / "recorded.json"
+    path.write_text(json.dumps({"provenance": provenance("modelled").as_dict(), **result}, indent=1) + "\n")
+    console.print(f"written: {path}")
 
 
 def limit(

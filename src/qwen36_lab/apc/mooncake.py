@@ -9,18 +9,19 @@ seen by nobody again: no policy gains here by what it keeps after the prompt's e
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 from qwen36_neuron.apc.keys import Key
 from qwen36_neuron.config import BLOCK_SIZE
 from qwen36_neuron.errors import ConfigError
 
 from .simulator import KeyedRequest
-from .traces import Request
+from .traces import Tokens
 
 TRACE_BLOCK = 512
 """Tokens of a block of the trace."""
@@ -29,50 +30,25 @@ _ANSWERS = 1 << 40
 """Token ids from here on are those of answers, which are all different."""
 
 
-class Text(Sequence[int]):
-    """Tokens made of ranges: a trace's millions of them take no memory, and slices are tuples as of any prompt."""
+@lru_cache(maxsize=4)
+def _tokens(parts: tuple[range, ...]) -> Tokens:
+    return tuple(chain.from_iterable(parts))
 
-    def __init__(self, parts: Sequence[range]) -> None:
-        self._parts = [part for part in parts if part]
-        self._ends = list(accumulate(map(len, self._parts)))
 
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+@dataclass(frozen=True, slots=True)
+class RangedRequest:
+    """A request whose tokens are made when they are asked for: all of a trace's at once would take gigabytes."""
 
-    def __iter__(self) -> Iterator[int]:
-        for part in self._parts:
-            yield from part
+    prompt_parts: tuple[range, ...]
+    output_parts: tuple[range, ...]
 
-    @overload
-    def __getitem__(self, index: int) -> int: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[int, ...]: ...
-    def __getitem__(self, index: int | slice) -> int | tuple[int, ...]:
-        if isinstance(index, int):
-            place = range(len(self))[index]
-            return self[place : place + 1][0]
-        start, stop, step = index.indices(len(self))
-        if step != 1:
-            return tuple(self)[index]
-        found: list[int] = []
-        for part, end in zip(self._parts, self._ends, strict=True):
-            first = end - len(part)
-            if first < stop and end > start:
-                found += part[max(start - first, 0) : stop - first]
-        return tuple(found)
+    @property
+    def prompt(self) -> Tokens:
+        return _tokens(self.prompt_parts)
 
-    def index(self, value: int, start: int = 0, stop: int | None = None) -> int:
-        """Where `value` stands first, from `start` on. Raises ValueError where it does not."""
-        stop = len(self) if stop is None else stop
-        for part, end in zip(self._parts, self._ends, strict=True):
-            if value in part:
-                place = end - len(part) + part.index(value)
-                if start <= place < stop:
-                    return place
-        raise ValueError(f"{value} is not in the text")
-
-    def __add__(self, other: Text) -> Text:
-        return Text([*self._parts, *other._parts])
+    @property
+    def output(self) -> Tokens:
+        return _tokens(self.output_parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,19 +133,17 @@ def key(recorded: Sequence[Recorded], longest: int) -> tuple[list[KeyedRequest],
         if one.prompt_tokens + output_tokens > longest:
             left_out += 1
             continue
-        prompt = Text(
-            [
-                range(block * TRACE_BLOCK, block * TRACE_BLOCK + min(TRACE_BLOCK, one.prompt_tokens - TRACE_BLOCK * at))
-                for at, block in enumerate(one.blocks)
-            ]
+        prompt = tuple(
+            range(block * TRACE_BLOCK, block * TRACE_BLOCK + min(TRACE_BLOCK, one.prompt_tokens - TRACE_BLOCK * at))
+            for at, block in enumerate(one.blocks)
         )
-        answer = Text([range(next_answer, next_answer + output_tokens)])
+        answer = (range(next_answer, next_answer + output_tokens),)
         next_answer += output_tokens
         known = next((at for at, block in enumerate(one.blocks) if block not in seen), len(one.blocks))
         seen.update(one.blocks)
         keyed.append(
             KeyedRequest(
-                Request(prompt, answer),
+                RangedRequest(prompt, answer),
                 _path(one, output_tokens, next_answer),
                 min(known * TRACE_BLOCK, one.prompt_tokens - 1),
             )

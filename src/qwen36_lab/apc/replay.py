@@ -124,7 +124,7 @@ def run(
                     "trace": name,
                     "slots": num_slots,
                     "memory": asdict(budget) | {"total_bytes": budget.total_bytes},
-                    "results": {key: _figures(result) for key, result in results.items()},
+                    "results": {key: figures(result) for key, result in results.items()},
                 }
             )
     result = {"seed": seed, "kv_ratio": kv_ratio, "cells": cells, "bars": bars(cells)}
@@ -132,7 +132,8 @@ def run(
     return result
 
 
-def _figures(result: Replay) -> dict[str, Any]:
+def figures(result: Replay) -> dict[str, Any]:
+    """A result for JSON, with its rates."""
     return asdict(result) | {"hit_rate": result.hit_rate, "of_reusable": result.of_reusable}
 
 

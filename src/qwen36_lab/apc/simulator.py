@@ -24,6 +24,15 @@ from qwen36_neuron.config import BLOCK_SIZE
 from .traces import Request, Tokens
 
 
+class Served(Protocol):
+    """A call to a server: the prompt that arrived, and what the model then wrote."""
+
+    @property
+    def prompt(self) -> Tokens: ...
+    @property
+    def output(self) -> Tokens: ...
+
+
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
     """A request as a cache sees it.
@@ -35,7 +44,7 @@ class KeyedRequest:
             with anything run before, the prompt's last token left out, since its logits are needed.
     """
 
-    request: Request
+    request: Served
     path: Path
     reusable: int
 
