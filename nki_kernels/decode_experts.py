@@ -6,14 +6,11 @@ import nki.isa as nisa
 import nki.language as nl
 
 from .decode_experts_choice import open_choice, own_numbers, own_weights
-from .decode_experts_parts import Sum, add_expert, down_banks, finish, load_expert, load_part, open_expert
+from .decode_experts_parts import Sum, add_expert, down_banks, expert_slots, finish, load_expert, load_part, open_expert
 from .decode_experts_plan import expert_row, inner_of
 from .decode_router import EIGHT, LINES, search
 from .delta_rule_tiles import BANK_COLUMNS, TILE, sbuf, split
 from .weight_stream import group_width, multiply, norm_lines
-
-RING, ROOM = 4, 128 * 1024
-"""Experts of a core that are on their way or in use, and the bytes a partition that they may take: two if need be."""
 
 
 @nki.jit
@@ -108,22 +105,21 @@ def decode_experts(
         total=sbuf(nl.float32, (TILE, lines, rows)), left=[],
     )  # fmt: skip
     own = top_k // cores
-    fit = max(2, min(RING, ROOM // (of_one.size * (1 if codes else 2))))
-    slots = _slots(experts.dtype, of_one.size, min(fit, own if rows == 1 else max(own, 2)), own)
+    slots = expert_slots(experts.dtype, of_one.size, own if rows == 1 else max(own, 2), own)
     open_expert(total, of_every_row, of_all)
     # Of one row all are found at once; of several, a few at a time, behind the products of those before.
     if rows == 1:
         best, places = search(logits)
         numbers, every = own_numbers(places, core, cores, own), own
         for n in range(len(slots)):
-            load_expert(slots[n], experts, of_one, numbers[n], n == 0)
+            load_expert(slots[n], experts, of_one, numbers[n], n == 0 or not codes)
         shares = [own_weights(logits, best, top_k, renormalise, core, cores, banks[0])]
     else:
         choice = open_choice(logits, top_k, renormalise, cores, core, banks[0])
         chosen = choice.take()
         numbers, shares, every = chosen.numbers, [chosen.shares], (min(top_k * rows, count) + cores - 1) // cores
         for n in range(len(slots)):
-            load_expert(slots[n], experts, of_one, numbers[n], n == 0)
+            load_expert(slots[n], experts, of_one, numbers[n], n == 0 or not codes)
     each, loaded = len(numbers), len(slots)
     of_every = _shared_share(normed, gate, rows, banks[0])
     for n in range(every):
@@ -137,25 +133,12 @@ def decode_experts(
                     chosen = choice.take()
                     numbers.extend(chosen.numbers)
                     shares.append(chosen.shares)
-                load_expert(slots[loaded % len(slots)], experts, of_one, numbers[loaded], False)
+                load_expert(slots[loaded % len(slots)], experts, of_one, numbers[loaded], not codes)
                 loaded = loaded + 1
     add_expert(total, slots[(every - 1) % len(slots)], of_one, shares[(every - 1) // each][:, (every - 1) % each])
     y = nl.ndarray((rows, hidden), dtype=x.dtype, buffer=nl.shared_hbm)
     _store_sum(y, finish(total), data, cores, core, replica_group, ranks)
     return y
-
-
-def _slots(dtype: nl.dtype, size: int, count: int, filled: int) -> list:
-    """Tiles of an expert each, of which the first few are filled whatever rows choose.
-
-    What is multiplied by nothing is a number all the same: an expert that was there before, or zeros.
-    """
-    out = []
-    for n in range(count):
-        out.append(sbuf(dtype, (TILE, size)))
-        if n >= filled:
-            nisa.memset(dst=out[n], value=0 if dtype == nl.uint8 else 0.0, engine=nisa.engine.gpsimd)
-    return out
 
 
 def _logits(normed: nl.ndarray, scores: list, rows: int, group: int, bank: nl.ndarray) -> nl.ndarray:

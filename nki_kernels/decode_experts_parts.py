@@ -15,6 +15,9 @@ import nki.language as nl
 from .decode_experts_plan import ExpertRow
 from .delta_rule_tiles import BANK_COLUMNS, TILE, sbuf
 
+RING, ROOM = 4, 128 * 1024
+"""Experts of a core that are on their way or in use, and the bytes a partition that they may take: two if need be."""
+
 
 @dataclass
 class Sum(nl.NKIObject):
@@ -50,16 +53,28 @@ def down_banks(lines: int, rows: int) -> int:
     return count
 
 
+def expert_slots(dtype: nl.dtype, size: int, most: int, filled: int) -> list:
+    """Tiles of an expert each, `most` or as many as there is room for; the first `filled` are loaded in any case.
+
+    What is multiplied by nothing is a number all the same: an expert that was there before, or zeros.
+    """
+    out, fit = [], max(2, min(RING, ROOM // (size * (1 if dtype == nl.uint8 else 2))))
+    for n in range(max(1, min(fit, most))):
+        out.append(sbuf(dtype, (TILE, size)))
+        if n >= filled:
+            nisa.memset(dst=out[n], value=0 if dtype == nl.uint8 else 0.0, engine=nisa.engine.gpsimd)
+    return out
+
+
 def load_expert(dst: nl.ndarray, weights: nl.ndarray, of: ExpertRow, number: nl.ndarray, awaited: bool) -> None:
     """An expert's row of weights [experts, 128, size] into dst [128, size]; one that does not exist is not read.
 
     Args:
         number: int32 (1, 1) of SBUF.
-        awaited: TensorE has nothing else to do: in three parts, so that products begin when the first is there. They
-            are 4 KiB in bfloat16, which comes so in any case.
+        awaited: TensorE has nothing else to do: in three parts, so that products begin when the first is there.
     """
     half = of.lines // 2 * 2 * of.inner
-    cuts = (0, half, of.down, of.size) if awaited or of.factors == 0 else (0, of.size)
+    cuts = (0, half, of.down, of.size) if awaited else (0, of.size)
     for n in range(len(cuts) - 1):
         source = weights.ap(
             pattern=[[of.size, TILE], [1, cuts[n + 1] - cuts[n]]], offset=cuts[n], scalar_offset=number, indirect_dim=0
@@ -93,7 +108,7 @@ def open_expert(to: Sum, tile: nl.ndarray, of: ExpertRow) -> None:
             at = (n * 2 * blocks + side) * width
             # [h, i] x [h, r] -> [i, r]
             nisa.nc_matmul(
-                dst=bank[0:width, side * rows : (side + 1) * rows], stationary=_numbers(tile[:, at : at + width]),
+                dst=bank[0:width, side * rows : (side + 1) * rows], stationary=numbers_of(tile[:, at : at + width]),
                 moving=to.normed[:, n : n + 1, 0:rows], accumulate=n > 0,
             )  # fmt: skip
     to.opened = to.opened + 1
@@ -117,12 +132,12 @@ def add_expert(to: Sum, tile: nl.ndarray, of: ExpertRow, share: nl.ndarray) -> N
             at = of.down + (block * of.lines + n) * TILE
             # [i, c] x [i, r] -> [c, r]
             nisa.nc_matmul(
-                dst=bank[:, place : place + rows], stationary=_numbers(tile[0 : of.width, at : at + TILE]),
+                dst=bank[:, place : place + rows], stationary=numbers_of(tile[0 : of.width, at : at + TILE]),
                 moving=h[:, block], accumulate=block > 0 or not fresh,
             )  # fmt: skip
     if to.codes:
         by = sbuf(nl.float32, (TILE, of.lines))
-        scales = _scales(tile, of)[:, 2 * of.blocks : 2 * of.blocks + of.lines]
+        scales = scales_of(tile, of)[:, 2 * of.blocks : 2 * of.blocks + of.lines]
         nisa.tensor_copy(dst=by, src=scales, engine=nisa.engine.gpsimd)
         # One expert late: VectorE has the next h to make first, for which TensorE waits.
         _add_left(to)
@@ -169,7 +184,7 @@ def _inner(to: Sum, tile: nl.ndarray, of: ExpertRow, share: nl.ndarray) -> nl.nd
     h = sbuf(nl.bfloat16, (width, blocks, rows))
     ups = bank[0:width, blocks * rows : 2 * blocks * rows].reshape((width, blocks, rows))
     if to.codes:
-        scales = _scales(tile, of)
+        scales = scales_of(tile, of)
         for block in range(blocks):
             gate, up = scales[0:width, block : block + 1], scales[0:width, blocks + block : blocks + block + 1]
             here = opened[:, block : block + 1]
@@ -187,10 +202,11 @@ def _inner(to: Sum, tile: nl.ndarray, of: ExpertRow, share: nl.ndarray) -> nl.nd
     return h
 
 
-def _numbers(tile: nl.ndarray) -> nl.ndarray:
+def numbers_of(tile: nl.ndarray) -> nl.ndarray:
+    """Weights as they are multiplied."""
     return tile.view(nl.float8_e4m3) if tile.dtype == nl.uint8 else tile
 
 
-def _scales(tile: nl.ndarray, of: ExpertRow) -> nl.ndarray:
+def scales_of(tile: nl.ndarray, of: ExpertRow) -> nl.ndarray:
     """fp32 [128, 2 * blocks + lines] of a tile of codes."""
     return tile[:, of.down - of.factors : of.down].view(nl.float32)

@@ -7,6 +7,7 @@ from .decode_experts import decode_experts
 from .decode_experts_plan import expert_row
 from .decode_router import decode_router
 from .examples import BF16
+from .prefill_experts import prefill_experts
 from .profiling import Example, register
 
 D = 128
@@ -67,3 +68,44 @@ def experts_of_a_token() -> Example:
 def experts_of_a_token_bf16() -> Example:
     """The mixture of one token, bfloat16."""
     return experts(1, fp8=False)
+
+
+def prompt_experts(
+    tokens: int, fp8: bool = True, alike: bool = False, size: int = 64, count: int = 256, inner: int = 128,
+    top_k: int = 8, hidden: int = 2048, cores: int = 2,
+) -> Example:  # fmt: skip
+    """A prompt's routed experts on the cores of a rank, in as many blocks of `size` rows as any routing needs.
+
+    Args:
+        alike: All tokens have the same experts; otherwise they choose at random.
+    """
+    random, of = np.random.default_rng(0), expert_row(inner, hidden // D, fp8)
+    codes = random.integers(0, 112, (count, D, of.size), dtype=np.uint8)
+    if fp8:
+        factors = np.full((1,), 1e-3, dtype=np.float32).view(np.uint8)
+        codes[:, :, of.down - of.factors : of.down] = np.tile(factors, of.factors // 4)
+    weights = codes if fp8 else (codes.astype(np.float32) * 1e-3).astype(BF16)
+    x = random.standard_normal((tokens, hidden), dtype=np.float32).astype(BF16)
+    chosen = np.stack([np.arange(top_k) if alike else random.permutation(count)[:top_k] for _ in range(tokens)])
+    used = min(count, tokens * top_k)
+    blocks = used + (tokens * top_k - used) // size
+    experts, of_row = np.full((1, blocks), count, dtype=np.int32), np.zeros((blocks, size), dtype=np.int32)
+    shares, places, block = np.zeros((blocks, size), dtype=np.float32), np.zeros_like(chosen, dtype=np.int32), 0
+    for expert in range(count):
+        some, at = np.nonzero(chosen == expert)
+        for first in range(0, len(some), size):
+            rows, place = some[first : first + size], at[first : first + size]
+            experts[0, block], of_row[block, : len(rows)], shares[block, : len(rows)] = expert, rows, 1 / top_k
+            places[rows, place] = block * size + np.arange(len(rows))
+            block += 1
+    args = (x, weights, experts, of_row.T.copy(), shares.T.copy(), places)
+    note = (
+        f"{tokens} tokens, {'FP8' if fp8 else 'bfloat16'}, {blocks} blocks of {size}, {block} used, of {count} experts"
+    )
+    return Example(prefill_experts[cores], args, note=note)
+
+
+@register("prefill_experts")
+def experts_of_a_prompt() -> Example:
+    """The routed experts of 512 tokens, bfloat16."""
+    return prompt_experts(512, fp8=False)

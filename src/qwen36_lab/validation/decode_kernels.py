@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from qwen36_neuron.ops.moe.blocks import Blocks
+
 from .kernels import BLOCK, Case, D
 
 if TYPE_CHECKING:
@@ -39,6 +41,8 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
     )
     from nki_kernels.decode_router import decode_router
     from nki_kernels.decode_router_torch import decode_router_torch
+    from nki_kernels.prefill_experts import prefill_experts
+    from nki_kernels.prefill_experts_torch import prefill_experts_torch
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=random)
@@ -114,7 +118,12 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         args = (x, mixed, gate, factor, out, of_rows)
         yield Case(name, gated_norm_projection, gated_norm_projection_torch, args, BAR)
         yield Case(name, decode_head, decode_head_torch, (x, gamma, *head(codes)), BAR)
-        yield Case(name, decode_experts, decode_experts_torch, (x, gamma, *mixture(codes), 8, True), BAR)
+        block = mixture(codes)
+        yield Case(name, decode_experts, decode_experts_torch, (x, gamma, *block, 8, True), BAR)
+        weights_of, chosen = torch.softmax(normal(40, 16), dim=-1).topk(8)
+        prompt = (normal(40, HIDDEN).to(torch.bfloat16), block[1], *Blocks.of(weights_of, chosen, 16))
+        what = f"40 tokens, {'float8' if codes else 'bfloat16'}"
+        yield Case(what, prefill_experts, prefill_experts_torch, prompt, BAR)
         size = 2 * D
         into, out = matrix(4 * heads * size, HIDDEN, codes), matrix(HIDDEN, heads * size, codes)
         of_layer = (0.01 + 0.01 * normal(4 * heads * size).abs(), scales[2]) if scales else None

@@ -98,7 +98,8 @@ def static_experts(
         of, place = chosen.flatten(), None
         rows = x.repeat_interleave(chosen.shape[1], 0)
     else:
-        of, place = _lay_out(chosen, experts, plan)
+        of, place = lay_out(chosen, experts, plan)
+        of = of.clamp_max(experts - 1)
         rows = x.index_select(0, _tokens_of(place, plan))
     blocks = rows.view(plan.blocks, plan.size, x.shape[1])
     each = gate_up.weight.shape[1:].numel() + down.weight.shape[1:].numel()
@@ -113,8 +114,10 @@ def static_experts(
     return (found.view(*chosen.shape, -1).float() * weights.unsqueeze(-1)).sum(1)
 
 
-def _lay_out(chosen: torch.Tensor, experts: int, plan: BlockPlan) -> tuple[torch.Tensor, torch.Tensor]:
+def lay_out(chosen: torch.Tensor, experts: int, plan: BlockPlan) -> tuple[torch.Tensor, torch.Tensor]:
     """The expert of each block, int64 [blocks], and the row of each choice, int64 [tokens, top_k].
+
+    Blocks that are used come first; the others have the number of experts for one.
 
     Sums are products with triangles of ones in fp32, exact up to 2^24 choices: a device has no scan of its own.
     """
@@ -125,7 +128,7 @@ def _lay_out(chosen: torch.Tensor, experts: int, plan: BlockPlan) -> tuple[torch
     filled = ((has.sum(0) + (plan.size - 1)) / plan.size).floor()  # blocks of each expert
     first = _earlier(experts, chosen.device) @ filled
     last = (first + filled).unsqueeze(1)
-    of = (last <= torch.arange(plan.blocks, device=chosen.device)).sum(0).clamp_max(experts - 1)
+    of = (last <= torch.arange(plan.blocks, device=chosen.device)).sum(0)
     place = first[chosen] * plan.size + before.gather(1, chosen)
     return of, place.long()
 
