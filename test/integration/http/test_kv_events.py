@@ -41,11 +41,11 @@ class Index:
         self.socket.close(linger=0)
 
     def follow(self) -> None:
-        """Ask for what came since the last time, until a moment brings nothing: the last step's may be on its way."""
+        """Ask for what came since the last time, until that brings nothing: it may be asked before it has gone out."""
         seen = -1
         while seen != self.next:
             seen = self.next
-            time.sleep(0.3)
+            time.sleep(0.05)
             self.socket.send_multipart([b"", self.next.to_bytes(8, "big")])
             while (frames := self.socket.recv_multipart())[2] != END:
                 topic, number, payload = frames[1:]
