@@ -170,7 +170,7 @@ def causal_conv1d_step(
     """
     batch, steps, channels = x.shape
     first, own = own_channels(channels)
-    blocks, dt, length = own // TILE, x.dtype, PAST + steps
+    dt, length = x.dtype, PAST + steps
     assert length <= TILE, f"{steps} tokens a sequence, at most {TILE - PAST}"
     y = nl.ndarray((batch, steps, channels), dtype=dt, buffer=nl.shared_hbm)
 
@@ -179,7 +179,7 @@ def causal_conv1d_step(
     where_to = index_tiles(write, batch * steps * places, nisa.engine.gpsimd)
     load_silu()
     psum, eye, pool = make_banks(), identity(dt), nisa.dge_mode.swdge
-    taps = load_taps(weight, first, blocks)
+    taps = load_taps(weight, [(first, 1, 0, own)])
     group = TILE // length
     for begin in range(0, batch, group):
         n = min(group, batch - begin)
@@ -213,7 +213,7 @@ def causal_conv1d_step(
 
 def _taps(weight: nl.ndarray, eye: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
     """diag(weight[:, d]) for every block of 128 channels and every tap: [c, blocks, 4, c']."""
-    columns, taps = load_taps(weight, first, blocks), sbuf(eye.dtype, (TILE, blocks, TAPS, TILE))
+    columns, taps = load_taps(weight, [(first, 1, 0, blocks * TILE)]), sbuf(eye.dtype, (TILE, blocks, TAPS, TILE))
     for c in range(blocks):
         for d in range(TAPS):
             nisa.tensor_scalar(

@@ -17,13 +17,24 @@ def own_channels(channels: int) -> tuple:
     return (nl.program_id(0) * own if cores > 1 else 0, own)
 
 
-def load_taps(weight: nl.ndarray, first: int, blocks: int) -> nl.ndarray:
-    """The weight of every block of 128 channels: fp32 [c, blocks, 4]."""
+def load_taps(weight: nl.ndarray, runs: list) -> nl.ndarray:
+    """The weight of every block of 128 channels: fp32 [c, blocks, 4].
+
+    runs: (first channel, times, channels from one time to the next, channels) of them, in order.
+    """
+    blocks, at = 0, 0
+    for run in runs:
+        blocks = blocks + run[1] * (run[3] // TILE)
     raw, columns = sbuf(weight.dtype, (TILE, blocks, TAPS)), sbuf(nl.float32, (TILE, blocks, TAPS))
-    nisa.dma_copy(
-        dst=raw,
-        src=weight.ap(pattern=[[TAPS, TILE], [TILE * TAPS, blocks], [1, TAPS]], offset=first * TAPS),
-    )
+    for run in runs:
+        first, times, step, n = run[0], run[1], run[2], run[3] // TILE
+        nisa.dma_copy(
+            dst=raw[:, at : at + times * n].reshape((TILE, times, n, TAPS)),
+            src=weight.ap(
+                pattern=[[TAPS, TILE], [step * TAPS, times], [TILE * TAPS, n], [1, TAPS]], offset=first * TAPS
+            ),
+        )
+        at = at + times * n
     nisa.tensor_copy(dst=columns, src=raw, engine=nisa.engine.vector)
     return columns
 
@@ -61,12 +72,19 @@ def sum_taps(joined: nl.ndarray, picks: nl.ndarray, taps: nl.ndarray, fresh: int
 
 def store_silu(y: nl.ndarray, summed: nl.ndarray, begin: int, first: int, psum: Bank) -> None:
     """SiLU, tokens on partitions again, to y [sequences, tokens, channels] from the token `begin` of all on."""
-    blocks, fresh, channels = summed.shape[1], summed.shape[2], y.shape[2]
-    out = sbuf(y.dtype, (fresh, blocks * TILE))
+    own, fresh, channels = summed.shape[1] * TILE, summed.shape[2], y.shape[2]
+    out = silu_rows(summed, y.dtype, psum)
+    nisa.dma_copy(dst=y.ap(pattern=[[channels, fresh], [1, own]], offset=begin * channels + first), src=out)
+
+
+def silu_rows(summed: nl.ndarray, dtype: nl.dtype, psum: Bank) -> nl.ndarray:
+    """SiLU, tokens on partitions again: [tokens, channels] of fp32 [c, blocks, tokens]."""
+    blocks, fresh = summed.shape[1], summed.shape[2]
+    out = sbuf(dtype, (fresh, blocks * TILE))
     for part in split(blocks, BANK_COLUMNS // TILE):
         bank = psum.take()[0:fresh, 0 : (part[1] - part[0]) * TILE]
         for c in range(part[0], part[1]):
             at = (c - part[0]) * TILE
             nisa.nc_transpose(dst=bank[:, at : at + TILE], data=summed[:, c : c + 1])
         nisa.activation(dst=out[:, part[0] * TILE : part[1] * TILE], op=nl.silu, data=bank)
-    nisa.dma_copy(dst=y.ap(pattern=[[channels, fresh], [1, blocks * TILE]], offset=begin * channels + first), src=out)
+    return out

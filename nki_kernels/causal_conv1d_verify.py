@@ -79,7 +79,7 @@ def causal_conv1d_verify(
     old, drafted = _rows(held[0 : batch * PAST]), _rows(held[batch * PAST : rows - fresh])
     new = joined[rows - fresh : rows]
     nisa.dma_copy(dst=new, src=x.ap(pattern=[[channels, fresh], [1, own]], offset=first), dge_mode=pool)
-    taps = load_taps(weight, first, blocks)
+    taps = load_taps(weight, [(first, 1, 0, own)])
     _gather(joined[0 : batch * PAST], lanes, old, first)
     _gather(joined[batch * PAST : rows - fresh], pending, drafted, first)
     nisa.dma_copy(dst=table, src=relations)

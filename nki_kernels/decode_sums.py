@@ -21,6 +21,7 @@ def project(
     beside: tuple = (),
     begin: int = 0,
     end: int = 0,
+    tail: int = 1,
 ) -> None:
     """out [rows, own] = the sum of a stream's lines, each by its stationary [128, ..., count].
 
@@ -29,28 +30,36 @@ def project(
         out, group, scaled, channel, residual, ranks: see `leave`.
         beside: (weights [128, lines, few], bank) that are multiplied as well, while a line's stationary is at hand.
         begin, end: Only lines of these numbers are multiplied by this call, those of whole pieces; 0: to the last.
+        tail: Pieces at the stream's end that finish chunks two at a time: one where the last is waited for, more where
+            all are there, so that the first chunks leave PSUM while TensorE is at the others.
     """
     columns, line, rows = columns_of(out.shape[1]), begin, out.shape[0]
     until = end if end > 0 else len(lines)
     while line < until:
-        weights = stream.take()
-        count, last = weights.shape[1], line + weights.shape[1] == len(lines)
-        # The last piece finishes chunks two at a time, so that the first leave PSUM while TensorE is at the others.
+        taken = [stream.take()]
+        left = len(stream.pieces) - stream.used
+        if 0 < left < tail:
+            for _ in range(left):
+                taken.append(stream.take())
+        count = 0
+        for weights in taken:
+            count = count + weights.shape[1]
+        last = line + count == len(lines)
         together = 2 if last else len(columns)
         for first in range(0, len(columns), together):
-            past = min(first + together, len(columns))
-            for n in range(count):
-                stationary = lines[line + n]
-                wide = group if stationary.shape[len(stationary.shape) - 1] == group else rows
-                for chunk in range(first, past):
-                    multiply(
-                        banks, chunk, columns[chunk], stationary, wide, weights[:, n : n + 1], group, line + n == 0
-                    )
-                if first == 0 and len(beside) > 0:
-                    more, at = beside[0], line + n
-                    multiply(
-                        (beside[1],), 0, (0, more.shape[2]), stationary, wide, more[:, at : at + 1], group, at == 0
-                    )
+            past, at = min(first + together, len(columns)), line
+            for weights in taken:
+                for n in range(weights.shape[1]):
+                    stationary = lines[at]
+                    wide = group if stationary.shape[len(stationary.shape) - 1] == group else rows
+                    for chunk in range(first, past):
+                        part = weights[:, n : n + 1]
+                        multiply(banks, chunk, columns[chunk], stationary, wide, part, group, at == 0)
+                    if first == 0 and len(beside) > 0:
+                        more = beside[0]
+                        part = more[:, at : at + 1]
+                        multiply((beside[1],), 0, (0, more.shape[2]), stationary, wide, part, group, at == 0)
+                    at = at + 1
             if last:
                 for chunk in range(first, past):
                     leave(banks, chunk, columns[chunk], out, group, scaled, channel, residual, ranks)
@@ -100,10 +109,12 @@ def store_sum(y: nl.ndarray, partial: nl.ndarray, first: int, replica_group: ncc
 
 
 def store(y: nl.ndarray, out: nl.ndarray, first: int) -> None:
-    """Columns of y [rows, n] of HBM, from `first` on = fp32 out [rows, own], rounded on an engine."""
+    """Columns of y [rows, n] of HBM, from `first` on = fp32 out [rows, own], rounded on two engines."""
     rows, own = out.shape
     if y.dtype != nl.float32:
-        rounded = sbuf(y.dtype, (rows, own))
-        nisa.tensor_copy(dst=rounded, src=out, engine=nisa.engine.vector)
+        rounded, half = sbuf(y.dtype, (rows, own)), (5 * own + 7) // 8
+        nisa.tensor_copy(dst=rounded[:, 0:half], src=out[:, 0:half], engine=nisa.engine.vector)
+        if own > half:
+            nisa.tensor_copy(dst=rounded[:, half:own], src=out[:, half:own], engine=nisa.engine.scalar)
         out = rounded
     nisa.dma_copy(dst=y.ap(pattern=[[y.shape[1], rows], [1, own]], offset=first), src=out)

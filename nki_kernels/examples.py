@@ -10,6 +10,7 @@ from .causal_conv1d_relations import PAST
 from .causal_conv1d_relations import relations as conv_relations
 from .causal_conv1d_verify import causal_conv1d_verify
 from .decode_attention import decode_attention
+from .decode_delta_net import decode_delta_net
 from .decode_head import decode_head
 from .decode_mlp import decode_mlp
 from .decode_mlp_projection import decode_mlp_projection
@@ -225,6 +226,37 @@ def output_projection(
     kwargs = {"replica_group": ncc.ReplicaGroup([list(range(ranks))]), "ranks": ranks}
     note = f"{rows} rows, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {heads} heads, one of {ranks} ranks"
     return Example(gated_norm_projection[cores], args, kwargs, note, ranks)
+
+
+def delta_net(
+    batch: int, fp8: bool = True, hidden: int = 5120, key_heads: int = 4, heads: int = 12, ranks: int = 4,
+    cores: int = 2,
+) -> Example:  # fmt: skip
+    """A DeltaNet mixer of a token a sequence behind its input projections, on two cores of a rank of four."""
+    weight, scale = _packed(heads * hidden // cores, hidden // cores, fp8, cores)
+    channels, entries = (2 * key_heads + heads) * D, batch + 2
+    x, qkvz = _normal(batch, hidden, dtype=BF16), _normal(batch, channels + heads * D, dtype=BF16)
+    windows, taps = _normal(entries, PAST, channels, dtype=BF16), _normal(channels, 4, dtype=BF16)
+    states, decays = (
+        _normal(entries, heads, D, D),
+        np.concatenate((-np.exp(_normal(1, heads)), np.ones((1, heads)))).astype(np.float32),
+    )
+    read = torch.arange(1, batch + 1, dtype=torch.int32).view(1, -1)
+    write = torch.stack((read, torch.full_like(read, entries)), dim=2).view(1, -1)
+    rows = (each.numpy() for each in (read, write))
+    args = (
+        x, qkvz, _normal(batch, 2 * heads, dtype=BF16), windows, states, taps, decays,
+        np.ones((1, D), dtype=np.float32), weight, *rows, *scale,
+    )  # fmt: skip
+    kwargs = {"replica_group": ncc.ReplicaGroup([list(range(ranks))]), "ranks": ranks}
+    note = f"{batch} sequences, {'FP8' if fp8 else 'bfloat16'}, hidden {hidden}, {heads} heads, one of {ranks} ranks"
+    return Example(decode_delta_net[cores], args, kwargs, note, ranks)
+
+
+@register("decode_delta_net")
+def delta_net_of_a_token() -> Example:
+    """A DeltaNet mixer of one token behind its input projections, FP8."""
+    return delta_net(1)
 
 
 def _packed(elements: int, channels: int, fp8: bool, cores: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

@@ -102,7 +102,7 @@ def gated_delta_rule_decode(
     nisa.memset(dst=tables.ones, value=1.0, engine=vector)
     nisa.activation(dst=warm, op=nl.exp, data=tables.ones[:, 0:1])  # its table is loaded while the inputs come
     where_from = index_tiles(read, batch, vector)
-    results = Results(o=o, lanes=lanes, where=[], places=write.shape[1] // (batch * steps))
+    results = Results(o=o, stored=True, lanes=lanes, where=[], places=write.shape[1] // (batch * steps))
     psum = make_banks()
     for first in range(0, batch, group):
         n = min(group, batch - first)
@@ -121,10 +121,12 @@ def gated_delta_rule_decode(
         # All are asked for before the first is written: who does not know that lanes differ lets a read await a write.
         states = []
         for b in range(n):
-            states.append(_load_state(rows, lanes, where_from[first + b]))
+            states.append(load_state(rows, lanes, where_from[first + b]))
             if first + b == 0:
                 results.where = index_tiles(write, write.shape[1], nisa.engine.gpsimd, pool)
-        _run(rows, inputs, states, tables, results, psum)
+        columns = make_columns(n * steps, own_keys, own)
+        nisa.activation(dst=columns.decay, op=nl.exp, data=inputs.g)
+        run_tokens(rows, inputs, columns, states, tables, results, psum)
     return o, lanes
 
 
@@ -146,9 +148,14 @@ class Rows(nl.NKIObject):
 
 @dataclass
 class Results(nl.NKIObject):
-    """Output and lanes in HBM; the lanes' indices, [1, 1] each: `places` of every token."""
+    """Output; lanes in HBM, and their indices, [1, 1] each: `places` of every token.
+
+    Attributes:
+        stored: the output is HBM's; else it is fp32 [v, T, H] of SBUF.
+    """
 
     o: nl.ndarray
+    stored: bool
     lanes: nl.ndarray
     where: list
     places: int
@@ -180,7 +187,7 @@ def _lane(lanes: nl.ndarray, rows: Rows, part: tuple, index: nl.ndarray) -> nl.n
     )  # fmt: skip
 
 
-def _load_state(rows: Rows, lanes: nl.ndarray, index: nl.ndarray) -> nl.ndarray:
+def load_state(rows: Rows, lanes: nl.ndarray, index: nl.ndarray) -> nl.ndarray:
     """fp32 [d, H, v]."""
     state = sbuf(nl.float32, (TILE, rows.values[1], TILE))
     for part in split(rows.values[1], rows.piece):
@@ -188,12 +195,16 @@ def _load_state(rows: Rows, lanes: nl.ndarray, index: nl.ndarray) -> nl.ndarray:
     return state
 
 
-def _run(rows: Rows, inputs: Inputs, states: list, tables: Tables, results: Results, psum: Bank) -> None:
-    """The first token of every sequence, then the second; what the next needs is made before the one at hand is run."""
+def run_tokens(
+    rows: Rows, inputs: Inputs, columns: Columns, states: list, tables: Tables, results: Results, psum: Bank
+) -> None:
+    """The first token of every sequence, then the second; what the next needs is made before the one at hand is run.
+
+    Of the columns the decays are there.
+    """
     count, key_heads, heads = rows.n * rows.steps, rows.keys[1], rows.values[1]
-    columns, following, bank = make_columns(count, key_heads, heads), make_update(key_heads, heads), psum.take()
+    following, bank = make_update(key_heads, heads), psum.take()
     key_columns(columns, inputs, tables, bank)
-    nisa.activation(dst=columns.decay, op=nl.exp, data=inputs.g)
     values = turn(psum.take()[:, 0 : count * heads], inputs.v, tables)
     nisa.tensor_scalar(dst=columns.values, data=values, op0=nl.multiply, operand0=SCALE, engine=nisa.engine.scalar)
     scale_rows(following.outer, inputs.k, columns.key, 0, tables, psum)
@@ -241,11 +252,13 @@ def _step(
                 op=nl.multiply, engine=vector,
             )  # fmt: skip
         if n == last:
-            nisa.scalar_tensor_tensor(dst=own, data=out, op0=nl.multiply, operand0=SCALE, op1=nl.add, operand1=own)
+            given = own if results.stored else results.o[:, token : token + 1]
+            nisa.scalar_tensor_tensor(dst=given, data=out, op0=nl.multiply, operand0=SCALE, op1=nl.add, operand1=own)
+        if n == last and results.stored:
             turned = psum.take()[0:heads, 0:TILE]
             nisa.nc_transpose(dst=turned, data=own)
             nisa.tensor_copy(dst=row, src=turned, engine=nisa.engine.scalar)
-        if n > last:
+        if n > last and results.stored:
             at = (rows.first * rows.steps + token) * results.o.shape[2] + rows.values[0]
             dst = results.o.ap(pattern=[[TILE, heads], [1, TILE]], offset=at * TILE)
             nisa.dma_copy(dst=dst, src=row, dge_mode=nisa.dge_mode.swdge)

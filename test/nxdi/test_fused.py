@@ -34,7 +34,7 @@ BAR = 2e-2
 PENDING = ("inputs", "factors")
 """States that only a row with drafts changes."""
 SIZES: dict[str, Any] = {"max_model_len": 512, "num_lanes": 2, "num_blocks": 65, "num_slots": 4}
-FUSED = ("decode_mlp", "decode_mlp_projection", "norm_projection", "gated_norm_projection", "decode_attention")
+FUSED = ("decode_mlp", "decode_mlp_projection", "norm_projection", "decode_delta_net", "decode_attention")
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +99,8 @@ def test_prompts_and_steps_are_those_of_the_cpu(
     assert {name: launches[name, 2] for name in FUSED} == {
         name: calls * count for name, count in zip(FUSED, per_call, strict=True)
     }
+    between = ("causal_conv1d_step", "gated_delta_rule_decode", "gated_norm_projection")
+    assert not any(launches[name, 2] for name in between)
     assert launches["gated_rms_norm", 2] == 2 * layers * 3 // 4  # of prompts alone
     assert launches["paged_attention", 2] == 2 * layers // 4
     assert launches["decode_head", 2] == 2 + calls

@@ -30,6 +30,9 @@ BY_ROWS: dict[str, Callable[[int, bool], Example]] = {
 HEAD, VOCABULARY = "decode_head", 62080
 """The head, and a rank's part of the vocabulary."""
 
+MIXER = "decode_delta_net"
+"""Of one token a sequence."""
+
 ROUTER = "decode_router"
 """Its weight is bfloat16 in every checkpoint."""
 
@@ -69,6 +72,8 @@ def layers() -> Iterator[Layer]:
                 )  # fmt: skip
             for kernel, make in BY_ROWS.items():
                 yield Layer(kernel, weights, sequences, tokens, 0, partial(make, sequences * tokens, fp8))
+            if tokens == 1:
+                yield Layer(MIXER, weights, sequences, 1, 0, partial(examples.delta_net, sequences, fp8))
             yield Layer(HEAD, weights, sequences, tokens, 0, partial(examples.head, sequences * tokens, fp8))
     for sequences, tokens in ROWS:
         make_router = partial(mixture_examples.router, sequences * tokens)

@@ -24,6 +24,8 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
     from nki_kernels.decode_attention import decode_attention
     from nki_kernels.decode_attention_torch import decode_attention_torch
     from nki_kernels.decode_attention_torch import pack as pack_attention
+    from nki_kernels.decode_delta_net import decode_delta_net
+    from nki_kernels.decode_delta_net_torch import decode_delta_net_torch
     from nki_kernels.decode_experts import decode_experts
     from nki_kernels.decode_experts_torch import decode_experts_torch, pack_experts, pack_shared
     from nki_kernels.decode_head import decode_head
@@ -93,6 +95,16 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         )  # fmt: skip
 
     heads, inner, channels = 3 * cores, 3 * D * cores, 300 * cores
+
+    def mixer(key_heads: int) -> tuple[torch.Tensor, ...]:
+        """What a DeltaNet mixer of a token of each row goes on from."""
+        channels, entries = (2 * key_heads + heads) * D, ROWS + 2
+        decays = torch.stack((-normal(heads).exp(), normal(heads)))
+        windows, states = normal(entries, 3, channels), normal(entries, heads, D, D)
+        windows[0], states[0] = 0.0, 0.0
+        inputs = normal(ROWS, channels + heads * D), normal(ROWS, 2 * heads)
+        return *inputs, windows, states, normal(channels, 4), decays
+
     x, gamma = normal(ROWS, HIDDEN), pack_gamma(1 + 0.2 * normal(HIDDEN))
     mixed, gate, factor = normal(ROWS, heads, D), normal(ROWS, heads, D).to(torch.bfloat16), 1 + 0.2 * normal(1, D)
     routed = (x, gamma, router())
@@ -117,6 +129,12 @@ def decode_cases(cores: int, random: torch.Generator) -> Iterator[Case]:
         out = pack_rows(matrix(HIDDEN, heads * D, codes), cores)
         args = (x, mixed, gate, factor, out, of_rows)
         yield Case(name, gated_norm_projection, gated_norm_projection_torch, args, BAR)
+        # The last row is a dummy, the first leaves a checkpoint.
+        read = torch.tensor([[*range(1, ROWS), 0]], dtype=torch.int32)
+        write = torch.stack((read, torch.full_like(read, ROWS + 2)), dim=2).view(1, -1)
+        write[0, 1], write[0, -2] = ROWS + 1, ROWS + 2
+        whole = (x, *mixer(cores), factor, out, read, write, of_rows)
+        yield Case(name, decode_delta_net, decode_delta_net_torch, whole, BAR)
         yield Case(name, decode_head, decode_head_torch, (x, gamma, *head(codes)), BAR)
         block = mixture(codes)
         yield Case(name, decode_experts, decode_experts_torch, (x, gamma, *block, 8, True), BAR)

@@ -14,6 +14,7 @@ from neuronx_distributed.parallel_layers.mappings import reduce_from_tensor_mode
 from torch import nn
 
 from nki_kernels.decode_attention_torch import PackedAttention, pack_factor
+from nki_kernels.decode_delta_net_plan import sequences_at_once
 from nki_kernels.decode_head_torch import pack_head, pack_scale
 from nki_kernels.decode_mlp_projection_torch import pack_blocks
 from nki_kernels.decode_mlp_torch import PackedMlp, pack
@@ -30,9 +31,11 @@ from ..model.state import StateOperations, StepState
 from ..ops.fused import packed
 from ..ops.fused.nki import (
     Searched,
+    StepWeights,
     attention_nki,
     delta_net_input_nki,
     delta_net_output_nki,
+    delta_net_step_nki,
     feed_forward_and_input_nki,
     feed_forward_nki,
     head_nki,
@@ -156,6 +159,8 @@ class FusedMLP(nn.Module):
 class FusedDeltaNet(GatedDeltaNet):
     """The mixer with `PackedLinear` projections, or with kernels in their place.
 
+    Of one token a row all behind the input projections is one kernel, as far as a launch of it takes the rows.
+
     Args:
         codes: the large projections are codes; those of the gates are bfloat16 in any case.
         launch: of the fused kernels; None for plain operations.
@@ -179,6 +184,7 @@ class FusedDeltaNet(GatedDeltaNet):
         super().__init__(config, layers, index)
         self.tp, self.launch = layers.tp, launch
         self.ahead: Ahead | None = None
+        self.rows_at_once = sequences_at_once(self.key_heads // cores, self.value_heads // cores)
         hidden, values = config.hidden_size, self.value_heads * self.value_head_dim
         self.in_proj_qkvz = PackedLinear(hidden, self.conv_channels + values, cores, codes, blocks=joined)
         self.in_proj_ba = PackedLinear(hidden, 2 * self.value_heads, cores, False, blocks=joined)
@@ -193,6 +199,14 @@ class FusedDeltaNet(GatedDeltaNet):
         else:
             held = into.weight, into.scale, self.in_proj_ba.weight
             qkvz, ba = delta_net_input_nki(self.launch, x, norm.weight, *held, norm.eps)
+        if isinstance(state, GraphDecode) and len(x) <= self.rows_at_once:
+            memory, at = state.memory, self.index
+            banks = memory.window[at], memory.recurrent[at]
+            weights = StepWeights(self.conv_weight, self.A, self.dt_bias, self.norm.weight, out.weight, out.scale)
+            y, memory.window[at], memory.recurrent[at] = delta_net_step_nki(
+                self.launch, x, qkvz, ba, banks, weights, state.batch, self.tp, self.norm.eps
+            )
+            return y
         mixed, gate = self.between(qkvz, ba, cast(StateOperations, state))  # a graph's state has the operations
         of = self.norm.weight, out.weight, out.scale
         return delta_net_output_nki(self.launch, x, mixed, gate, *of, self.tp, self.norm.eps)

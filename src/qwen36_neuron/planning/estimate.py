@@ -132,20 +132,21 @@ class Estimate:
         model, options, tokens = self.model, self.profile.options, rows * (1 + drafts)
         choice = options.stages.verify if drafts else options.stages.decode
         fused = choice == "fused"
-        blocks = self._fused_blocks(tokens) if fused else self._mlps(tokens, tokens)
+        blocks = self._fused_blocks(rows, tokens) if fused else self._mlps(tokens, tokens)
         without: tuple[str, ...] = (MLP if blocks else ()) + (DELTANET if fused else ())
         if fused and options.fused_attention:
             without, attention = without + ATTENTION, self._attention_layers(rows, 1 + drafts, held)
         else:
             attention = self._row_attention("attention", len(model.attention_layers), rows, 1 + drafts, held)
         drafting = bool(drafts) or options.draft_layer
+        whole = fused and self._whole_mixer(rows, tokens) is not None
         return [
             *blocks,
             *self._experts(tokens, tokens),
             attention,
             *self._head(tokens),
             self._plain.matrices(tokens, tokens, drafting, without, not options.stages.fused),
-            self._row_states(rows, 1 + drafts),
+            *([] if whole else [self._row_states(rows, 1 + drafts)]),
             self._plain.activations(tokens, tokens, choice),
             self._plain.collectives(tokens, tokens, choice),
             self._plain.small_operations(choice),
@@ -211,8 +212,7 @@ class Estimate:
             seconds, bound = self._kernels.states(rows, tokens)
             if (options.stages.decode if tokens == 1 else options.stages.verify) != "fused":
                 seconds += self._kernels.gated_norm(rows * tokens)[0]
-            passed = 2 * rows * self._plain.state_bytes
-            return Phase("states", hbm_bytes=passed, fixed=layers * seconds, fixed_bound=bound, priced=True)
+            return Phase("states", hbm_bytes=self._passed(rows), fixed=layers * seconds, fixed_bound=bound, priced=True)
         heads = model.rank(options.tp_degree).num_value_heads
         passes = STATE_OPERATIONS * tokens + (ABSORB_OPERATIONS if tokens > 1 else 0)
         commits = options.decode_commits if options.num_slots else 0
@@ -252,10 +252,17 @@ class Estimate:
             return []
         return [PlainExperts(self.profile, self.model, self.worst_routing).phase(name, tokens, fp8)]
 
-    def _fused_blocks(self, tokens: int) -> list[Phase]:
-        """Feed-forward blocks and DeltaNet projections, a kernel each with its norm and its sum over the ranks.
+    def _whole_mixer(self, rows: int, tokens: int) -> tuple[float, str] | None:
+        """The price of a DeltaNet mixer behind its input as one kernel; None where it is several."""
+        assert self._kernels is not None
+        codes = "out_proj.weight" in QUANTISED[self.profile.weights]
+        return self._kernels.delta_net(rows, codes) if tokens == rows else None
 
-        Input projections that are in a block's kernel are counted with the blocks.
+    def _fused_blocks(self, rows: int, tokens: int) -> list[Phase]:
+        """Feed-forward blocks and DeltaNet mixers' projections, a kernel each with its norm and its sum over the ranks.
+
+        Input projections that are in a block's kernel are counted with the blocks; of one token a row what lies between
+        the projections is in the kernel of the second, with the states that it passes.
         """
         model, kernels = self.model, self._kernels
         assert kernels is not None  # fused stages have them
@@ -265,19 +272,30 @@ class Estimate:
         block, bound = kernels.feed_forward(tokens, of_mlp)
         both = joined and kernels.feed_forward_and_input(tokens, of_mlp)[0]
         into, bound_around = kernels.delta_input(tokens, of_mixer)
-        out, _ = kernels.delta_output(tokens, of_mixer)
+        whole = self._whole_mixer(rows, tokens)
+        name, passed = ("DeltaNet projections", 0.0) if whole is None else ("DeltaNet mixers", self._passed(rows))
+        out, bound_around = whole or (kernels.delta_output(tokens, of_mixer)[0], bound_around)
+        plain = self._plain
+        around = plain.products(name, ("layers.",), tokens, tokens, only=DELTANET)
         return [
             replace(
-                self._plain.products(name, ("layers.",), tokens, tokens, only=only),
-                fixed=seconds,
-                fixed_bound=found,
+                plain.products("feed-forward", ("layers.",), tokens, tokens, only=MLP),
+                fixed=(model.num_layers - joined) * block + joined * both,
+                fixed_bound=bound,
                 priced=True,
-            )
-            for name, only, seconds, found in (
-                ("feed-forward", MLP, (model.num_layers - joined) * block + joined * both, bound),
-                ("DeltaNet projections", DELTANET, (mixers - joined) * into + mixers * out, bound_around),
-            )
+            ),
+            replace(
+                around,
+                hbm_bytes=around.hbm_bytes + passed,
+                fixed=(mixers - joined) * into + mixers * out,
+                fixed_bound=bound_around,
+                priced=True,
+            ),
         ]
+
+    def _passed(self, rows: int) -> float:
+        """Bytes of states that kernels of few tokens a row read and write, in all layers."""
+        return 2 * rows * self._plain.state_bytes
 
     def _attention_layers(self, rows: int, tokens: int, held: int) -> Phase:
         """Attention with all that its fused layers have: norms, projections, gate, the sum over the ranks."""

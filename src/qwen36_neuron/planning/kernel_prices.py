@@ -40,6 +40,7 @@ KERNELS = {
     "head": ("decode_head",),
     "input_projection": ("decode_projection",),
     "output_projection": ("decode_projection",),
+    "delta_net": ("decode_delta_net",),
 }
 """Modules of the kernels that each of `nki_kernels.examples` launches."""
 
@@ -152,6 +153,16 @@ class KernelPrices:
         """Seconds for what it projects out, with the gated norm before it."""
         rank = self.model.rank(self.tp)
         return self._between("output_projection", tokens, codes, self.model.hidden_size, rank.num_value_heads)
+
+    def delta_net(self, rows: int, codes: bool) -> tuple[float, str] | None:
+        """Seconds for a DeltaNet mixer of one token a row behind its input; None for more rows than a launch takes."""
+        from nki_kernels.decode_delta_net_plan import sequences_at_once  # imported on use, as the kernels are
+
+        rank, hidden = self.model.rank(self.tp), self.model.hidden_size
+        key_heads, heads = rank.num_key_heads, rank.num_value_heads
+        if rows > sequences_at_once(key_heads // self.cores, heads // self.cores):
+            return None
+        return self._price("delta_net", rows, codes, hidden, key_heads, heads, self.tp, self.cores)
 
     @property
     def _input_channels(self) -> tuple[int, int]:

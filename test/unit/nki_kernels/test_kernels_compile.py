@@ -13,9 +13,9 @@ from nki_kernels.interpreter.target import SDKS
 
 FILES = [
     "causal_conv1d", "causal_conv1d_verify", "decode_attention", "decode_attention_context",
-    "decode_attention_heads", "decode_head", "decode_head_plan", "decode_mlp", "decode_mlp_parts",
-    "decode_mlp_plan", "decode_mlp_projection", "decode_projection", "decode_router", "decode_sums",
-    "delta_rule_advance", "delta_rule_gates",
+    "decode_attention_heads", "decode_delta_net", "decode_delta_net_parts", "decode_delta_net_plan", "decode_head",
+    "decode_head_plan", "decode_mlp", "decode_mlp_parts", "decode_mlp_plan", "decode_mlp_projection",
+    "decode_projection", "decode_router", "decode_sums", "delta_rule_advance", "delta_rule_gates",
     "delta_rule_masks", "delta_rule_outputs", "delta_rule_scan", "delta_rule_solve", "delta_rule_step",
     "delta_rule_system", "delta_rule_tiles", "delta_rule_verify", "fp8_mlp", "gated_delta_rule_chunk",
     "gated_delta_rule_decode", "gated_delta_rule_prefill", "gated_delta_rule_verify", "gated_rms_norm",

@@ -70,7 +70,12 @@ def test_a_step_has_a_price_of_every_fused_kernel(
     phases = named(estimate(model, "fused", weights).step_phases(8, 1024))
     joined = 0 if weights == "fp8-mlp" else MIXERS - 1
     assert phases["feed-forward"].seconds(Rates()) == pytest.approx(LAYERS * 8e-6)
-    assert phases["DeltaNet projections"].seconds(Rates()) == pytest.approx((2 * MIXERS - joined) * 8e-6)
+    assert phases["DeltaNet mixers"].seconds(Rates()) == pytest.approx(((MIXERS - joined) * 8 + MIXERS) * 1e-6)
+    assert "states" not in phases
+    assert ("delta_net", (8, codes[1], 5120, 4, 12, 4, 2)) in asked
+    verifying = named(estimate(model, "fused", weights).step_phases(8, 1024, 3))
+    assert verifying["DeltaNet projections"].seconds(Rates()) == pytest.approx((2 * MIXERS - joined) * 32e-6)
+    assert "states" in verifying
     assert (("mlp_and_input", (8, codes[0], 5120, 4352, 4096, 24, 4, 2)) in asked) == bool(joined)
     assert phases["feed-forward"].bound(Rates()) == "kernel: mlp_step"
     assert ("mlp_step", (8, codes[0], 5120, 4352, 4, 2)) in asked

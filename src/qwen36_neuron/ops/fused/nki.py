@@ -8,6 +8,7 @@ import torch
 
 from nki_kernels.decode_attention import decode_attention
 from nki_kernels.decode_attention_torch import PackedAttention
+from nki_kernels.decode_delta_net import decode_delta_net
 from nki_kernels.decode_head import decode_head
 from nki_kernels.decode_mlp import decode_mlp
 from nki_kernels.decode_mlp_projection import decode_mlp_projection
@@ -15,6 +16,7 @@ from nki_kernels.decode_mlp_projection_torch import pack_gamma_blocks
 from nki_kernels.decode_mlp_torch import PackedMlp, pack_gamma
 from nki_kernels.decode_projection import gated_norm_projection, norm_projection
 
+from ..banks import Batch, row_entries, source_entries
 from ..launch import Launch, summed_over
 from .rows import PagedRows
 from .sizes import TOKENS
@@ -158,6 +160,53 @@ def delta_net_output_nki(
     held = factor.float().view(1, -1), weight, scale
     y: torch.Tensor = launch(gated_norm_projection, x.flatten(0, 1), *heads, *held, eps=eps, **summed_over(ranks))
     return y.view(x.shape)
+
+
+class StepWeights(NamedTuple):
+    """Of a DeltaNet mixer of one rank, but for its input projections.
+
+    Attributes:
+        taps: [channels, 4], the convolution's, of the graph's type.
+        rates, biases: fp32 [heads], what decays are made with.
+        factor: [128], of the gated norm.
+        out, scale: in the order of `pack_rows`; scale with codes only.
+    """
+
+    taps: torch.Tensor
+    rates: torch.Tensor
+    biases: torch.Tensor
+    factor: torch.Tensor
+    out: torch.Tensor
+    scale: torch.Tensor | None
+
+
+def delta_net_step_nki(
+    launch: Launch,
+    x: torch.Tensor,
+    qkvz: torch.Tensor,
+    ba: torch.Tensor,
+    banks: tuple[torch.Tensor, torch.Tensor],
+    weights: StepWeights,
+    batch: Batch,
+    ranks: int,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """x + a DeltaNet mixer of one token a row, summed over the ranks; windows and states are in the banks then.
+
+    Args:
+        x: bfloat16 [rows, 1, hidden], as many rows as `sequences_at_once` says at most.
+        qkvz, ba: what is projected in, as `delta_net_input_nki` gives it.
+        banks: of windows, [entries, 3, channels], and of states, fp32 [entries, heads, 128, 128].
+    Returns:
+        Of x's shape and type, and the banks, which are those that were given.
+    """
+    windows, states = banks
+    where = source_entries(batch).view(1, -1), row_entries(states, batch)
+    decays = torch.stack((weights.rates, weights.biases))
+    held = weights.taps, decays, weights.factor.float().view(1, -1), weights.out
+    args = (*(each.flatten(0, 1) for each in (x, qkvz, ba)), windows, states, *held, *where, weights.scale)
+    y, windows, states = launch(decode_delta_net, *args, eps=eps, **summed_over(ranks))
+    return y.view(x.shape), windows, states
 
 
 def head_nki(
