@@ -31,8 +31,8 @@ def decode_delta_net_torch(
     mixed, _ = causal_conv1d_step_torch(qkvz[:, None, :channels], windows, taps, read, write)
     q, k, v = mixed.split(((channels - heads * TILE) // 2,) * 2 + (heads * TILE,), dim=2)
     beta, g = delta_net_gates(ba, decays)
-    parts = (part.view(batch, 1, -1, TILE) for part in (q, k, v))
-    out, _ = gated_delta_rule_decode_torch(*parts, g[:, None], beta[:, None], states, read, write)
+    q, k, v = (part.view(batch, 1, -1, TILE) for part in (q, k, v))
+    out, _ = gated_delta_rule_decode_torch(q, k, v, g[:, None], beta[:, None], states, read, write)
     gate = qkvz[:, channels:].view(batch, heads, TILE)
     return gated_norm_projection_torch(x, out[:, 0], gate, factor, weight, scale, ranks, eps), windows, states
 
