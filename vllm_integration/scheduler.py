@@ -45,9 +45,9 @@ class SlotScheduler(Scheduler):
         self.answers = Answers(self.structured_output_manager, drafts=self.num_spec_tokens > 0)
 
     def _label_events(self, lane_group: int) -> None:
-        """Have checkpoints announced as recurrent states, for which vLLM would take the group by the type of its spec.
+        """Have checkpoints announced as recurrent states (`mamba`), by which routers know that no KV lies there.
 
-        Routers skip what is called a state space's, and warn at each event of a kind that they do not know.
+        vLLM goes by the type of a group's spec, and calls one that is not its own `unknown`, of which routers warn.
         """
         labels = list(self.kv_cache_manager.kv_cache_event_metadata)
         labels[lane_group] = (KVCacheSpecKind.MAMBA.value, None)

@@ -55,10 +55,7 @@ def plan(
     hf_overrides: Annotated[str | None, typer.Option(help=OVERRIDES)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, sizes in bytes.")] = False,
 ) -> None:
-    """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit.
-
-    A mixture of experts is planned too, though a device does not serve one yet.
-    """
+    """Print what a configuration costs in device memory on a trn2.3xlarge, and refuse what does not fit."""
     sizes = max_model_len, max_num_seqs, slots, tp
     request = PlanRequest(
         *sizes, weights, kv_dtype.dtype, num_blocks, mtp, max_drafts, kv_dtype in FP8_KV, long_allowed()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..chat_proxy.settings import ProxySettings
+from . import extra
 from .errors import Refusal
 from .options import Engine
 
@@ -53,10 +54,9 @@ def config(
         if own in taken:
             of = "its own port" if own == port else f"port {own} for what was missed"
             raise Refusal(f"{named} needs {of}, which is {name(taken[own])}")
-    for word in rest:
-        flag = word.split("=", 1)[0].split(".", 1)[0].replace("_", "-")
+    for word, flag in extra.flags_of(rest):
         if FLAG.startswith(flag) and len(flag) > len("--kv-"):  # vLLM takes a flag by its beginning too
-            raise Refusal(f"{word} after -- would contradict {named}")
+            raise Refusal(f"{FLAG} after -- ({word}) would contradict {named}")
     address = environment.get("POD_IP") or f"{_bracketed(front.host)}:{front.port}"
     return {
         "enable_kv_cache_events": True,

@@ -45,19 +45,20 @@ def check(rest: Sequence[str], *, blocks_are_chosen: str | None) -> None:
     Raises:
         Refusal: naming the flag.
     """
-    for word, flag in _flags(rest):
+    for word, flag in flags_of(rest):
         for own in _OWN:
             if own == flag or (own.startswith(flag) and len(flag) > len("--m")):
-                raise Refusal(f"{own} after -- would contradict the launcher's own{_where(word)}; use its options")
+                raise Refusal(f"{own} after -- would contradict the launcher's own{where(word)}; use its options")
         if flag == BLOCKS and blocks_are_chosen:
             raise Refusal(f"{word}: {blocks_are_chosen}")
 
 
-def _where(word: str) -> str:
+def where(word: str) -> str:
+    """The file that a flag was in, in brackets; nothing for one of the command line."""
     return f" ({word})" if word.endswith((".yaml", ".yml")) else ""
 
 
-def _flags(rest: Sequence[str]) -> Iterator[tuple[str, str]]:
+def flags_of(rest: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Every flag as it was written, and as vLLM will read it: with hyphens, without its value or a key inside it."""
     for place, word in enumerate(rest):
         if not word.startswith("-"):

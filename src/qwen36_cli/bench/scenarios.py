@@ -47,23 +47,22 @@ def scenarios(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of each scenario.")] = 3,
     only: Annotated[str | None, typer.Option(help="system-prompt or dialogue; both if not given.")] = None,
     model: Annotated[str | None, typer.Option(help="Served name; the first of /v1/models if not given.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar="OPENAI_API_KEY", help="If they ask for one; aiperf gets it as an argument.")
+    ] = None,
     aiperf: Annotated[
         Path | None, typer.Option(help="aiperf's program; if not given it is installed below ~/.cache.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for scenarios.json.")] = Path("profile_artifacts/scenarios"),
 ) -> None:
-    """Prompts that share a system prompt, and dialogues, by aiperf against deployments: print and write the figures.
-
-    The key in $OPENAI_API_KEY, if any, is presented to each deployment.
-    """
-    key = os.environ.get("OPENAI_API_KEY") or None
+    """Prompts that share a system prompt, and dialogues, by aiperf against deployments: print and write the figures."""
     load = lab.Load(requests, concurrency, output_tokens)
     wanted = [lab.system_prompt(system_prompt_tokens), lab.dialogue(dialogue_tokens, output_tokens, turns)]
     names = [scenario.name for scenario in wanted]
     if only is not None and only not in names:
         raise ConfigError("only", only, "is no scenario", f"Use {' or '.join(names)}")
     wanted = [scenario for scenario in wanted if only in (None, scenario.name)]
-    deployments = [find(given, model, key) for given in base_url]
+    deployments = [find(given, model, api_key) for given in base_url]
     if len({each.name for each in deployments}) < len(deployments):
         raise ConfigError("base_url", base_url, "gives a name twice", "Write NAME=URL")
     console = Console(width=max(120, Console().width))
@@ -78,8 +77,8 @@ def scenarios(
         for number in range(rounds):
             for scenario in wanted:
                 for each in deployments:
-                    place = Path(folder) / f"{number}-{scenario.name}-{each.name}"
-                    found = lab.run(program, each, scenario, load, tokenizer, place, key)
+                    place = Path(folder) / f"{number}-{scenario.name}-{deployments.index(each)}"
+                    found = lab.run(program, each, scenario, load, tokenizer, place, api_key)
                     runs[scenario.name][each.name].append(found)
                     done = f"{found['requests']:.0f} of {requests}, first token {found['ttft_ms']:.0f} ms"
                     console.print(f"run {number + 1} of {rounds}, {scenario.name}, {each.name}: {done}")

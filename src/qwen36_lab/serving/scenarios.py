@@ -165,11 +165,14 @@ def run(
     Args:
         key: presented to the deployment.
     Raises:
-        ConfigError: aiperf gave no result; its own words are in the folder's logs.
+        ConfigError: aiperf cannot be run, or gave no result; its own words are in the folder's logs.
     """
     words = command(aiperf, deployment, scenario, load, tokenizer, out)
     words += ["--api-key", key] if key else []
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise ConfigError("aiperf", str(aiperf), f"cannot be run: {error.strerror}", "Leave it out") from error
     file = out / "profile_export_aiperf.json"
     if done.returncode != 0 or not file.is_file():
         said = [line for line in (done.stdout + done.stderr).splitlines() if "ERROR" in line or "Error" in line]

@@ -289,6 +289,14 @@ def test_events_that_cannot_be_published_are_refused(start: Start, words: tuple[
     assert told in refused(start, *words)
 
 
+def test_events_in_a_file_of_vllms_flags_are_refused_beside_the_flag(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "flags.yaml").write_text("kv-events-config: {publisher: zmq}\n")
+    words = "--", "--config", tmp_path / "flags.yaml"
+    assert start(*words).events is None
+    told = refused(start, "--kv-events", 5557, *words)
+    assert told == f"--kv-events-config after -- ({tmp_path / 'flags.yaml'}) would contradict --kv-events 5557"
+
+
 def test_events_may_have_a_port_beside_those_of_vllm_alone(start: Start) -> None:
     assert published(start, "--kv-events", 8001, "--no-proxy")["endpoint"] == "tcp://*:8001"
     assert "--kv-events-config" in start("--", "--kv-events-config", "{}").extra, "vLLM's own flag is passed on"

@@ -131,18 +131,25 @@ def test_a_request_that_failed_is_an_error() -> None:
 
 def test_the_command_takes_turns_between_deployments(aiperf: Path, server: str, tmp_path: Path) -> None:
     words = ["bench", "scenarios", "--aiperf", aiperf, "--tokenizer", "folder", "--requests", 6, "--rounds", 2]
-    words += ["--base-url", f"one={server}/v1", "--base-url", f"two={server}", "--out", tmp_path / "out"]
+    words += ["--base-url", f"one={server}/v1", "--base-url", server, "--out", tmp_path / "out"]
     done = qwen36(*words)
     assert done.exit_code == 0, done.stderr
-    lines = [line.split(":")[0] for line in done.stdout.splitlines() if line.startswith("run ")]
-    kinds = [f"{scenario}, {name}" for scenario in ("system-prompt", "dialogue") for name in ("one", "two")]
+    lines = [line.rpartition(": ")[0] for line in done.stdout.splitlines() if line.startswith("run ")]
+    kinds = [f"{scenario}, {name}" for scenario in ("system-prompt", "dialogue") for name in ("one", server)]
     assert lines == [f"run {number} of 2, {kind}" for number in (1, 2) for kind in kinds]
     written = json.loads((tmp_path / "out" / "scenarios.json").read_text())
     assert written["provenance"]["kind"] == "measured"
-    found = written["scenarios"]["dialogue"]["means"]["two"]
+    found = written["scenarios"]["dialogue"]["means"][server]
     assert found["ttft_ms"] == {"mean": 15.0, "spread": 5.0}
     assert found["cached_share"]["mean"] == 0.75
     assert "published" in done.stdout
+
+
+def test_a_program_that_is_not_there_is_named(tmp_path: Path) -> None:
+    words = ["--aiperf", tmp_path / "none", "--tokenizer", "folder", "--base-url", "http://h", "--model", "a"]
+    done = qwen36("bench", "scenarios", *words, "--out", tmp_path / "out")
+    assert done.exit_code == 2
+    assert "cannot be run: No such file or directory" in done.stderr
 
 
 @pytest.mark.parametrize(
